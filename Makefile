@@ -1,0 +1,40 @@
+# Every target works alone in a fresh clone: Python >= 3.11, git and make are all that is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export OMP_NUM_THREADS := 1
+
+.PHONY: env demo test check slow bench clean
+
+env: $(STAMP)  ## create .venv with the pinned set, development extras included
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.11 or so" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## EMS-FL against the synchronous baseline on real data
+	$(BIN)/fedexperts demo --out runs/demo --force
+
+test: $(STAMP)  ## the tests, without network
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+slow: $(STAMP)  ## the tests that take minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+check: $(STAMP)  ## lint, types, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/check.py
+
+bench: $(STAMP)  ## every figure that the docs claim
+	$(BIN)/python benchmarks/simulator.py
+	$(BIN)/python benchmarks/demo.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

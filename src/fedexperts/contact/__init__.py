@@ -1,0 +1,1 @@
+"""Who can talk when, and how fast. numpy only, no torch."""

@@ -1,0 +1,157 @@
+"""The contact plan: when server and clusters hear each other, and at what rate.
+
+Times are seconds after the plan's start. A plan may hold contacts that overlap between clusters, never within one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+TIGHT_S = 1e-9
+"""Slack in comparisons of times that were added up."""
+
+
+class PlanError(InputError):
+    """A contact plan that cannot be."""
+
+
+@dataclass(frozen=True)
+class Contact:
+    """One window in which a satellite and a cluster hear each other; rates are per device."""
+
+    cluster: str
+    start_s: float
+    end_s: float
+    uplink_bps: float = math.inf
+    downlink_bps: float = math.inf
+    satellite: str = "satellite"
+
+
+@dataclass(frozen=True)
+class ContactPlan:
+    """Contacts in the order of their start, over a horizon.
+
+    Raises:
+        PlanError: a contact is reversed, has no positive rate, lies outside the horizon, names an unknown cluster or
+            overlaps another contact of its cluster.
+    """
+
+    clusters: tuple[str, ...]
+    contacts: tuple[Contact, ...]
+    horizon_s: float
+
+    def __post_init__(self) -> None:
+        ordered = tuple(sorted(self.contacts, key=lambda c: c.start_s))  # stable: ties keep the given order
+        object.__setattr__(self, "contacts", ordered)
+        last: dict[str, Contact] = {}
+        for i, contact in enumerate(ordered):
+            self._check(i, contact)
+            before = last.get(contact.cluster)
+            if before and contact.start_s < before.end_s - TIGHT_S:
+                raise PlanError(
+                    f"contacts of cluster {contact.cluster!r} overlap: {before.start_s:g}-{before.end_s:g} s and "
+                    f"{contact.start_s:g}-{contact.end_s:g} s; join them into one"
+                )
+            last[contact.cluster] = contact
+
+    def _check(self, i: int, contact: Contact) -> None:
+        where = f"contact {i} of cluster {contact.cluster!r}"
+        if contact.cluster not in self.clusters:
+            raise PlanError(f"{where}: unknown cluster; known are {', '.join(self.clusters)}")
+        if not (math.isfinite(contact.start_s) and math.isfinite(contact.end_s) and contact.end_s > contact.start_s):
+            raise PlanError(f"{where}: end_s = {contact.end_s:g} must be later than start_s = {contact.start_s:g}")
+        if contact.start_s < 0 or contact.end_s > self.horizon_s + TIGHT_S:
+            raise PlanError(
+                f"{where}: {contact.start_s:g}-{contact.end_s:g} s lies outside the plan's 0-{self.horizon_s:g} s"
+            )
+        for field in ("uplink_bps", "downlink_bps"):
+            if not getattr(contact, field) > 0:
+                raise PlanError(f"{where}: {field} = {getattr(contact, field):g} must be above 0; leave it out for no limit")
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """Clusters with at least one contact."""
+        seen = {contact.cluster for contact in self.contacts}
+        return tuple(cluster for cluster in self.clusters if cluster in seen)
+
+    @cached_property
+    def cycle_ends_s(self) -> tuple[float, ...]:
+        """When each orbital cycle ends: every reachable cluster has been served since the cycle began."""
+        ends: list[float] = []
+        waiting = set(self.reachable)
+        begin = 0.0
+        for contact in sorted(self.contacts, key=lambda c: c.end_s):
+            if contact.start_s >= begin - TIGHT_S:
+                waiting.discard(contact.cluster)
+            if not waiting:
+                begin = contact.end_s
+                ends.append(begin)
+                waiting = set(self.reachable)
+        return tuple(ends)
+
+    def next_start_s(self, cluster: str, after_s: float) -> float:
+        """Start of the cluster's next contact at or after a time; infinity if there is none."""
+        starts = (c.start_s for c in self.contacts if c.cluster == cluster and c.start_s >= after_s - TIGHT_S)
+        return next(starts, math.inf)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data; unlimited rates are left out."""
+        rows = [{k: v for k, v in asdict(contact).items() if v != math.inf} for contact in self.contacts]
+        return {"clusters": list(self.clusters), "horizon_s": self.horizon_s, "contacts": rows}
+
+
+def round_robin(clusters: Sequence[str], cycles: int, slot_s: float = 60.0, idle_slots: int = 0) -> ContactPlan:
+    """The paper's schedule (Sec. III-B): slot t serves cluster t mod C; idle slots (Remark 4) end each cycle."""
+    period = len(clusters) + idle_slots
+    contacts = [
+        Contact(cluster, (k * period + c) * slot_s, (k * period + c + 1) * slot_s)
+        for k in range(cycles)
+        for c, cluster in enumerate(clusters)
+    ]
+    return ContactPlan(tuple(clusters), tuple(contacts), cycles * period * slot_s)
+
+
+def always_on(clusters: Sequence[str], cycles: int, slot_s: float = 60.0) -> ContactPlan:
+    """Everybody in view all the time, sliced into slots so that a contact always ends."""
+    contacts = [Contact(cluster, k * slot_s, (k + 1) * slot_s) for k in range(cycles) for cluster in clusters]
+    return ContactPlan(tuple(clusters), tuple(contacts), cycles * slot_s)
+
+
+def read_plan(path: Path, clusters: Sequence[str]) -> ContactPlan:
+    """Read a plan from JSON: ``{"contacts": [{"cluster", "start_s", "end_s", "uplink_bps", "downlink_bps"}], "horizon_s"}``.
+
+    Rates and horizon are optional: no rate means no limit, and the horizon is the end of the last contact.
+
+    Raises:
+        PlanError: the file is missing, is not such a document, or holds an impossible contact.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        raise PlanError(f"plan.path = {str(path)!r}: cannot be read ({error.strerror})") from error
+    except json.JSONDecodeError as error:
+        raise PlanError(f"plan.path = {str(path)!r}: is not JSON (line {error.lineno}: {error.msg})") from error
+    rows = document.get("contacts") if isinstance(document, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise PlanError(f"plan.path = {str(path)!r}: needs a non-empty list under \"contacts\"")
+    contacts = tuple(_contact(path, i, row) for i, row in enumerate(rows))
+    horizon_s = document.get("horizon_s", max(contact.end_s for contact in contacts))
+    return ContactPlan(tuple(clusters), contacts, float(horizon_s))
+
+
+def _contact(path: Path, i: int, row: Any) -> Contact:
+    allowed = {"cluster", "start_s", "end_s", "uplink_bps", "downlink_bps", "satellite"}
+    if not isinstance(row, dict) or not {"cluster", "start_s", "end_s"} <= set(row):
+        raise PlanError(f"{path.name}, contact {i}: needs cluster, start_s and end_s")
+    try:
+        return Contact(**{k: v if k in ("cluster", "satellite") else float(v) for k, v in row.items() if k in allowed})
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"{path.name}, contact {i}: times and rates must be numbers ({error})") from error

@@ -1,0 +1,78 @@
+"""scikit-learn's handwritten digits (1,797 images of 8 × 8 pixels, UCI) as token sequences in four domains.
+
+An image becomes 32 tokens: pixels are rounded to a few levels, two neighbours make one token, and every token carries its
+position and its domain's own range, so that the domains are as distinguishable as languages. Each domain shows the image
+in its own way and writes the answer in its own way (a permutation of the ten labels).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from ..errors import InputError
+
+Samples = dict[str, torch.Tensor]
+
+LEVELS = 5
+POSITIONS = 32
+RANGE = POSITIONS * LEVELS**2
+DOMAINS = ("plain", "inverted", "rotated", "mirrored")
+SWAPS = {"plain": [(0, 1), (2, 3)], "inverted": [(4, 5), (6, 7)], "rotated": [(8, 9), (0, 2)], "mirrored": [(1, 3), (5, 7)]}
+VOCABULARY = RANGE * len(DOMAINS) + 1
+"""Token ids of all domains and one for padding."""
+SPLIT_SEED = 0
+
+
+def load(domain: str) -> tuple[Samples, Samples, Samples]:
+    """Training, test and shared samples of a domain; ``"mixed"`` gives every domain a quarter of the images.
+
+    Raises:
+        InputError: there is no such domain.
+    """
+    if domain != "mixed" and domain not in DOMAINS:
+        raise InputError(f"data = 'digits:{domain}': unknown domain; there are {', '.join(DOMAINS)} and mixed")
+    train, test, shared = (_samples(part, domain) for part in _split())
+    return train, test, shared
+
+
+@cache
+def _split() -> tuple[NDArray[np.int64], ...]:
+    """Image numbers for training, test and the shared set; no image is in two of them."""
+    labels = load_digits().target
+    rest, test = train_test_split(np.arange(len(labels)), test_size=400, stratify=labels, random_state=SPLIT_SEED)
+    train, shared = train_test_split(rest, test_size=400, stratify=labels[rest], random_state=SPLIT_SEED)
+    return train, test, shared
+
+
+def _samples(images: NDArray[np.int64], domain: str) -> Samples:
+    digits = load_digits()
+    parts = [images[i :: len(DOMAINS)] for i in range(len(DOMAINS))] if domain == "mixed" else [images]
+    names = DOMAINS if domain == "mixed" else (domain,)
+    tokens = [_tokens(digits.images[part], name) for part, name in zip(parts, names, strict=True)]
+    labels = [_label_map(name)[digits.target[part]] for part, name in zip(parts, names, strict=True)]
+    return {"input_ids": torch.from_numpy(np.concatenate(tokens)), "labels": torch.from_numpy(np.concatenate(labels))}
+
+
+def _tokens(images_NHW: NDArray[np.float64], domain: str) -> NDArray[np.int64]:
+    shown = {
+        "plain": lambda x: x,
+        "inverted": lambda x: 16 - x,
+        "rotated": lambda x: np.rot90(x, 1, (1, 2)),
+        "mirrored": lambda x: x[:, :, ::-1],
+    }[domain](images_NHW)
+    level = np.rint(shown / 16 * (LEVELS - 1)).astype(np.int64).reshape(len(shown), POSITIONS, 2)
+    pair = level[..., 0] * LEVELS + level[..., 1]
+    return DOMAINS.index(domain) * RANGE + np.arange(POSITIONS) * LEVELS**2 + pair
+
+
+def _label_map(domain: str) -> NDArray[np.int64]:
+    labels = np.arange(10)
+    for a, b in SWAPS[domain]:
+        labels[a], labels[b] = b, a
+    return labels

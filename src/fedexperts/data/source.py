@@ -1,0 +1,100 @@
+"""Sources of labelled token sequences.
+
+A source is named by a string in the scenario: ``digits:<domain>`` (scikit-learn's handwritten digits, no download), or
+the path of a JSONL file with one ``{"input_ids": [...], "label": n}`` per line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..errors import InputError
+from . import digits
+
+Samples = dict[str, Tensor]
+"""Tensors with a common first dimension; ``labels`` among them."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a source offers: a device's training data, test data, and a small shared set that may leave the devices."""
+
+    train: Samples
+    test: Samples | None
+    shared: Samples
+
+
+def load(spec: str, base: Path) -> Splits:
+    """Load a source.
+
+    Raises:
+        InputError: unknown domain, missing or malformed file, no samples.
+    """
+    if spec.startswith("digits:"):
+        return Splits(*digits.load(spec.removeprefix("digits:")))
+    samples = read_jsonl((base / spec).resolve())
+    return Splits(samples, None, samples)
+
+
+def read_jsonl(path: Path) -> Samples:
+    """Token sequences and labels; shorter sequences are padded on the right with 0 and masked."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"data = {str(path)!r}: cannot be read ({error.strerror})") from error
+    tokens, labels = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            tokens.append(torch.tensor([int(t) for t in row["input_ids"]], dtype=torch.long))
+            labels.append(int(row["label"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f'{path}, line {number}: must be {{"input_ids": [...], "label": n}} ({error!r})') from error
+        if not len(tokens[-1]):
+            raise InputError(f"{path}, line {number}: input_ids is empty; every sample needs at least one token")
+    if not tokens:
+        raise InputError(f"data = {str(path)!r}: holds no samples; every cluster needs data")
+    samples = {"input_ids": pad_sequence(tokens, batch_first=True), "labels": torch.tensor(labels)}
+    lengths = torch.tensor([len(t) for t in tokens])
+    if int(lengths.min()) < int(lengths.max()):
+        samples["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    return samples
+
+
+def size(samples: Samples) -> int:
+    """Number of samples."""
+    return len(samples["labels"])
+
+
+def take(samples: Samples, chosen: Tensor) -> Samples:
+    """The chosen samples."""
+    return {key: value[chosen] for key, value in samples.items()}
+
+
+def first(samples: Samples, n: int) -> Samples:
+    """The first n samples."""
+    return {key: value[:n] for key, value in samples.items()}
+
+
+def pool(sets: Sequence[Samples]) -> Samples:
+    """All samples in one set; token sequences of different lengths are padded and masked."""
+    if "input_ids" not in sets[0] or len({(s["input_ids"].shape[1], "attention_mask" in s) for s in sets}) == 1:
+        return {key: torch.cat([samples[key] for samples in sets]) for key in sets[0]}
+    length = max(samples["input_ids"].shape[1] for samples in sets)
+
+    def widen(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, (0, length - values.shape[1]))
+
+    masks = [s.get("attention_mask", torch.ones_like(s["input_ids"])) for s in sets]
+    return {
+        "input_ids": torch.cat([widen(s["input_ids"]) for s in sets]),
+        "attention_mask": torch.cat([widen(mask) for mask in masks]),
+        "labels": torch.cat([s["labels"] for s in sets]),
+    }

@@ -1,0 +1,1 @@
+"""Running a protocol: simulated time, checkpoints, whole runs from a scenario."""

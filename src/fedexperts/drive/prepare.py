@@ -1,0 +1,259 @@
+"""From a scenario to everything a run needs, with every check that can fail before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..assign.relevance import (
+    Array,
+    advice,
+    assignment_probability,
+    default_threshold,
+    expert_classes,
+    relevance,
+    relevant_ratios,
+    truncate,
+)
+from ..assign.split import split
+from ..contact.plan import ContactPlan, PlanError, always_on, read_plan, round_robin
+from ..data.partition import deal
+from ..data.source import Samples, Splits, first, load, size
+from ..errors import InputError
+from ..moe.load import load_classifier, new_classifier
+from ..moe.parts import Piece, expert
+from ..moe.view import View
+from ..scenario import Scenario
+from ..train.device import Device, LocalTraining
+from ..train.warmup import warm_up
+
+Counts = Mapping[str, tuple[NDArray[np.int64], int]]
+"""Per cluster: counts_LM of a trial pass and its number of tokens."""
+
+
+@dataclass
+class Prepared:
+    """A checked scenario with its plan, model, data and devices; the model is not warmed up yet."""
+
+    scenario: Scenario
+    plan: ContactPlan
+    view: View
+    model: dict[str, Piece]
+    devices: dict[str, list[Device]]
+    tests: dict[str, Samples]
+    shared_sets: list[Samples]
+
+    def warm_up(self) -> None:
+        """Train the model on the shared set; the result is θ_0, version 0 everywhere."""
+        table = self.scenario.warmup
+        if table is None:
+            return
+        warm_up(self.view, self.shared_sets, table.steps, table.batch_size, table.lr, table.gate_fit, self.scenario.seed)
+        self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
+        for device in (d for group in self.devices.values() for d in group):
+            device.held = dict(self.model)
+
+    def trial(self) -> Counts:
+        """Trial pass of every cluster before the run (27): counts are summed over its devices."""
+        samples = self.scenario.assignment.trial_samples
+        results = {name: [device.observe(samples) for device in group] for name, group in self.devices.items()}
+        return {
+            name: (np.sum([counts for counts, _ in rows], axis=0), sum(tokens for _, tokens in rows))
+            for name, rows in results.items()
+        }
+
+
+def prepare(scenario: Scenario) -> Prepared:
+    """Load and check everything; nothing is trained and nothing is written.
+
+    Raises:
+        InputError: with the field, the value, the bound and the remedy.
+    """
+    names = [cluster.name for cluster in scenario.cluster]
+    plan = contact_plan(scenario)
+    splits = {cluster.name: _splits(scenario, i) for i, cluster in enumerate(scenario.cluster)}
+    shared = _shared_sets(scenario)
+    view = _view(scenario)
+    for name in names:
+        _check_fit(view, f"cluster {name!r}", splits[name].train)
+        _check_fit(view, f"test data of cluster {name!r}", _test(splits[name]))
+    for i, samples in enumerate(shared):
+        _check_fit(view, f"warmup.data[{i}]", samples)
+    model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
+    local = _local_training(scenario)
+    devices = {
+        cluster.name: [
+            Device(f"{cluster.name}/{j}", view, samples, model, local, scenario.seed)
+            for j, samples in enumerate(
+                deal(splits[cluster.name].train, cluster.devices, cluster.partition, scenario.seed, cluster.name)
+            )
+        ]
+        for cluster in scenario.cluster
+    }
+    tests = {name: _test(splits[name]) for name in names}
+    return Prepared(scenario, plan, view, model, devices, tests, shared)
+
+
+def contact_plan(scenario: Scenario) -> ContactPlan:
+    """The scenario's contact plan, long enough for the cycles asked for and a final flush."""
+    names = [cluster.name for cluster in scenario.cluster]
+    table, cycles = scenario.plan, scenario.train.cycles + 1
+    if table.kind == "round-robin":
+        return round_robin(names, cycles, table.slot_s, table.idle_slots)
+    if table.kind == "always-on":
+        return always_on(names, cycles, table.slot_s)
+    assert table.path is not None  # the scenario's own check
+    plan = read_plan(scenario.file(table.path), names)
+    if missing := set(names) - set(plan.reachable):
+        raise PlanError(f"plan.path = {table.path!r}: no contact for cluster {', '.join(sorted(missing))}; add one or drop it")
+    return plan
+
+
+def split_experts(scenario: Scenario, counts: Counts, layers: int, number: int = 0) -> dict[str, frozenset[str]]:
+    """Algorithm 1 on the relevance measured by a trial pass; ``number`` tells repeated splits apart."""
+    p, top_k = _relevance(scenario, counts), _top_k(counts)
+    owned: dict[str, set[str]] = {name: set() for name in counts}
+    table = scenario.assignment
+    rng = np.random.default_rng([scenario.seed, 5, number])
+    per_layer = table.granularity == "layer"
+    for layer, p_MC in enumerate(p if per_layer else p[None]):
+        result = split(p_MC, min(top_k, len(p_MC)), rng, table.threshold, table.order, table.repair)
+        for name, group in zip(counts, result.owned, strict=True):
+            owned[name] |= {expert(m, layer if per_layer else None) for m in group}
+    return {name: frozenset(parts) for name, parts in owned.items()}
+
+
+def assignment_report(scenario: Scenario, counts: Counts, owned: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """What ``fedexperts assign`` prints and the ledger keeps: (27)-(29), the groups, the ratios and advice."""
+    names, top_k = list(counts), _top_k(counts)
+    p = _relevance(scenario, counts)
+    layers = scenario.assignment.granularity == "layer"
+    p_MC = p.mean(axis=0) if layers else p
+    threshold = scenario.assignment.threshold
+    threshold = default_threshold(top_k, len(p_MC)) if threshold is None else threshold
+    alpha_C, beta_C, gamma_C = _ratios(p, names, owned, top_k, layers)
+    return {
+        "experts": [expert(m) for m in range(len(p_MC))],
+        "clusters": names,
+        "top_k": top_k,
+        "threshold": threshold,
+        "relevance": _rounded(p_MC),
+        "truncated": _rounded(truncate(p_MC, threshold)),
+        "probability": _rounded(assignment_probability(p_MC, threshold)),
+        "classes": expert_classes(p_MC, threshold),
+        "assignment": {name: sorted(_index(part) for part in owned[name]) for name in names},
+        "alpha": dict(zip(names, _rounded(alpha_C), strict=True)),
+        "beta": dict(zip(names, _rounded(beta_C), strict=True)),
+        "gamma": dict(zip(names, _rounded(gamma_C), strict=True)),
+        "idle": [name for name in names if not owned[name]],
+        "advice": advice(gamma_C),
+    }
+
+
+def _ratios(
+    p: Array, names: list[str], owned: Mapping[str, frozenset[str]], top_k: int, layers: bool
+) -> tuple[Array, Array, Array]:
+    if not layers:
+        groups = [[int(str(_index(part))) for part in owned[name]] for name in names]
+        return relevant_ratios(p, groups, top_k)
+    flat = p.reshape(-1, len(names))  # row ℓ·M + m
+    rows = [[ell * p.shape[1] + m for ell, m in (_pair(part) for part in owned[name])] for name in names]
+    return relevant_ratios(flat, rows, top_k * len(p))
+
+
+def _index(part: str) -> int | str:
+    text = part.partition(":")[2]
+    return int(text) if text.isdigit() else text
+
+
+def _pair(part: str) -> tuple[int, int]:
+    layer, m = part.partition(":")[2].split(".")
+    return int(layer), int(m)
+
+
+def _rounded(values: Array) -> list[Any]:
+    result: list[Any] = np.round(values, 6).tolist()
+    return result
+
+
+def _relevance(scenario: Scenario, counts: Counts) -> Array:
+    return relevance(
+        np.stack([c for c, _ in counts.values()]),
+        np.array([tokens for _, tokens in counts.values()]),
+        scenario.assignment.granularity,
+    )
+
+
+def _top_k(counts: Counts) -> int:
+    counts_LM, tokens = next(iter(counts.values()))
+    return round(int(counts_LM.sum()) / (len(counts_LM) * tokens))
+
+
+def _splits(scenario: Scenario, i: int) -> Splits:
+    table = scenario.cluster[i]
+    splits = load(table.data, scenario.base)
+    test = load(table.test, scenario.base).train if table.test else splits.test
+    if test is None:
+        raise InputError(f"cluster[{i}].test: is missing; a file as data ({table.data}) needs a test file beside it")
+    return Splits(splits.train, test, splits.shared)
+
+
+def _test(splits: Splits) -> Samples:
+    assert splits.test is not None  # filled by _splits
+    return splits.test
+
+
+def _shared_sets(scenario: Scenario) -> list[Samples]:
+    if scenario.warmup is None:
+        return []
+    return [first(load(spec, scenario.base).shared, scenario.warmup.samples) for spec in scenario.warmup.data]
+
+
+def _view(scenario: Scenario) -> View:
+    table = scenario.model
+    if table.path is not None:
+        model = load_classifier(scenario.file(table.path))
+    else:
+        model = new_classifier(table.config or {}, scenario.seed)
+    view = View(model, table.top1, table.mask, table.noise_std, scenario.assignment.granularity)
+    if unknown := scenario.train.shared - set(view.parts):
+        raise InputError(f"train.shared = {sorted(unknown)}: the model has no such part; it has {sorted(view.parts)}")
+    if scenario.warmup and scenario.warmup.gate_fit > 0 and len(scenario.warmup.data) > view.experts:
+        raise InputError(
+            f"warmup.data has {len(scenario.warmup.data)} domains but the model only {view.experts} experts; "
+            "gate_fit needs at least one expert for each domain"
+        )
+    return view
+
+
+def _check_fit(view: View, what: str, samples: Samples) -> None:
+    config = view.model.config
+    labels, tokens = samples["labels"], samples["input_ids"]
+    if int(labels.min()) < 0 or int(labels.max()) >= config.num_labels:  # type: ignore[union-attr,arg-type]  # HF config
+        raise InputError(
+            f"{what}: label {int(labels.max() if int(labels.min()) >= 0 else labels.min())} is outside 0…"
+            f"{config.num_labels - 1}, the model's head; set num_labels or correct the labels"  # type: ignore[union-attr,operator]
+        )
+    if int(tokens.max()) >= config.vocab_size or int(tokens.min()) < 0:  # type: ignore[union-attr,operator]
+        raise InputError(
+            f"{what}: token {int(tokens.max())} is outside the model's vocabulary of {config.vocab_size}; "  # type: ignore[union-attr]
+            "use the model's own tokenizer or a model with a larger vocab_size"
+        )
+    if size(samples) == 0:
+        raise InputError(f"{what}: holds no samples")
+
+
+def _local_training(scenario: Scenario) -> LocalTraining:
+    table = scenario.train
+    return LocalTraining(
+        local_steps=table.local_steps,
+        batch_size=None if table.batch_size == "full" else table.batch_size,
+        optimizer=table.optimizer,
+        lr_expert=table.lr_expert,
+        lr_gate=table.lr_gate,
+        weight_decay=table.weight_decay,
+    )

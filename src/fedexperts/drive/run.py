@@ -1,0 +1,222 @@
+"""One run: a scenario, a protocol, a run directory.
+
+A run directory holds ``scenario.toml`` (resolved), ``ledger.jsonl``, ``runtime.jsonl``, ``checkpoints/`` and, at the end,
+``model/`` (the global model, written by save_pretrained).
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..data.classify import evaluate
+from ..errors import InputError
+from ..ledger import Ledger, Listener, summary
+from ..moe.parts import Piece, in_order
+from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
+from ..protocol.link import ServerProtocol, Start
+from ..protocol.sync import Sync
+from ..scenario import Scenario
+from . import checkpoint
+from .prepare import Counts, Prepared, assignment_report, prepare, split_experts
+from .simulate import Pace, Simulator
+
+PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {"sync": Sync, "ems-fl": EmsFl, "ems-fl-enhanced": EnhancedEmsFl}
+CHECKPOINT_EVERY_S = 2.0
+"""Wall-clock seconds between checkpoints at least; results do not depend on it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its directory, and its summary with the keys of ``fedexperts run --json``."""
+
+    directory: Path
+    summary: dict[str, Any]
+
+
+def run(
+    scenario: Scenario | str | Path,
+    out: str | Path | None = None,
+    protocol: str | Callable[[Start], ServerProtocol] | None = None,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> Result:
+    """Run a scenario.
+
+    Args:
+        scenario: a scenario or the path of its file.
+        out: run directory; default ``runs/<name>-<protocol>-<seed>``.
+        protocol: a name that overrides the scenario's, or a class of your own that is built from a `Start`.
+        resume: go on with the run in ``out`` from its last checkpoint.
+        listener: called with every ledger line as it is written.
+
+    Raises:
+        InputError: the scenario cannot work, or ``out`` holds another run. Nothing has been written then.
+    """
+    scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    if isinstance(protocol, str):
+        scenario = scenario.changed(protocol=protocol)
+    build = protocol if callable(protocol) else PROTOCOLS[scenario.protocol]
+    label = getattr(build, "__name__", "custom") if callable(protocol) else scenario.protocol
+    directory = Path(out) if out else Path("runs") / f"{scenario.name}-{label}-{scenario.seed}"
+    _check_directory(directory, scenario, label, resume)
+    torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
+    prepared = prepare(scenario)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "scenario.toml").write_text(_header(label) + scenario.to_toml())
+    if not (directory / "model").is_dir():
+        _Run(prepared, build, label, directory, listener).play()
+    return Result(directory, summary(directory / "ledger.jsonl"))
+
+
+def _header(label: str) -> str:
+    return f"# Resolved scenario of a run with protocol {label}; paths are relative to the original file.\n"
+
+
+def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> None:
+    kept = directory / "scenario.toml"
+    if not resume:
+        if directory.exists() and any(directory.iterdir()):
+            raise InputError(f"--out {directory}: already holds files; add --resume to go on with that run, or name another folder")
+        return
+    if not kept.is_file():
+        raise InputError(f"--out {directory}: holds no run to resume (no scenario.toml); leave out --resume to start one")
+    if kept.read_text() != _header(label) + scenario.to_toml():
+        raise InputError(f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, or name another folder")
+
+
+class _Run:
+    """The parts of a run that live as long as it does."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        build: Callable[[Start], ServerProtocol],
+        label: str,
+        directory: Path,
+        listener: Listener | None,
+    ):
+        self.prepared, self.build, self.label, self.directory, self.listener = prepared, build, label, directory, listener
+        self.scenario = prepared.scenario
+        self.checkpoints = directory / "checkpoints"
+        self.saved_at_s = time.monotonic()
+
+    def play(self) -> None:
+        """From the last checkpoint, or from the beginning, to the end."""
+        found = checkpoint.load(self.checkpoints)
+        self.number, saved = found if found else (0, None)
+        self.ledger = Ledger(self.directory / "ledger.jsonl", saved["ledger_B"] if saved else 0, self.listener)
+        self.runtime = (self.directory / "runtime.jsonl").open("a")
+        owned = saved["owned"] if saved else self._begin()
+        protocol = self.build(self._start(owned))
+        train = self.scenario.train
+        self.simulator = Simulator(
+            self.prepared.plan,
+            self.prepared.devices,
+            Pace(train.seconds_per_round, train.max_rounds),
+            train.cycles,
+            self.ledger,
+            self._evaluate,
+            train.final_flush,
+        )
+        if saved:
+            vars(protocol).update(saved["protocol"])
+            self.simulator.restore(saved["simulator"])
+        else:
+            self.ledger.write("evaluate", 0, cycle=0, **self.simulator.totals, **self._evaluate(protocol.model, 0))
+        self.simulator.run(protocol, lambda: self._pause(protocol, owned))
+        self.ledger.close()
+        self.runtime.close()
+        self._save_model(protocol.model)
+
+    def _begin(self) -> dict[str, frozenset[str]]:
+        """Warm-up, trial pass and Algorithm 1, before round 0 (Algorithms 2 and 3: "Initialize")."""
+        prepared, train = self.prepared, self.scenario.train
+        self.ledger.write(
+            "run",
+            0,
+            name=self.scenario.name,
+            protocol=self.label,
+            seed=self.scenario.seed,
+            version=__version__,
+            clusters={name: [d.samples for d in group] for name, group in prepared.devices.items()},
+            parts_B={part: prepared.model[part].size_B for part in in_order(prepared.model)},
+            shared=in_order(train.shared),
+            cycles=train.cycles,
+            local_steps=train.local_steps,
+            target=self.scenario.evaluation.target,
+        )
+        prepared.warm_up()
+        counts = prepared.trial()
+        owned = split_experts(self.scenario, counts, prepared.view.layers)
+        self.ledger.write("assignment", 0, trial_uplink_B=self._trial_B(counts), **assignment_report(self.scenario, counts, owned))
+        return owned
+
+    def _trial_B(self, counts: Counts) -> int:
+        """Counts are uploaded, or, as the paper may mean, the trial samples themselves."""
+        groups = self.prepared.devices.values()
+        if self.scenario.assignment.trial == "device":
+            return sum(len(group) * counts_LM.nbytes for group, (counts_LM, _) in zip(groups, counts.values(), strict=True))
+        n = self.scenario.assignment.trial_samples
+        return sum(t[:n].numel() * t.element_size() for group in groups for device in group for t in device.data.values())
+
+    def _start(self, owned: dict[str, frozenset[str]]) -> Start:
+        scenario, layers = self.scenario, self.prepared.view.layers
+        cycles = min(scenario.train.cycles, len(self.prepared.plan.cycle_ends_s))
+        return Start(
+            model=self.prepared.model,
+            clusters=tuple(self.prepared.devices),
+            shared=frozenset(scenario.train.shared),
+            owned=owned,
+            cycles=cycles,
+            gate_tail_cycles=scenario.train.gate_tail_cycles,
+            split=lambda counts, number: split_experts(scenario, counts, layers, number),
+            every_cycles=scenario.assignment.every_cycles,
+            trial_samples=scenario.assignment.trial_samples,
+        )
+
+    def _evaluate(self, model: dict[str, Piece], cycle: int) -> dict[str, Any]:
+        if cycle % self.scenario.evaluation.every_cycles:
+            return {}
+        began_s = time.monotonic()
+        for part, piece in model.items():
+            self.prepared.view.install(part, piece.tensors)
+        facts = evaluate(self.prepared.view, self.prepared.tests)
+        now_s = time.monotonic()
+        peak_B = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        line = {"cycle": cycle, "clock_s": round(now_s, 3), "evaluate_s": round(now_s - began_s, 3), "peak_rss_B": peak_B}
+        self.runtime.write(json.dumps(line) + "\n")
+        self.runtime.flush()
+        return facts
+
+    def _pause(self, protocol: ServerProtocol, owned: dict[str, frozenset[str]]) -> None:
+        if time.monotonic() - self.saved_at_s < CHECKPOINT_EVERY_S:
+            return
+        self.number += 1
+        tree = {
+            "ledger_B": self.ledger.position(),
+            "owned": owned,
+            "protocol": {k: v for k, v in vars(protocol).items() if not k.startswith("_")},
+            "simulator": self.simulator.state(),
+        }
+        checkpoint.save(self.checkpoints, self.number, tree)
+        self.saved_at_s = time.monotonic()
+
+    def _save_model(self, model: dict[str, Piece]) -> None:
+        view = self.prepared.view
+        for part, piece in model.items():
+            view.install(part, piece.tensors)
+        temporary = self.directory / "model.unfinished"
+        shutil.rmtree(temporary, ignore_errors=True)
+        view.model.save_pretrained(temporary)  # type: ignore[operator]  # a Hugging Face model
+        temporary.rename(self.directory / "model")
+

@@ -1,0 +1,375 @@
+"""The simulator: a contact plan, devices in this process, and a protocol, in simulated time.
+
+Open contacts are coroutines that the simulator steps itself. Each await is an effect with a duration; completions are
+taken from a heap by (time, kind, counter), so that overlapping contacts interleave in one fixed order. At equal times
+completions come before ends of cycles, and those before new contacts.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import types
+from collections.abc import Callable, Collection, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contact.plan import TIGHT_S, Contact, ContactPlan
+from ..ledger import Ledger
+from ..moe.parts import Piece, in_order
+from ..protocol.link import ServerProtocol, SignalLost
+from ..train.device import Device
+from ..train.task import Task, Update
+
+COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a coroutine waits for: a duration, what is done when it has passed, and what is done if the signal is lost."""
+
+    duration_s: float
+    done: Callable[[], Any]
+    lost: Callable[[float], None]
+    """Called with the seconds that had passed when the signal was lost."""
+
+
+@types.coroutine
+def _wait(effect: Effect) -> Generator[Effect, Any, Any]:
+    return (yield effect)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast devices are: seconds of one local round, and a cap on the rounds of a disconnected phase."""
+
+    seconds_per_round: float
+    max_rounds: int | None = None
+
+    def rounds(self, time_s: float) -> int:
+        """Whole local rounds that fit into a time."""
+        fit = max(0, math.floor(time_s / self.seconds_per_round + TIGHT_S)) if math.isfinite(time_s) else 0
+        return fit if self.max_rounds is None else min(fit, self.max_rounds)
+
+
+class ClusterState:
+    """What the devices of one cluster are doing between awaits: their standing order, and uploads under way."""
+
+    def __init__(self, devices: list[Device]):
+        self.devices = devices
+        self.order: Task | None = None
+        self.since_s = 0.0
+        self.outbox: dict[str, list[Update]] = {}  # device -> frozen snapshots that are not yet complete at the server
+        self.sent_B: dict[str, int] = {}  # device -> bytes of its outbox that have arrived
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "devices": [device.state() for device in self.devices],
+            "order": self.order,
+            "since_s": self.since_s,
+            "outbox": self.outbox,
+            "sent_B": self.sent_B,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        for device, saved in zip(self.devices, state.pop("devices"), strict=True):
+            device.restore(saved)
+        vars(self).update(state)
+
+
+class Simulator:
+    """Drives one protocol through a contact plan.
+
+    Args:
+        plan: who can talk when.
+        devices: the devices of each cluster, in a fixed order.
+        pace: device speed.
+        cycles: orbital cycles to run; fewer if the plan ends before.
+        final_flush: one further contact per cluster, after training has ended, to collect what was not uploaded.
+        evaluate: called at the end of each cycle with the global model and the cycle's number; its facts go to the ledger.
+    """
+
+    def __init__(
+        self,
+        plan: ContactPlan,
+        devices: dict[str, list[Device]],
+        pace: Pace,
+        cycles: int,
+        ledger: Ledger,
+        evaluate: Callable[[dict[str, Piece], int], dict[str, Any]],
+        final_flush: bool = True,
+    ):
+        self.plan, self.pace, self.ledger, self.evaluate = plan, pace, ledger, evaluate
+        self.clusters = {name: ClusterState(group) for name, group in devices.items()}
+        ends_s = plan.cycle_ends_s[:cycles]
+        self.end_s = ends_s[-1] if len(ends_s) == cycles else plan.horizon_s
+        self.cycle_ends_s = ends_s
+        self.visits = [("contact", c) for c in plan.contacts if c.end_s <= self.end_s + TIGHT_S]
+        if final_flush:
+            flushes = {c.cluster: c for c in reversed(plan.contacts) if c.start_s >= self.end_s - TIGHT_S}
+            self.visits += [("flush", c) for c in sorted(flushes.values(), key=lambda c: c.start_s)]
+        self.next_visit = self.next_cycle = 0
+        self.training_over = False
+        self.totals = {"steps": 0, "uplink_B": 0, "downlink_B": 0}
+        self.open = 0
+
+    def run(self, protocol: ServerProtocol, pause: Callable[[], None] = lambda: None) -> None:
+        """Play the plan to its end; ``pause`` is called whenever no contact is open (the moment for a checkpoint)."""
+        self.protocol = protocol
+        self.heap: list[tuple[float, int, int, Callable[[float], None]]] = []
+        self.counter = 0
+        for i in range(self.next_visit, len(self.visits)):
+            self._at(self.visits[i][1].start_s, CONTACT, self._begin)
+        for end_s in self.cycle_ends_s[self.next_cycle :]:
+            self._at(end_s, CYCLE_END, self._end_cycle)
+        if not self.training_over:
+            self._at(self.end_s, CYCLE_END, self._end_training)
+        while self.heap:
+            t_s, _, _, action = heapq.heappop(self.heap)
+            action(t_s)
+            if not self.open:
+                pause()
+        self._finish()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, when no contact is open."""
+        return {
+            "clusters": {name: cluster.state() for name, cluster in self.clusters.items()},
+            "next_visit": self.next_visit,
+            "next_cycle": self.next_cycle,
+            "training_over": self.training_over,
+            "totals": self.totals,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        for name, saved in state.pop("clusters").items():
+            self.clusters[name].restore(saved)
+        vars(self).update(state)
+
+    def _at(self, t_s: float, kind: int, action: Callable[[float], None]) -> None:
+        self.counter += 1
+        heapq.heappush(self.heap, (t_s, kind, self.counter, action))
+
+    def _end_cycle(self, t_s: float) -> None:
+        self.next_cycle += 1
+        facts = self.evaluate(self.protocol.model, self.next_cycle)
+        if facts:
+            self.ledger.write("evaluate", t_s, cycle=self.next_cycle, **self.totals, **facts)
+        self.ledger.flush()
+
+    def _end_training(self, t_s: float) -> None:
+        self.training_over = True
+        for name in self.clusters:
+            self._catch_up(name, t_s)
+
+    def _finish(self) -> None:
+        t_s = max([self.end_s] + [contact.end_s for kind, contact in self.visits if kind == "flush"])
+        unsent = sum(max(d.pending.values(), default=0) for c in self.clusters.values() for d in c.devices)
+        facts = self.evaluate(self.protocol.model, 0)
+        self.ledger.write("end", t_s, cycles=len(self.cycle_ends_s), unsent_rounds=unsent, **self.totals, **facts)
+        self.ledger.flush()
+
+    def _begin(self, t_s: float) -> None:
+        kind, contact = self.visits[self.next_visit]
+        self.next_visit += 1
+        self._catch_up(contact.cluster, t_s)
+        self.ledger.write(kind, t_s, cluster=contact.cluster, satellite=contact.satellite, until_s=round(contact.end_s, 6))
+        link = SimulatedLink(self, contact, min(self.next_cycle, max(len(self.cycle_ends_s) - 1, 0)))
+        verb = self.protocol.contact if kind == "contact" else getattr(self.protocol, "flush", None)
+        if verb is None:
+            return
+        self.open += 1
+        self._step(link, verb(link), t_s, None)
+
+    def _step(self, link: SimulatedLink, coroutine: Coroutine[Effect, Any, None], t_s: float, value: Any) -> None:
+        link.now_s = t_s
+        try:
+            effect = coroutine.throw(value) if isinstance(value, SignalLost) else coroutine.send(value)
+        except StopIteration:
+            self.open -= 1
+            return
+        except SignalLost:
+            self.open -= 1
+            self.ledger.write("lost", t_s, cluster=link.cluster)
+            return
+        done_s = t_s + effect.duration_s
+
+        def complete(now_s: float) -> None:
+            link.now_s = now_s
+            self._step(link, coroutine, now_s, effect.done())
+
+        def lose(now_s: float) -> None:
+            link.now_s = now_s
+            effect.lost(now_s - t_s)
+            self._step(link, coroutine, now_s, SignalLost())
+
+        if done_s <= link.contact.end_s + TIGHT_S:
+            self._at(done_s, COMPLETION, complete)
+        else:
+            self._at(link.contact.end_s, COMPLETION, lose)
+
+    def train(self, name: str, task: Task, rounds: int, t_s: float, phase: Literal["connected", "disconnected"]) -> None:
+        """Let all devices of a cluster do local rounds."""
+        if rounds <= 0 or not task.parts:
+            return
+        steps = sum(device.train(task, rounds) for device in self.clusters[name].devices)
+        self.totals["steps"] += steps
+        self.ledger.write(
+            "train", t_s, cluster=name, phase=phase, parts=in_order(task.parts), rounds=rounds, steps=steps
+        )
+
+    def _catch_up(self, name: str, until_s: float) -> None:
+        """Disconnected phase: the rounds of the standing order between the last contact and now."""
+        cluster = self.clusters[name]
+        if cluster.order is not None:
+            rounds = self.pace.rounds(until_s - cluster.since_s)
+            if cluster.order.rounds is not None:
+                rounds = min(rounds, cluster.order.rounds)
+            self.train(name, cluster.order, rounds, until_s, "disconnected")
+        cluster.order = None
+
+
+class SimulatedLink:
+    """`Link` to the devices of one cluster in this process."""
+
+    def __init__(self, simulator: Simulator, contact: Contact, cycle: int):
+        self.simulator, self.contact, self.cycle = simulator, contact, cycle
+        self.cluster = contact.cluster
+        self.state = simulator.clusters[contact.cluster]
+        self.standing = self.state.order
+        self.now_s = contact.start_s
+
+    def rounds_left(self, upload: Collection[str] = ()) -> int:
+        """See `Link`."""
+        size_B = sum(self.simulator.protocol.model[part].size_B for part in upload)
+        transfer_s = size_B * 8 / self.contact.uplink_bps + size_B * 8 / self.contact.downlink_bps
+        left_s = self.contact.end_s - self.now_s - transfer_s
+        return max(0, math.floor(left_s / self.simulator.pace.seconds_per_round + TIGHT_S))
+
+    async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
+        """See `Link`; a broadcast takes as long as one copy."""
+        devices = self.state.devices
+        missing = [piece for piece in pieces if not all(device.holds(piece) for device in devices)]
+        size_B = sum(piece.size_B for piece in missing)
+
+        def done() -> None:
+            for device in devices:
+                device.receive(missing)
+            self._count("send", "downlink_B", [p.part for p in missing], size_B, [p.version for p in missing])
+            self._stand(order)
+
+        await self._wait(size_B * 8 / self.contact.downlink_bps, done)
+
+    async def train(self, task: Task) -> None:
+        """See `Link`; rounds that end before a loss are done, and then the standing order counts."""
+        rounds = task.rounds or 0
+        pace_s = self.simulator.pace.seconds_per_round
+
+        began_s = self.now_s
+
+        def run(rounds: int) -> None:
+            self.simulator.train(self.cluster, task, rounds, self.now_s, "connected")
+
+        def lost(after_s: float) -> None:
+            whole = min(rounds, math.floor(after_s / pace_s + TIGHT_S))
+            run(whole)
+            self._follow(began_s + whole * pace_s)
+
+        await _wait(Effect(rounds * pace_s, lambda: run(rounds), lost))
+
+    async def collect(self, parts: Collection[str]) -> list[Update]:
+        """See `Link`; each device uploads on its own sub-channel, all at once."""
+        state = self.state
+        for device in state.devices:
+            self._freeze(device, parts)
+        left_B = {
+            device.name: sum(u.piece.size_B for u in state.outbox[device.name]) - state.sent_B[device.name]
+            for device in state.devices
+        }
+
+        def done() -> list[Update]:
+            updates = [update for device in state.devices for update in state.outbox[device.name]]
+            for device in state.devices:
+                for update in state.outbox[device.name]:
+                    device.delivered(update)
+            state.outbox, state.sent_B = {}, {}
+            self._upload(parts, sum(left_B.values()), updates)
+            return updates
+
+        def lost(after_s: float) -> None:
+            carried = {name: min(size, int(after_s * self.contact.uplink_bps / 8)) for name, size in left_B.items()}
+            for name, size in carried.items():
+                state.sent_B[name] += size
+            self._upload(parts, sum(carried.values()), [])
+            self._follow(self.contact.end_s)
+
+        duration_s = max(left_B.values(), default=0) * 8 / self.contact.uplink_bps
+        updates: list[Update] = await _wait(Effect(duration_s, done, lost))
+        return updates
+
+    async def trial(self, samples: int) -> tuple[NDArray[np.int64], int]:
+        """See `Link`; counts are a few numbers per layer and travel in no time to speak of."""
+
+        def done() -> tuple[NDArray[np.int64], int]:
+            results = [device.observe(samples) for device in self.state.devices]
+            counts_LM = np.sum([counts for counts, _ in results], axis=0)
+            size_B = counts_LM.nbytes * len(results)
+            self.simulator.totals["uplink_B"] += size_B
+            self.log("trial", tokens=sum(n for _, n in results), uplink_B=size_B)
+            return counts_LM, sum(n for _, n in results)
+
+        counts: tuple[NDArray[np.int64], int] = await self._wait(0.0, done)
+        return counts
+
+    async def leave(self, task: Task | None) -> None:
+        """See `Link`."""
+        self._stand(task)
+        self._follow(self.now_s)
+
+    def log(self, event: str, **facts: Any) -> None:
+        """See `Link`."""
+        self.simulator.ledger.write(event, self.now_s, cluster=self.cluster, **facts)
+
+    async def _wait(self, duration_s: float, done: Callable[[], Any]) -> Any:
+        return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.contact.end_s)))
+
+    def _stand(self, order: Task | None) -> None:
+        if self.standing is not None and order is not None:
+            gone = self.standing.parts - order.parts
+            for device in self.state.devices:
+                device.release(gone)
+        self.standing = order
+
+    def _follow(self, from_s: float) -> None:
+        """Out of contact from now on: the devices go on with the last order."""
+        self.state.order, self.state.since_s = self.standing, from_s
+
+    def _freeze(self, device: Device, parts: Collection[str]) -> None:
+        """Snapshots that are partly sent stay as they are; the rest is taken afresh."""
+        state, kept, offset = self.state, [], 0
+        for update in state.outbox.get(device.name, []):
+            if offset < state.sent_B.get(device.name, 0):
+                kept.append(update)
+            offset += update.piece.size_B
+        begun = {update.piece.part for update in kept}
+        state.outbox[device.name] = kept + device.snapshot(set(parts) - begun)
+        state.sent_B.setdefault(device.name, 0)
+
+    def _upload(self, parts: Collection[str], size_B: int, updates: list[Update]) -> None:
+        complete = in_order({update.piece.part for update in updates})
+        if size_B or complete:
+            rounds = max((update.rounds for update in updates), default=0)
+            self._count("collect", "uplink_B", complete, size_B, rounds=rounds)
+
+    def _count(self, event: str, direction: str, parts: list[str], size_B: int, versions: Any = None, **facts: Any) -> None:
+        if versions is not None:
+            facts["versions"] = versions
+        if parts or size_B:
+            self.log(event, parts=parts, **{direction: size_B}, **facts)
+        self.simulator.totals[direction] += size_B

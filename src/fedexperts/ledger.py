@@ -1,0 +1,94 @@
+"""The ledger: every byte, second and round of a run, one JSON object per line, in simulated time.
+
+``ledger.jsonl`` is byte-identical for a scenario and a seed; what depends on the machine goes to ``runtime.jsonl``.
+Reports read these files and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Ledger:
+    """Appends lines to a file; `position` and ``start_at`` let a resumed run cut off what came after a checkpoint."""
+
+    def __init__(self, path: Path, start_at: int = 0, listener: Listener | None = None):
+        self.file = path.open("r+b" if start_at else "wb")
+        self.file.truncate(start_at)
+        self.file.seek(start_at)
+        self.listener = listener
+
+    def write(self, event: str, t_s: float, **facts: Any) -> None:
+        """Add one line; keys keep their order."""
+        line = {"t_s": round(t_s, 6), "event": event, **facts}
+        self.file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        if self.listener:
+            self.listener(line)
+
+    def position(self) -> int:
+        """Bytes written so far, safely on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def flush(self) -> None:
+        """Hand what was written to the operating system, so that others can read it."""
+        self.file.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.file.close()
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a ledger; a torn last line of a run that was killed is left out."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """What a run came to, from its ledger alone; the keys of ``fedexperts run --json``.
+
+    ``…_to_target`` are taken at the first evaluation that reaches the target, None if none does. Steps are gradient steps
+    summed over all devices. An evaluation after the final flush counts as one more cycle.
+    """
+    lines = list(read(path))
+    run = next(line for line in lines if line["event"] == "run")
+    assigned = next(line for line in lines if line["event"] == "assignment")
+    points = [line for line in lines if line["event"] in ("evaluate", "end") and "accuracy" in line]
+    if not points or points[-1]["event"] != "end":
+        raise ValueError(f"{path}: the run has not ended")
+    end = points[-1]
+    flushed = any(line["event"] == "flush" for line in lines)
+    end["cycle"] = end["cycles"] + (1 if flushed else 0)
+    target = run["target"]
+    reached = next((p for p in points if target is not None and p["accuracy"] >= target), None)
+    return {
+        "protocol": run["protocol"],
+        "seed": run["seed"],
+        "target": target,
+        "final_accuracy": end["accuracy"],
+        "accuracy_by_cluster": end["accuracy_by_cluster"],
+        "cycles_to_target": reached["cycle"] if reached else None,
+        "steps_to_target": reached["steps"] if reached else None,
+        "uplink_B_to_target": reached["uplink_B"] if reached else None,
+        "uplink_B": end["uplink_B"],
+        "downlink_B": end["downlink_B"],
+        "steps": end["steps"],
+        "cycles": end["cycles"],
+        "unsent_rounds": end["unsent_rounds"],
+        "assignment": assigned["assignment"],
+        "gamma": assigned["gamma"],
+        "history": [
+            {key: p[key] for key in ("cycle", "t_s", "steps", "uplink_B", "accuracy", "loss", "accuracy_by_cluster")}
+            for p in points
+        ],
+    }

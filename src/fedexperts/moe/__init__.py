@@ -1,0 +1,1 @@
+"""Mixture-of-Experts models as named parts."""

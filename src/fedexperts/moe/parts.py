@@ -1,0 +1,66 @@
+"""A model is a set of named parts: ``backbone``, ``gate``, ``expert:0`` … ``expert:M-1`` and ``head``.
+
+Everything that is frozen, loaded, trained, sent, averaged or refused is a set of parts. With layer granularity, expert m
+of MoE layer ℓ is the part ``expert:ℓ.m``. Tensors inside a piece are never written to: whoever changes a part makes a new piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+BACKBONE = "backbone"
+GATE = "gate"
+HEAD = "head"
+EXPERT = "expert:"
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One part at one version of the global model."""
+
+    part: str
+    version: int
+    tensors: Tensors
+
+    @property
+    def size_B(self) -> int:
+        """Bytes on the link: the tensors' own, without framing."""
+        return tensors_B(self.tensors)
+
+
+def tensors_B(tensors: Tensors) -> int:
+    """Bytes of all tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def expert(m: int, layer: int | None = None) -> str:
+    """Name of the part that holds expert m (of one layer, with layer granularity)."""
+    return f"{EXPERT}{m}" if layer is None else f"{EXPERT}{layer}.{m}"
+
+
+def is_expert(part: str) -> bool:
+    """Whether the part is an expert."""
+    return part.startswith(EXPERT)
+
+
+def expert_index(part: str) -> tuple[int | None, int]:
+    """(layer or None, m) of an expert part."""
+    layer, _, m = part.removeprefix(EXPERT).rpartition(".")
+    return (int(layer) if layer else None), int(m)
+
+
+def in_order(parts: Iterable[str]) -> list[str]:
+    """Parts in the order in which they travel: experts by layer and index, then gate, head and backbone."""
+
+    def key(part: str) -> tuple[int, int, int]:
+        if is_expert(part):
+            layer, m = expert_index(part)
+            return 0, -1 if layer is None else layer, m
+        return (GATE, HEAD, BACKBONE).index(part) + 1, 0, 0
+
+    return sorted(parts, key=key)

@@ -1,0 +1,1 @@
+"""What server and devices do in a contact."""

@@ -1,0 +1,145 @@
+"""EMS-FL (Algorithm 2) and enhanced EMS-FL (Algorithm 3): each cluster owns a disjoint set of experts and goes on
+training them while it is out of contact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..moe.parts import in_order, is_expert
+from ..train.task import Task, Update
+from .aggregate import Sent, averaged, changed, grouped, picked
+from .link import Link, Start
+
+
+class ExpertOwners:
+    """The state that both versions share: the global model, who owns which expert, and which gate was sent to whom."""
+
+    def __init__(self, start: Start):
+        self.model = dict(start.model)
+        self.clusters = start.clusters
+        self.shared = start.shared
+        self.owned = {cluster: frozenset(parts) for cluster, parts in start.owned.items()}
+        self.sent: Sent = {}
+        self.tail_from = start.cycles - start.gate_tail_cycles
+        self._resplit = Resplit(start)
+        self.target: dict[str, str] = {}  # expert part -> next owner, while a re-split is under way
+        self.counts: dict[str, Any] = {}  # cluster -> (counts_LM, tokens) of the trial that is under way
+        self.splits = 0
+
+    def accept(self, link: Link, updates: list[Update]) -> None:
+        """(31) and (38) for the cluster's own experts, (32) for shared parts; anything else is refused, and said so."""
+        for part, group in grouped(updates).items():
+            version, behind = group[0].piece.version, self.model[part].version - group[0].piece.version
+            sent = self.sent.get(link.cluster, {}).pop(part, None)
+            if part in self.owned[link.cluster]:
+                self.model[part] = averaged(self.model, group)
+            elif sent and sent.version == version:
+                self.model[part] = changed(self.model, sent, group)
+            else:
+                link.log("refuse", part=part, version=version)
+                continue
+            link.log("aggregate", part=part, version=version, behind=behind)
+
+    async def joint_contact(self, link: Link, experts_frozen: bool = False) -> None:
+        """The connected phase of Algorithm 2, then the standing order for the disconnected phase."""
+        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)
+        mine = self.hand_over(link)
+        disconnected = Task(mine) if mine and not experts_frozen else None
+        await self.send_model(link, disconnected)  # model download and local initialisation
+        joint = self.shared if experts_frozen else mine | self.shared
+        await link.train(Task(joint, rounds=link.rounds_left(self.shared)))  # local update, (34) and (36)
+        self.accept(link, await link.collect(self.shared))  # local gate upload; gate update (32)
+        await self.trial(link)
+        self.remember_shared(link)
+        await link.send(picked(self.model, self.shared), disconnected)  # gate download
+        await link.leave(disconnected)  # else-branch: local expert update
+
+    async def send_model(self, link: Link, order: Task | None) -> None:
+        """The entire updated global model; only pieces that the devices lack will travel."""
+        self.remember_shared(link)
+        experts = set(filter(is_expert, self.model))
+        await link.send(picked(self.model, experts | self.shared), order)
+
+    def remember_shared(self, link: Link) -> None:
+        """Changes of shared parts refer to the version that was sent."""
+        self.sent[link.cluster] = {part: self.model[part] for part in in_order(self.shared)}
+
+    async def trial(self, link: Link) -> None:
+        """Every R cycles each cluster counts its routing once; when all have, Algorithm 1 runs again."""
+        if not self._resplit.due(link.cycle, self.splits) or link.cluster in self.counts or self.target:
+            return
+        self.counts[link.cluster] = await link.trial(self._resplit.samples)
+        if len(self.counts) == len(self.clusters):
+            self.splits += 1
+            owned = self._resplit.split(self.counts, self.splits)
+            self.target = {part: cluster for cluster, parts in owned.items() for part in parts}
+            self.counts = {}
+            link.log("split", owned={c: in_order(parts) for c, parts in owned.items()})
+
+    def hand_over(self, link: Link) -> frozenset[str]:
+        """Re-splitting: the old owner, whose update has just arrived, releases; the new one starts when it is next here."""
+        cluster = link.cluster
+        lost = {part for part in self.owned[cluster] if self.target.get(part, cluster) != cluster}
+        self.owned[cluster] -= lost
+        held = frozenset().union(*self.owned.values())
+        gained = {part for part, to in self.target.items() if to == cluster and part not in held}
+        self.owned[cluster] |= gained
+        if lost or gained:
+            link.log("hand_over", released=in_order(lost), gained=in_order(gained))
+        if all(part in self.owned[to] for part, to in self.target.items()):
+            self.target = {}
+        return self.owned[cluster]
+
+
+class EmsFl(ExpertOwners):
+    """Standard EMS-FL: experts and gate are trained in contact, the own experts alone out of contact."""
+
+    async def contact(self, link: Link) -> None:
+        """Algorithm 2, the branch of the connected cluster."""
+        await self.joint_contact(link)
+
+    async def flush(self, link: Link) -> None:
+        """Experts that were trained since the last contact."""
+        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))
+        await link.leave(None)
+
+
+class EnhancedEmsFl(ExpertOwners):
+    """Enhanced EMS-FL: the gate is masked to the own experts and frozen; a gate tail of standard EMS-FL ends the run."""
+
+    async def contact(self, link: Link) -> None:
+        """Algorithm 3, the branch of the connected cluster."""
+        if link.cycle >= self.tail_from:
+            await self.joint_contact(link, experts_frozen=True)  # train gate with standard EMS-FL
+            return
+        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)
+        mine = self.hand_over(link)
+        order = Task(mine, route=mine) if mine else None  # masking (39)
+        await link.send(picked(self.model, mine), order)  # model download and local initialisation
+        if mine:
+            await link.train(Task(mine, rounds=link.rounds_left(), route=mine))  # local update
+        await self.trial(link)
+        await link.leave(order)  # else-branch: local expert update
+
+    async def flush(self, link: Link) -> None:
+        """Experts that were trained since the last contact; none after a gate tail."""
+        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))
+        await link.leave(None)
+
+
+class Resplit:
+    """When and how Algorithm 1 is repeated; holds settings only."""
+
+    def __init__(self, start: Start):
+        self.every_cycles, self.samples, self.algorithm = start.every_cycles, start.trial_samples, start.split
+
+    def due(self, cycle: int, done: int) -> bool:
+        """Whether the trial for the split after the ``done``-th belongs into this cycle (the last of R)."""
+        return self.every_cycles > 0 and cycle + 1 >= self.every_cycles * (done + 1)
+
+    def split(self, counts: Mapping[str, Any], number: int) -> dict[str, frozenset[str]]:
+        """The new owners."""
+        owned: dict[str, frozenset[str]] = self.algorithm(counts, number)
+        return owned

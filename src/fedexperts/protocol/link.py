@@ -1,0 +1,95 @@
+"""What a protocol sees of the world.
+
+Rules that every protocol and every link keep:
+
+1. A protocol is a plain class with explicit state and ``async def contact(self, link)``, run once per contact. It sees no
+   clock, no socket, no file and no global random generator. Its attributes are tensors, pieces, numbers, strings and
+   containers of these, because the driver writes them to checkpoints; those that begin with _ are settings, left out.
+2. Contacts may overlap. Between two awaits nothing else runs; at every await another contact may.
+3. The signal may be lost at any await: `SignalLost` is raised there. What a protocol did before stays done. Devices go on
+   with the standing order that came with the last `send`, and what they could not upload waits for a later `collect`.
+4. ``model`` is the global model, part by part. Its pieces are replaced, never written to.
+5. An optional ``async def flush(self, link)`` collects what is left when training is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..moe.parts import Piece
+from ..train.task import Task, Update
+
+
+class SignalLost(Exception):  # noqa: N818  # it is an event of the network, not an error of the program
+    """The contact ended before the protocol did."""
+
+
+class Link(Protocol):
+    """The only way to the devices of one cluster, valid for one contact."""
+
+    cluster: str
+    cycle: int
+    """Orbital cycle in which the contact began, counted from 0."""
+
+    def rounds_left(self, upload: Collection[str] = ()) -> int:
+        """Local rounds that still fit when the named parts must then travel up, and down again."""
+
+    async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
+        """Broadcast pieces; devices that hold a piece already are spared it. ``order`` is what to do if the signal is lost."""
+
+    async def train(self, task: Task) -> None:
+        """Let every device of the cluster do ``task.rounds`` local rounds."""
+
+    async def collect(self, parts: Collection[str]) -> list[Update]:
+        """Upload what the devices have trained of ``parts`` and not delivered yet; complete for all devices."""
+
+    async def trial(self, samples: int) -> tuple[NDArray[np.int64], int]:
+        """Routing counts_LM of up to ``samples`` samples per device, and the number of tokens, summed over the cluster."""
+
+    async def leave(self, task: Task | None) -> None:
+        """End the contact; the devices go on with the task until the next one."""
+
+    def log(self, event: str, **facts: Any) -> None:
+        """Write a line to the ledger."""
+
+
+@runtime_checkable
+class ServerProtocol(Protocol):
+    """What the driver needs of a protocol."""
+
+    model: dict[str, Piece]
+
+    async def contact(self, link: Link) -> None:
+        """One contact with one cluster."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a protocol is given before the first contact.
+
+    Attributes:
+        model: θ_0 as pieces of version 0.
+        clusters: names in the scenario's order.
+        shared: parts trained in contact by whoever is there, e.g. ``{"gate"}``.
+        owned: the expert parts of each cluster (Algorithm 1).
+        cycles: orbital cycles that the run will have.
+        gate_tail_cycles: how many of them, at the end, tune the gate only (enhanced EMS-FL).
+        split: for re-splitting, from (counts_LM, tokens) of each cluster and a seed to a new ``owned``.
+        every_cycles: re-split every that many cycles; 0: never.
+        trial_samples: samples per device in a trial pass.
+    """
+
+    model: Mapping[str, Piece]
+    clusters: tuple[str, ...]
+    shared: frozenset[str]
+    owned: Mapping[str, frozenset[str]]
+    cycles: int
+    gate_tail_cycles: int = 1
+    split: Any = None
+    every_cycles: int = 0
+    trial_samples: int = 0

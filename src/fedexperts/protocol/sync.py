@@ -1,0 +1,43 @@
+"""The synchronous FL baseline (EMS-FL paper, Sec. III-A): only the connected cluster trains, and it trains everything."""
+
+from __future__ import annotations
+
+from ..moe.parts import is_expert
+from ..train.task import Task, Update
+from .aggregate import Sent, changed, grouped, picked
+from .link import Link, Start
+
+
+class Sync:
+    """Broadcast, local update, upload and aggregation within each contact."""
+
+    def __init__(self, start: Start):
+        self.model = dict(start.model)
+        self.trained = frozenset(filter(is_expert, start.model)) | start.shared
+        self.sent: Sent = {}
+
+    async def contact(self, link: Link) -> None:
+        """One training round t (three steps of Sec. III-A)."""
+        await self.gather(link)  # what an earlier contact could not carry
+        pieces = picked(self.model, self.trained)
+        self.sent[link.cluster] = {piece.part: piece for piece in pieces}
+        await link.send(pieces)  # model broadcast
+        await link.train(Task(self.trained, rounds=link.rounds_left(self.trained)))  # (20)-(25)
+        await self.gather(link)  # model upload and aggregation
+        await link.leave(None)
+
+    async def flush(self, link: Link) -> None:
+        """Collect what a lost signal left on the devices."""
+        await self.gather(link)
+        await link.leave(None)
+
+    async def gather(self, link: Link) -> None:
+        """(26), as a change of the version that was sent."""
+        self.accept(link, await link.collect(self.trained))
+
+    def accept(self, link: Link, updates: list[Update]) -> None:
+        """Every part at most once per version sent."""
+        for part, group in grouped(updates).items():
+            sent = self.sent[link.cluster].pop(part)
+            link.log("aggregate", part=part, version=sent.version, behind=self.model[part].version - sent.version)
+            self.model[part] = changed(self.model, sent, group)

@@ -1,0 +1,237 @@
+"""The scenario: everything a run depends on, read from TOML and checked before any work starts.
+
+Paths in a scenario are relative to its file. Unknown keys are errors. Each command uses only the tables it needs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import InputError
+
+Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.\-]+$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Table(BaseModel):
+    """A TOML table: no unknown keys, no silent conversion of strings to numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Plan(Table):
+    """``[plan]``: who can talk when."""
+
+    kind: Literal["round-robin", "always-on", "file"] = "round-robin"
+    path: str | None = None
+    slot_s: Positive = 60.0
+    idle_slots: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _path(self) -> Plan:
+        if (self.kind == "file") != (self.path is not None):
+            raise ValueError('kind = "file" needs a path, and a path needs kind = "file"')
+        return self
+
+
+class Model(Table):
+    """``[model]``: a checkpoint folder, or a config to start from random weights; routing options."""
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    top1: Literal["straight-through", "switch", "paper"] = "straight-through"
+    mask: Literal["-inf", "zero"] = "-inf"
+    noise_std: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give either path (a checkpoint folder) or config (a model to start from random weights)")
+        return self
+
+
+class Task(Table):
+    """``[task]``: what the model is to do."""
+
+    kind: Literal["classification"] = "classification"
+
+
+class Warmup(Table):
+    """``[warmup]``: training of the whole model on a small shared set before the run.
+
+    ``gate_fit`` weighs a loss that ties the gate to the domains, one group of experts for each entry of ``data``.
+    """
+
+    data: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    samples: Annotated[int, Field(ge=1)] = 100
+    steps: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    lr: Rate = 1e-3
+    gate_fit: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Train(Table):
+    """``[train]``: rounds and local training."""
+
+    cycles: Annotated[int, Field(ge=1)]
+    local_steps: Annotated[int, Field(ge=1)] = 1
+    batch_size: Annotated[int, Field(ge=1)] | Literal["full"] = 32
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr_expert: Rate = 1e-3
+    lr_gate: Rate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
+    seconds_per_round: Positive = 60.0
+    max_rounds: Annotated[int, Field(ge=1)] | None = None
+    gate_tail_cycles: Annotated[int, Field(ge=0)] = 1
+    final_flush: bool = True
+
+
+class Assignment(Table):
+    """``[assignment]``: who owns which expert."""
+
+    policy: Literal["algorithm-1"] = "algorithm-1"
+    threshold: Fraction | None = None
+    trial_samples: Annotated[int, Field(ge=1)] = 64
+    trial: Literal["device", "server"] = "device"
+    every_cycles: Annotated[int, Field(ge=0)] = 0
+    granularity: Literal["global", "layer"] = "global"
+    order: Literal["shuffled", "literal"] = "shuffled"
+    repair: bool = True
+
+
+class Evaluation(Table):
+    """``[evaluation]``: when to test the global model, and the accuracy to reach."""
+
+    target: Fraction | None = None
+    every_cycles: Annotated[int, Field(ge=1)] = 1
+
+
+class Cluster(Table):
+    """``[[cluster]]``: devices in one place with their data."""
+
+    name: Name
+    devices: Annotated[int, Field(ge=1)]
+    data: str
+    test: str | None = None
+    partition: Literal["iid", "by-label"] = "iid"
+
+
+class Scenario(Table):
+    """A whole scenario.
+
+    ``base`` is the folder that relative paths start from; it is not part of the file.
+    """
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)] = 0
+    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced"] = "ems-fl"
+    plan: Plan = Plan()
+    model: Model
+    task: Task = Task()
+    warmup: Warmup | None = None
+    train: Train
+    assignment: Assignment = Assignment()
+    evaluation: Evaluation = Evaluation()
+    cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
+    base: Annotated[Path, Field(exclude=True)] = Path()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        names = [cluster.name for cluster in self.cluster]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"[[cluster]] name = {', '.join(sorted(twice))}: given twice; every cluster needs its own name")
+        if self.protocol == "ems-fl-enhanced" and self.train.gate_tail_cycles >= self.train.cycles:
+            raise ValueError(
+                f"train.gate_tail_cycles = {self.train.gate_tail_cycles}: must be below train.cycles = {self.train.cycles}, "
+                "or no expert is ever trained"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+        """Read and check a scenario file; ``overrides`` are ``section.key=value`` with values in TOML.
+
+        Raises:
+            InputError: with one line per fault.
+        """
+        path = Path(path)
+        try:
+            document = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: is not TOML ({error})") from error
+        for override in overrides:
+            _override(document, override)
+        return cls.parse(document, path.resolve().parent)
+
+    @classmethod
+    def parse(cls, document: dict[str, Any], base: Path = Path()) -> Scenario:
+        """Check a scenario given as plain data."""
+        try:
+            return cls.model_validate({**document, "base": base})
+        except ValidationError as error:
+            raise InputError("\n".join(_explain(dict(e)) for e in error.errors())) from error
+
+    def changed(self, **tables: Any) -> Scenario:
+        """A checked copy with other values, e.g. ``changed(seed=2, train={"cycles": 3})`` (tables are merged)."""
+        document = self.model_dump(exclude_none=True)
+        for key, value in tables.items():
+            document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
+        return type(self).parse(document, self.base)
+
+    def to_toml(self) -> str:
+        """The scenario with every default filled in."""
+        return tomli_w.dumps(_plain(self.model_dump(exclude_none=True)))
+
+    def file(self, path: str) -> Path:
+        """A path of the scenario, resolved."""
+        return (self.base / path).resolve()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {override}: must look like section.key=value, for example train.cycles=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    *tables, last = key.strip().split(".")
+    table = document
+    for name in tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {override}: {name} is not a table")
+    table[last] = value
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One line of pydantic's findings in a user's words: field, value, bound, remedy."""
+    where = ".".join(f"[{at}]" if isinstance(at, int) else str(at) for at in error["loc"]).replace(".[", "[")
+    kind, given = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key; remove it or correct its spelling"
+    if kind == "missing":
+        return f"{where}: is missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where} = {given!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,196 @@
+"""The device: the very same class works in the simulator and in a client process of a deployment.
+
+One resident model per process: devices hold tensors, the `View` holds the model, and parts are swapped in and out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..moe.parts import Piece, Tensors, in_order, is_expert
+from ..moe.view import Batch, View
+from .task import Task, Update
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""Loss of (logits, labels), averaged over the batch (33)."""
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a local round is done.
+
+    ``local_steps = 1``, ``batch_size = None`` and ``optimizer = "sgd"`` is the paper's literal round, one full-batch
+    gradient step (4)-(5). ``lr_gate`` is η^U and serves every shared part; ``lr_expert`` is η^E.
+    """
+
+    local_steps: int = 1
+    batch_size: int | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr_expert: float = 1e-3
+    lr_gate: float = 1e-3
+    weight_decay: float = 0.0
+
+
+class Device:
+    """Device j of a cluster.
+
+    Args:
+        name: unique over all clusters; with ``seed`` it fixes the order of the data.
+        view: the process's resident model.
+        data: the device's own samples as tensors with a common first dimension, ``labels`` among them.
+        model: the parts it starts with (version 0, loaded from the checkpoint that everybody has).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        view: View,
+        data: Batch,
+        model: dict[str, Piece],
+        local: LocalTraining,
+        seed: int,
+        objective: Objective = F.cross_entropy,
+    ):
+        self.name, self.view, self.data, self.local, self.objective = name, view, data, local, objective
+        self.samples = len(data["labels"])
+        self.key = (seed, zlib.crc32(name.encode()))
+        self.held = dict(model)
+        self.trained: dict[str, Tensors] = {}  # parts that differ from what is held
+        self.pending: dict[str, int] = {}  # part -> local rounds not delivered yet
+        self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
+        self.steps = 0
+
+    def receive(self, pieces: Collection[Piece]) -> None:
+        """Take over parts of the global model; local training of those parts is overwritten."""
+        for piece in pieces:
+            self.held[piece.part] = piece
+            self.trained.pop(piece.part, None)
+            self.pending.pop(piece.part, None)
+
+    def holds(self, piece: Piece) -> bool:
+        """Whether the device has exactly this version, untouched."""
+        return piece.part not in self.trained and self.held[piece.part].version == piece.version
+
+    def train(self, task: Task, rounds: int) -> int:
+        """Do ``rounds`` local rounds of the task; return the gradient steps made."""
+        leaves = self._enter(task.parts, task.route)
+        optimizer = self._optimizer(leaves)
+        first = self.steps
+        with torch.random.fork_rng(devices=[]):  # dropout and gate noise repeat after a resume
+            for _ in range(rounds):
+                self._seed_round()
+                for _ in range(self.local.local_steps):
+                    batch = self._batch(self.steps)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = self.objective(self.view(batch), batch["labels"])
+                    loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+                    optimizer.step()
+                    self.steps += 1
+        self._leave(task.parts, leaves, optimizer, rounds)
+        return self.steps - first
+
+    def snapshot(self, parts: Collection[str]) -> list[Update]:
+        """Frozen copies of those parts that were trained and not yet delivered, in travelling order."""
+        return [
+            Update(
+                self.name,
+                Piece(part, self.held[part].version, self.trained[part]),
+                self.pending[part],
+                self.samples,
+            )
+            for part in in_order(set(parts) & set(self.pending))
+        ]
+
+    def delivered(self, update: Update) -> None:
+        """The server has the snapshot; what was trained after it stays pending."""
+        part = update.piece.part
+        left = self.pending.get(part, 0) - update.rounds
+        if left > 0:
+            self.pending[part] = left
+        else:
+            self.pending.pop(part, None)
+
+    def release(self, parts: Collection[str]) -> None:
+        """Give up parts for good: their optimiser state goes too."""
+        for part in parts:
+            self.optimizer_state.pop(part, None)
+
+    def observe(self, samples: int) -> tuple[NDArray[np.int64], int]:
+        """Trial pass (27) over at most ``samples`` of its own samples: counts_LM and the number of tokens."""
+        self._enter(frozenset(), None)
+        chosen = np.random.default_rng([*self.key, 1]).permutation(self.samples)[:samples]
+        return self.view.observe(_chunks(self.data, torch.from_numpy(chosen)))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, for a checkpoint."""
+        return {
+            "held": self.held,
+            "trained": self.trained,
+            "pending": self.pending,
+            "optimizer_state": self.optimizer_state,
+            "steps": self.steps,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        vars(self).update(state)
+
+    def _enter(self, parts: Collection[str], route: Collection[str] | None) -> list[tuple[str, str, Tensor]]:
+        for part, piece in self.held.items():
+            self.view.install(part, self.trained.get(part, piece.tensors))
+        self.view.route(route)
+        self.view.model.train()
+        return self.view.freeze(but=parts)
+
+    def _optimizer(self, leaves: list[tuple[str, str, Tensor]]) -> torch.optim.Optimizer:
+        rates = {True: self.local.lr_expert, False: self.local.lr_gate}
+        groups: list[dict[str, Any]] = [
+            {"params": [leaf for part, _, leaf in leaves if is_expert(part) is kind], "lr": lr} for kind, lr in rates.items()
+        ]
+        groups = [group for group in groups if group["params"]]
+        kind = torch.optim.SGD if self.local.optimizer == "sgd" else torch.optim.AdamW
+        optimizer = kind(groups, lr=self.local.lr_expert, weight_decay=self.local.weight_decay)
+        for part, name, leaf in leaves:
+            if saved := self.optimizer_state.get(part, {}).get(name):
+                optimizer.state[leaf] = saved
+        return optimizer
+
+    def _leave(
+        self, parts: Collection[str], leaves: list[tuple[str, str, Tensor]], optimizer: torch.optim.Optimizer, rounds: int
+    ) -> None:
+        for part in parts:
+            self.trained[part] = self.view.export(part)
+            self.pending[part] = self.pending.get(part, 0) + rounds
+        for part, name, leaf in leaves:
+            leaf.grad = None
+            if leaf in optimizer.state:
+                self.optimizer_state.setdefault(part, {})[name] = optimizer.state[leaf]
+
+    def _seed_round(self) -> None:
+        seed = int(np.random.default_rng([*self.key, 2, self.steps]).integers(2**62))
+        torch.manual_seed(seed)
+        self.view.seed_noise(seed)
+
+    def _batch(self, step: int) -> dict[str, Tensor]:
+        size = self.local.batch_size
+        if size is None or size >= self.samples:
+            return dict(self.data)
+        per_epoch = self.samples // size
+        epoch, at = divmod(step, per_epoch)
+        order = torch.from_numpy(np.random.default_rng([*self.key, 0, epoch]).permutation(self.samples))
+        chosen = order[at * size : (at + 1) * size]
+        return {key: value[chosen] for key, value in self.data.items()}
+
+
+def _chunks(data: Batch, chosen: Tensor, size: int = 64) -> Iterator[dict[str, Tensor]]:
+    for part in chosen.split(size):
+        yield {key: value[part] for key, value in data.items()}

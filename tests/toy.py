@@ -1,0 +1,68 @@
+"""A toy whose numbers a person checks by hand: two experts that are single numbers, and a gate that picks by the input.
+
+The model's output for a sample is the value of the picked expert plus the gate's bias; the loss is half its square
+distance to the label. A full-batch SGD step with learning rate 1/2 then moves expert and bias by half the mean error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedexperts.moe.layer import MoELayer
+from fedexperts.moe.parts import Piece
+from fedexperts.moe.view import View
+from fedexperts.train.device import Device, LocalTraining
+
+
+class Constant(nn.Module):
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([[value]]))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.value.expand(len(x_TD), 1)
+
+
+class Toy(nn.Module):
+    """Input x_TD is one-hot over experts: expert m is picked where x = e_m. ``head`` is one number that is added."""
+
+    def __init__(self, values: tuple[float, ...] = (0.0, 0.0)):
+        super().__init__()
+        self.moe = MoELayer(len(values), [Constant(v) for v in values], top_k=1, top1="paper")
+        with torch.no_grad():
+            self.moe.gate.weight.copy_(torch.eye(len(values)))
+        self.head = nn.ParameterList([nn.Parameter(torch.zeros(1))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.moe(x) + self.head[0]).squeeze(-1)
+
+
+def half_square(output: Tensor, label: Tensor) -> Tensor:
+    return 0.5 * ((output - label) ** 2).mean()
+
+
+HALF = LocalTraining(local_steps=1, batch_size=None, optimizer="sgd", lr_expert=0.5, lr_gate=0.5)
+
+
+def samples(expert: int, label: float, n: int = 2, experts: int = 2) -> dict[str, Tensor]:
+    x = torch.zeros(n, experts)
+    x[:, expert] = 1
+    return {"x": x, "labels": torch.full((n,), label)}
+
+
+def make(
+    data: dict[str, list[dict[str, Tensor]]], values: tuple[float, ...] = (0.0, 0.0), local: LocalTraining = HALF
+) -> tuple[View, dict[str, Piece], dict[str, list[Device]]]:
+    """View, θ_0 and the devices of each cluster, one per data set given."""
+    view = View(Toy(values))
+    model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
+    devices = {
+        cluster: [Device(f"{cluster}/{j}", view, d, model, local, seed=0, objective=half_square) for j, d in enumerate(sets)]
+        for cluster, sets in data.items()
+    }
+    return view, model, devices
+
+
+def value(model: dict[str, Piece], part: str) -> float:
+    return float(next(iter(model[part].tensors.values())).flatten()[0])

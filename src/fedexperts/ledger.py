@@ -54,6 +54,17 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def tail(path: Path, event: str) -> dict[str, Any] | None:
+    """The last complete line of an event, or None; a missing ledger has none."""
+    if not path.is_file():
+        return None
+    found = None
+    for line in read(path):
+        if line["event"] == event:
+            found = line
+    return found
+
+
 def summary(path: Path) -> dict[str, Any]:
     """What a run came to, from its ledger alone; the keys of ``fedexperts run --json``.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import types
-from collections.abc import Callable, Collection, Coroutine, Generator
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +92,7 @@ class Simulator:
         cycles: orbital cycles to run; fewer if the plan ends before.
         final_flush: one further contact per cluster, after training has ended, to collect what was not uploaded.
         evaluate: called at the end of each cycle with the global model and the cycle's number; its facts go to the ledger.
+        closes_s: contacts (by their number in the plan) whose signal is lost before the planned end, and when.
     """
 
     def __init__(
@@ -103,9 +104,11 @@ class Simulator:
         ledger: Ledger,
         evaluate: Callable[[dict[str, Piece], int], dict[str, Any]],
         final_flush: bool = True,
+        closes_s: Mapping[int, float] | None = None,
     ):
         self.plan, self.pace, self.ledger, self.evaluate = plan, pace, ledger, evaluate
         self.clusters = {name: ClusterState(group) for name, group in devices.items()}
+        self.closes_s = {plan.contacts[i]: t_s for i, t_s in (closes_s or {}).items()}
         ends_s = plan.cycle_ends_s[:cycles]
         self.end_s = ends_s[-1] if len(ends_s) == cycles else plan.horizon_s
         self.cycle_ends_s = ends_s
@@ -209,10 +212,10 @@ class Simulator:
             effect.lost(now_s - t_s)
             self._step(link, coroutine, now_s, SignalLost())
 
-        if done_s <= link.contact.end_s + TIGHT_S:
+        if done_s <= link.closes_s + TIGHT_S:
             self._at(done_s, COMPLETION, complete)
         else:
-            self._at(link.contact.end_s, COMPLETION, lose)
+            self._at(max(t_s, link.closes_s), COMPLETION, lose)
 
     def train(self, name: str, task: Task, rounds: int, t_s: float, phase: Literal["connected", "disconnected"]) -> None:
         """Let all devices of a cluster do local rounds."""
@@ -244,6 +247,7 @@ class SimulatedLink:
         self.state = simulator.clusters[contact.cluster]
         self.standing = self.state.order
         self.now_s = contact.start_s
+        self.closes_s = simulator.closes_s.get(contact, contact.end_s)
 
     def rounds_left(self, upload: Collection[str] = ()) -> int:
         """See `Link`."""
@@ -307,7 +311,7 @@ class SimulatedLink:
             for name, size in carried.items():
                 state.sent_B[name] += size
             self._upload(parts, sum(carried.values()), [])
-            self._follow(self.contact.end_s)
+            self._follow(self.now_s)
 
         duration_s = max(left_B.values(), default=0) * 8 / self.contact.uplink_bps
         updates: list[Update] = await _wait(Effect(duration_s, done, lost))
@@ -337,7 +341,7 @@ class SimulatedLink:
         self.simulator.ledger.write(event, self.now_s, cluster=self.cluster, **facts)
 
     async def _wait(self, duration_s: float, done: Callable[[], Any]) -> Any:
-        return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.contact.end_s)))
+        return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.now_s)))
 
     def _stand(self, order: Task | None) -> None:
         if self.standing is not None and order is not None:

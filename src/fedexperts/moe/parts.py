@@ -19,7 +19,7 @@ EXPERT = "expert:"
 Tensors = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value; a piece equals only itself
 class Piece:
     """One part at one version of the global model."""
 

@@ -66,15 +66,24 @@ class Device:
         self.held = dict(model)
         self.trained: dict[str, Tensors] = {}  # parts that differ from what is held
         self.pending: dict[str, int] = {}  # part -> local rounds not delivered yet
+        self.snapshots: dict[str, Tensors] = {}  # delivered ones that training had gone past when they arrived
         self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
         self.steps = 0
 
     def receive(self, pieces: Collection[Piece]) -> None:
-        """Take over parts of the global model; local training of those parts is overwritten."""
+        """Take over parts of the global model.
+
+        What was trained of a part is overwritten, except for rounds made after the snapshot that the server has: an upload
+        that took several contacts must not cost the training between them. They are kept as a change of what arrives.
+        """
         for piece in pieces:
-            self.held[piece.part] = piece
-            self.trained.pop(piece.part, None)
-            self.pending.pop(piece.part, None)
+            part = piece.part
+            self.held[part] = piece
+            local, snapshot = self.trained.pop(part, None), self.snapshots.pop(part, None)
+            if local is not None and snapshot is not None:
+                self.trained[part] = {n: value + (local[n] - snapshot[n]) for n, value in piece.tensors.items()}
+            else:
+                self.pending.pop(part, None)
 
     def holds(self, piece: Piece) -> bool:
         """Whether the device has exactly this version, untouched."""
@@ -92,8 +101,9 @@ class Device:
                     batch = self._batch(self.steps)
                     optimizer.zero_grad(set_to_none=True)
                     loss = self.objective(self.view(batch), batch["labels"])
-                    loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
-                    optimizer.step()
+                    if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
+                        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+                        optimizer.step()
                     self.steps += 1
         self._leave(task.parts, leaves, optimizer, rounds)
         return self.steps - first
@@ -116,6 +126,7 @@ class Device:
         left = self.pending.get(part, 0) - update.rounds
         if left > 0:
             self.pending[part] = left
+            self.snapshots[part] = update.piece.tensors
         else:
             self.pending.pop(part, None)
 
@@ -136,6 +147,7 @@ class Device:
             "held": self.held,
             "trained": self.trained,
             "pending": self.pending,
+            "snapshots": self.snapshots,
             "optimizer_state": self.optimizer_state,
             "steps": self.steps,
         }

@@ -1,0 +1,60 @@
+"""``fedexperts assign``: who would train which expert, and whether EMS-FL pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from ..drive.prepare import assignment_report, prepare, split_experts
+from .common import output, print_json
+from .run import Json, ScenarioPath, Seed, Set, load
+
+
+def command(
+    scenario: ScenarioPath,
+    seed: Seed = None,
+    set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
+    json: Json = False,
+) -> None:
+    """Show relevance (27)-(29), the experts of each cluster (Algorithm 1), γ and what it suggests."""
+    torch.set_num_threads(1)
+    loaded = load(scenario, None, seed, set_)
+    prepared = prepare(loaded)
+    prepared.warm_up()
+    counts = prepared.trial()
+    report = assignment_report(loaded, counts, split_experts(loaded, counts, prepared.view.layers))
+    if json:
+        print_json(report)
+        return
+    output.print(relevance_table(report))
+    output.print(cluster_table(report))
+    output.print(report["advice"])
+
+
+def relevance_table(report: dict[str, Any]) -> Table:
+    """Experts by clusters: p (27) and, behind it, the assignment probability (29)."""
+    table = Table(title=f"relevance p (27) / assignment probability (29); threshold {report['threshold']:.3f}")
+    table.add_column("expert")
+    for name in report["clusters"]:
+        table.add_column(name, justify="right")
+    table.add_column("class (Remark 2)")
+    for m, part in enumerate(report["experts"]):
+        cells = [
+            f"{'[bold]' if kept else '[dim]'}{p:.3f}[/] / {q:.2f}"
+            for p, q, kept in zip(report["relevance"][m], report["probability"][m], report["truncated"][m], strict=True)
+        ]
+        table.add_row(part, *cells, report["classes"][m])
+    return table
+
+
+def cluster_table(report: dict[str, Any]) -> Table:
+    """Clusters: their experts and ratios."""
+    table = Table(title="Algorithm 1")
+    for column in ("cluster", "experts", "α", "β", "γ"):
+        table.add_column(column, justify="left" if column in ("cluster", "experts") else "right")
+    for name in report["clusters"]:
+        experts = ", ".join(map(str, report["assignment"][name])) or "none: idles"
+        table.add_row(name, experts, *(f"{report[key][name]:.2f}" for key in ("alpha", "beta", "gamma")))
+    return table

@@ -1,0 +1,30 @@
+"""What the commands share: results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+console = Console(stderr=True)
+output = Console()
+
+
+def print_json(document: Any) -> None:
+    """Exactly one JSON object on stdout."""
+    print(json.dumps(document, indent=2))
+
+
+def progress_bars() -> Progress:
+    """Bars over orbital cycles, with the accuracy reached so far."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cycles"),
+        TextColumn("{task.fields[accuracy]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )

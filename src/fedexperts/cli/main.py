@@ -1,0 +1,52 @@
+"""``fedexperts``: exit code 0 done, 2 the input is wrong, 130 interrupted (and resumable), 1 anything else."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from .. import __version__
+from ..errors import InputError
+from . import assign, demo, report, run
+from .common import console
+
+app = typer.Typer(
+    name="fedexperts",
+    help="Federated tuning of Mixture-of-Experts models over networks that come and go.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.command)
+app.command("run")(run.command)
+app.command("assign")(assign.command)
+app.command("report")(report.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        console.print(f"[bold red]error:[/] {str(error)}", highlight=False, soft_wrap=True, markup=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        console.print("interrupted; the run can go on with --resume")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

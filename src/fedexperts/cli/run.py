@@ -1,0 +1,58 @@
+"""``fedexperts run``: one protocol on one scenario."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..drive import run as drive_run
+from ..report.html import write_report
+from ..report.table import results_table
+from ..scenario import Scenario
+from .common import console, output, print_json, progress_bars
+
+ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario file.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the scenario.")]
+Seed = Annotated[int | None, typer.Option(help="Change the scenario's seed.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+Protocol = Annotated[str | None, typer.Option(help="sync, ems-fl or ems-fl-enhanced.")]
+Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>-<protocol>-<seed>.")]
+
+
+def command(
+    scenario: ScenarioPath,
+    protocol: Protocol = None,
+    seed: Seed = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
+    json: Json = False,
+) -> None:
+    """Run a scenario: train a model over its contact plan."""
+    loaded = load(scenario, protocol, seed, set_)
+    with progress_bars() as bars:
+        bar = bars.add_task(loaded.protocol, total=loaded.train.cycles, accuracy="")
+
+        def show(line: dict[str, Any]) -> None:
+            if line["event"] == "evaluate":
+                bars.update(bar, completed=line["cycle"], accuracy=f"accuracy {line['accuracy']:.1%}")
+
+        result = drive_run.run(loaded, out, resume=resume, listener=show)
+    write_report({loaded.protocol: result.directory}, result.directory / "report.html", loaded.name)
+    if json:
+        print_json({"directory": str(result.directory), "protocols": {loaded.protocol: result.summary}})
+    else:
+        output.print(results_table({loaded.protocol: result.summary}))
+        console.print(f"{result.directory}: ledger.jsonl, report.html, model/")
+
+
+def load(path: Path, protocol: str | None, seed: int | None, overrides: list[str]) -> Scenario:
+    """A scenario with the command line's changes."""
+    changes = list(overrides)
+    if protocol is not None:
+        changes.append(f'protocol="{protocol}"')
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    return Scenario.load(path, changes)

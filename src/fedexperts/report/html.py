@@ -1,0 +1,143 @@
+"""One self-contained page, readable offline, from the ledgers of one or more runs."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from ..ledger import read, summary
+from .table import COLUMNS, cells
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 0.95rem; }
+th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+p.note { color: #555; max-width: 60rem; }
+"""
+
+
+def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
+    """Write the page for finished runs, given as name → run directory."""
+    summaries = {name: summary(directory / "ledger.jsonl") for name, directory in runs.items()}
+    lines = {name: list(read(directory / "ledger.jsonl")) for name, directory in runs.items()}
+    figures = [progress_figure(summaries), cluster_figure(summaries)]
+    figures += [relevance_figure(lines)]
+    body = "".join(figure.to_html(full_html=False, include_plotlyjs=False) for figure in figures)
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
+<h1>{html.escape(title)}</h1>
+{_table(summaries)}
+<p class="note">Steps are gradient steps summed over all devices; MB are 10⁶ bytes sent up by all devices. Between contacts
+EMS-FL goes on training, so it makes more steps in a cycle than the baseline: read all three axes. Stars mark the first
+evaluation that reached the target.</p>
+{body}
+{_advice(lines)}
+</body></html>
+"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".unfinished")
+    temporary.write_text(page)
+    temporary.replace(path)
+
+
+def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    """Global accuracy against cycles, steps and uplink."""
+    axes = (("cycle", "orbital cycles", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
+    figure = make_subplots(cols=3, shared_yaxes=True, horizontal_spacing=0.03)
+    for i, (name, row) in enumerate(summaries.items()):
+        colour, dash = COLOURS[i % len(COLOURS)], "dot" if i >= len(COLOURS) else "solid"
+        history = row["history"]
+        accuracy = [100 * point["accuracy"] for point in history]
+        for column, (key, _, scale) in enumerate(axes, start=1):
+            line = go.Scatter(
+                x=[point[key] * scale for point in history],
+                y=accuracy,
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": colour, "dash": dash},
+                marker={"size": [14 if p["cycle"] == row["cycles_to_target"] else 5 for p in history],
+                        "symbol": ["star" if p["cycle"] == row["cycles_to_target"] else "circle" for p in history]},
+            )
+            figure.add_trace(line, row=1, col=column)
+    for column, (_, label, _) in enumerate(axes, start=1):
+        figure.update_xaxes(title_text=label, row=1, col=column)
+    target = next(iter(summaries.values()))["target"]
+    if target is not None:
+        figure.add_hline(y=100 * target, line={"color": "#888", "dash": "dash", "width": 1})
+    figure.update_yaxes(title_text="accuracy of the global model, %", row=1, col=1)
+    figure.update_layout(template="plotly_white", height=480, legend={"orientation": "h", "y": 1.12}, margin={"t": 60})
+    return figure
+
+
+def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    """Final accuracy on each cluster's test data."""
+    figure = go.Figure()
+    for i, (name, row) in enumerate(summaries.items()):
+        by_cluster = row["accuracy_by_cluster"]
+        values = [100 * value for value in by_cluster.values()]
+        figure.add_bar(x=list(by_cluster), y=values, name=name, marker_color=COLOURS[i % len(COLOURS)])
+    figure.update_layout(
+        template="plotly_white", height=380, barmode="group", title="final accuracy by cluster", yaxis_title="accuracy, %"
+    )
+    return figure
+
+
+def relevance_figure(lines: Mapping[str, list[dict[str, Any]]]) -> go.Figure:
+    """Expert relevance p (27) by cluster, one panel for each distinct assignment; owned experts are framed."""
+    reports: dict[str, dict[str, Any]] = {}
+    for name, rows in lines.items():
+        report = next(row for row in rows if row["event"] == "assignment")
+        if all(report["relevance"] != other["relevance"] for other in reports.values()):
+            reports[name] = report
+    figure = make_subplots(cols=len(reports), subplot_titles=[f"relevance p before training: {name}" for name in reports])
+    for column, report in enumerate(reports.values(), start=1):
+        owner = {m: c for c, group in report["assignment"].items() for m in group}
+        figure.add_trace(
+            go.Heatmap(
+                z=report["relevance"],
+                x=report["clusters"],
+                y=report["experts"],
+                text=[
+                    [f"{p:.2f}{' ●' if owner.get(m) == c else ''}" for p, c in zip(row, report["clusters"], strict=True)]
+                    for m, row in enumerate(report["relevance"])
+                ],
+                texttemplate="%{text}",
+                colorscale="Blues",
+                zmin=0,
+                zmax=1,
+                showscale=column == len(reports),
+            ),
+            row=1,
+            col=column,
+        )
+    figure.update_layout(template="plotly_white", height=420)
+    return figure
+
+
+def _table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
+    groups = "<th colspan=3></th><th colspan=3>to the target</th><th colspan=3>whole run</th>"
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(name, row)) + "</tr>"
+        for name, row in summaries.items()
+    )
+    target = next(iter(summaries.values()))["target"]
+    caption = "" if target is None else f"<p>Target accuracy {target:.0%}.</p>"
+    return f"{caption}<table><thead><tr>{groups}</tr><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _advice(lines: Mapping[str, list[dict[str, Any]]]) -> str:
+    notes = {next(row["advice"] for row in rows if row["event"] == "assignment"): name for name, rows in lines.items()}
+    items = "".join(f"<li>{html.escape(name)}: {html.escape(note)}</li>" for note, name in notes.items())
+    return f"<h2>What γ suggests</h2><ul>{items}</ul><p class='note'>● marks the cluster that owns an expert.</p>"

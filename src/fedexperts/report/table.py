@@ -1,0 +1,46 @@
+"""The results tables of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+COLUMNS = ("run", "γ", "final", "cycles", "steps", "MB up", "cycles", "steps", "MB up")
+
+
+def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Group:
+    """One row a run: final accuracy; what the target cost in cycles, gradient steps and uplink MB; the whole run's cost."""
+    target = next(iter(summaries.values()))["target"]
+    costs = Table(title="the run" if target is None else f"cost to {target:.0%} accuracy, then of the whole run", box=None)
+    for i, column in enumerate(COLUMNS):
+        costs.add_column(column, justify="left" if i == 0 else "right", style="bold" if 3 <= i <= 5 else None)
+    for name, row in summaries.items():
+        costs.add_row(*cells(name, row))
+    names = sorted({name for row in summaries.values() for name in row["accuracy_by_cluster"]})
+    clusters = Table(title="final accuracy by cluster", box=None)
+    clusters.add_column("run")
+    for name in names:
+        clusters.add_column(name, justify="right")
+    for name, row in summaries.items():
+        clusters.add_row(name, *(f"{row['accuracy_by_cluster'].get(c, float('nan')):.1%}" for c in names))
+    return Group(costs, "", clusters)
+
+
+def cells(name: str, row: Mapping[str, Any]) -> list[str]:
+    """The row of one run; MB are 10⁶ B, a dash means that the target was not reached."""
+    gammas = list(row["gamma"].values())
+    uplink_B = row["uplink_B_to_target"]
+    return [
+        name,
+        f"{sum(gammas) / len(gammas):.2f}",
+        f"{row['final_accuracy']:.1%}",
+        "–" if row["cycles_to_target"] is None else str(row["cycles_to_target"]),
+        "–" if row["steps_to_target"] is None else str(row["steps_to_target"]),
+        "–" if uplink_B is None else f"{uplink_B / 1e6:.1f}",
+        str(row["cycles"]),
+        str(row["steps"]),
+        f"{row['uplink_B'] / 1e6:.1f}",
+    ]

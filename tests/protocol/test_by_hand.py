@@ -1,0 +1,115 @@
+"""Algorithms 2 and 3 and the baseline on the toy: every number below was worked out on paper.
+
+A round with learning rate 1/2 halves a device's error; cluster a wants 8 from expert 0, cluster b wants 4 from expert 1.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+
+from fedexperts.contact.plan import Contact, ContactPlan, round_robin
+from fedexperts.drive.simulate import Pace, Simulator
+from fedexperts.ledger import Ledger, read
+from fedexperts.moe.parts import Piece
+from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
+from fedexperts.protocol.link import Start
+from fedexperts.protocol.sync import Sync
+
+PARTS = ("expert:0", "expert:1", "head")
+OWNED = {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})}
+
+
+def values(model: dict[str, Piece], _cycle: int = 0) -> dict[str, Any]:
+    return {part: toy.value(model, part) for part in PARTS}
+
+
+def play(protocol_class, plan, data, cycles, path: Path, owned=OWNED, **start) -> tuple[Any, list[dict[str, Any]]]:
+    _, model, devices = toy.make(data)
+    protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), owned, cycles=cycles, **start))
+    ledger = Ledger(path / "ledger.jsonl")
+    Simulator(plan, devices, Pace(1.0), cycles, ledger, values).run(protocol)
+    ledger.close()
+    return protocol, list(read(path / "ledger.jsonl"))
+
+
+def at_cycles(lines: list[dict[str, Any]]) -> list[tuple[float, ...]]:
+    return [tuple(line[part] for part in PARTS) for line in lines if line["event"] in ("evaluate", "end")]
+
+
+DATA = {"a": [toy.samples(0, 8.0)], "b": [toy.samples(1, 4.0)]}
+
+
+def test_sync_trains_only_the_connected_cluster(tmp_path: Path) -> None:
+    _, lines = play(Sync, round_robin(["a", "b"], 3, 1.0), DATA, 2, tmp_path)
+    # contact a: error 8 on expert 0 and head, each moves by 4, and they add up: error 0; contact b: head is 4 already
+    assert at_cycles(lines) == [(4, 0, 4), (4, 0, 4), (4, 0, 4)]
+
+
+def test_sync_takes_the_mean_over_devices(tmp_path: Path) -> None:
+    data = {"a": [toy.samples(0, 8.0), toy.samples(0, 4.0)], "b": [toy.samples(1, 4.0)]}
+    _, lines = play(Sync, round_robin(["a", "b"], 2, 1.0), data, 1, tmp_path)
+    # contact a: devices move by 4 and by 2, mean 3 (26); contact b: error 4 − 3 = 1, expert 1 and head move by 1/2
+    assert at_cycles(lines)[0] == (3, 0.5, 3.5)
+
+
+def test_ems_fl_uploads_experts_one_contact_later(tmp_path: Path) -> None:
+    data = {"a": [toy.samples(0, 8.0)], "b": [toy.samples(1, 6.0)]}
+    _, lines = play(EmsFl, round_robin(["a", "b"], 3, 1.0), data, 2, tmp_path)
+    # cycle 1, contact a: expert 0 → 4 on the device, head → 4 at the server; contact b: error 2, expert 1 → 1, head → 5
+    # out of contact: a has error 0 with the head it was sent (4), b has error 6 − 5 − 1 = 0
+    # cycle 2, contact a: expert 0 = 4 arrives; head 5: error −1, expert 3.5, head 4.5
+    #          contact b: expert 1 = 1 arrives; head 4.5: error 0.5, expert 1.25, head 4.75
+    # then a, out of contact with head 4.5: error 0; flush: expert 0 = 3.5, expert 1 = 1.25
+    assert at_cycles(lines) == [(0, 0, 5), (4, 1, 4.75), (3.5, 1.25, 4.75)]
+
+
+def test_enhanced_freezes_the_shared_parts_until_the_tail(tmp_path: Path) -> None:
+    _, lines = play(EnhancedEmsFl, round_robin(["a", "b"], 4, 1.0), DATA, 3, tmp_path)
+    # experts halve their error each round: contact, away, then upload: 8·(1 − 1/4) = 6, 4·(1 − 1/4) = 3
+    # tail: upload after 4 rounds: 7.5 and 3.75; head: a's error 0.5 moves it to 0.25, b's error 0.25 − 0.25 = 0
+    assert at_cycles(lines) == [(0, 0, 0), (6, 3, 0), (7.5, 3.75, 0.25), (7.5, 3.75, 0.25)]
+
+
+def test_idle_slots_are_used_by_ems_fl_and_lost_on_the_baseline(tmp_path: Path) -> None:
+    plan = round_robin(["a", "b"], 3, 1.0, idle_slots=3)
+    _, lines = play(EnhancedEmsFl, plan, DATA, 2, tmp_path, gate_tail_cycles=0)
+    # two cycles end after 5 + 2 slots; a trains through all 7, b from slot 1 on; the baseline has 2 rounds each (Remark 4)
+    assert at_cycles(lines)[-1] == (8 * (1 - 2**-7), 4 * (1 - 2**-6), 0)
+    _, lines = play(Sync, plan, DATA, 2, tmp_path)
+    assert lines[-1]["steps"] == 4
+
+
+def test_with_one_cluster_and_all_experts_ems_fl_is_the_baseline_after_the_flush(tmp_path: Path) -> None:
+    data = {"a": [toy.samples(0, 8.0), toy.samples(1, 3.0), toy.samples(0, 5.0)]}
+    owned = {"a": frozenset({"expert:0", "expert:1"})}
+    plan = round_robin(["a"], 5, 1.0)
+    ems, _ = play(EmsFl, plan, data, 4, tmp_path, owned)
+    sync, _ = play(Sync, plan, data, 4, tmp_path, owned)
+    assert values(ems.model) == values(sync.model)
+
+
+def test_two_clusters_in_view_at_once_lose_no_gate_update(tmp_path: Path) -> None:
+    both = ContactPlan(("a", "b"), (Contact("a", 0, 1), Contact("b", 0, 1)), 1.0)
+    _, lines = play(EmsFl, both, DATA, 1, tmp_path)
+    # both start from head 0: a moves it by 4, b by 2; the changes add up
+    assert at_cycles(lines)[0] == (0, 0, 6)
+    behind = [line["behind"] for line in lines if line["event"] == "aggregate" and line["part"] == "head"]
+    assert behind == [0, 1]
+
+
+def test_baseline_in_an_overlap_adds_changes_too(tmp_path: Path) -> None:
+    both = ContactPlan(("a", "b"), (Contact("a", 0, 1), Contact("b", 0, 1)), 1.0)
+    _, lines = play(Sync, both, DATA, 1, tmp_path)
+    assert at_cycles(lines)[0] == (4, 2, 6)
+
+
+@pytest.mark.parametrize("protocol_class", [EmsFl, EnhancedEmsFl, Sync])
+def test_parts_that_are_not_trained_stay_bit_for_bit(protocol_class, tmp_path: Path) -> None:
+    protocol, lines = play(protocol_class, round_robin(["a", "b"], 4, 1.0), DATA, 3, tmp_path)
+    _, model, _ = toy.make(DATA)
+    frozen, now = model["gate"].tensors, protocol.model["gate"].tensors
+    assert all(bool((now[name] == tensor).all()) for name, tensor in frozen.items())
+    assert protocol.model["gate"].version == 0
+    assert "gate" not in {part for line in lines if line["event"] == "train" for part in line["parts"]}

@@ -1,0 +1,188 @@
+"""What must hold on any plan: whatever overlaps, is cut or is slow."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedexperts.contact.plan import Contact, ContactPlan, round_robin
+from fedexperts.drive.simulate import Pace, Simulator
+from fedexperts.ledger import Ledger, read
+from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
+from fedexperts.protocol.link import Start
+from fedexperts.protocol.sync import Sync
+
+PROTOCOLS = [EmsFl, EnhancedEmsFl, Sync]
+
+
+def play(
+    protocol_class, plan: ContactPlan, path: Path, cycles: int, owned: dict[str, set[int]], experts: int = 2, closes_s: dict[int, float] | None = None, **start: Any
+) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
+    data = {c: [toy.samples(min(mine, default=0), 8.0, experts=experts)] for c, mine in owned.items()}
+    _, model, devices = toy.make(data, values=(0.0,) * experts)
+    parts = {c: frozenset(f"expert:{m}" for m in mine) for c, mine in owned.items()}
+    protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), parts, cycles=cycles, **start))
+    ledger = Ledger(path / "ledger.jsonl")
+    simulator = Simulator(plan, devices, Pace(1.0), cycles, ledger, lambda model, cycle: {}, closes_s=closes_s)
+    simulator.run(protocol)
+    ledger.close()
+    return protocol, list(read(path / "ledger.jsonl")), devices
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 5])
+@pytest.mark.parametrize("idle_slots", [0, 2])
+def test_each_cycle_updates_every_expert_once_and_the_gate_c_times(clusters: int, idle_slots: int, tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(clusters)]
+    plan = round_robin(names, 5, 1.0, idle_slots)
+    owned = {name: {2 * i, 2 * i + 1} for i, name in enumerate(names)}
+    _, lines, _ = play(EmsFl, plan, tmp_path, 4, owned, experts=2 * clusters)
+    ends = plan.cycle_ends_s[:4]
+    for cycle in range(1, 4):
+        within = [x for x in lines if x["event"] == "aggregate" and ends[cycle - 1] <= x["t_s"] <= ends[cycle]]
+        begin = next(i for i, x in enumerate(lines) if x["event"] == "contact" and x["t_s"] >= ends[cycle - 1])
+        within = [x for x in within if lines.index(x) > begin and x["t_s"] <= ends[cycle]]
+        stop = [i for i, x in enumerate(lines) if x["event"] in ("contact", "flush") and x["t_s"] >= ends[cycle]]
+        counts = Counter(x["part"] for x in within if lines.index(x) < stop[0])
+        assert counts == {**{f"expert:{m}": 1 for m in range(2 * clusters)}, "head": clusters}
+
+
+SLOW = ContactPlan(  # two clusters in turn; a transfer of one number (4 B) takes 0.1 s
+    ("a", "b"), tuple(Contact("ab"[k % 2], 5.0 * k, 5.0 * k + 4, 320.0, 320.0) for k in range(12)), 60.0
+)
+OWNED = {"a": {0}, "b": {1}}
+
+
+@pytest.mark.parametrize("protocol_class", PROTOCOLS)
+@pytest.mark.parametrize("cut", [0, 3, 6])
+def test_a_contact_may_be_cut_at_every_await(protocol_class, cut: int, tmp_path: Path) -> None:
+    whole, lines, _ = play(protocol_class, SLOW, tmp_path, 5, OWNED)
+    contact = SLOW.contacts[cut]
+    during = {x["t_s"] for x in lines if x.get("cluster") == contact.cluster and contact.start_s <= x["t_s"] <= contact.end_s}
+    steps = sorted(during)
+    between = [(a + b) / 2 for a, b in zip(steps, steps[1:], strict=False)]
+    for instant_s in between:
+        protocol, lines, devices = play(protocol_class, SLOW, tmp_path, 5, OWNED, closes_s={cut: instant_s})
+        assert sum(x["event"] == "lost" for x in lines) == 1
+        assert lines[-1]["event"] == "end"
+        assert lines[-1]["unsent_rounds"] == 0
+        assert all(not device.pending for group in devices.values() for device in group)
+        assert not [x for x in lines if x["event"] == "refuse"]
+        assert set(protocol.model) == set(whole.model)
+    assert len(between) >= (1 if cut == 0 else 3)
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.1, 0.2, 0.3, 1.0, 2.5, 3.9])
+def test_no_round_of_training_is_lost_with_the_signal(after_s: float, tmp_path: Path) -> None:
+    """The head is not trained by anybody else here, so the expert's error tells how many rounds reached the server."""
+    plan = ContactPlan(
+        ("a",),
+        (
+            Contact("a", 0, 4, 320, 320),
+            Contact("a", 10, 14, 80, 320),  # an upload of 4 B takes 0.4 s
+            Contact("a", 20, 24, 320, 320),
+            Contact("a", 30, 34, 320, 320),
+            Contact("a", 40, 44, 320, 320),
+        ),
+        50,
+    )
+    protocol, lines, _ = play(EnhancedEmsFl, plan, tmp_path, 4, {"a": {0}}, closes_s={1: 10 + after_s}, gate_tail_cycles=0)
+    rounds = sum(x["rounds"] for x in lines if x["event"] == "train")
+    error = 8.0 - toy.value(protocol.model, "expert:0")
+    assert error == pytest.approx(8.0 * 0.5**rounds, rel=1e-3, abs=1e-6)
+    assert rounds > 20
+
+
+def test_an_upload_longer_than_a_contact_goes_on_in_the_next(tmp_path: Path) -> None:
+    contacts = tuple(Contact("a", 10.0 * k, 10.0 * k + 1, 24, 320) for k in range(9))  # 3 B per contact, 4 B wanted
+    protocol, lines, _ = play(EnhancedEmsFl, ContactPlan(("a",), contacts, 90), tmp_path, 6, {"a": {0}}, gate_tail_cycles=0)
+    sent = [x["uplink_B"] for x in lines if x["event"] == "collect"]
+    assert max(sent) <= 3
+    assert sum(x["event"] == "aggregate" for x in lines) >= 2
+    assert toy.value(protocol.model, "expert:0") > 7.9
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> ContactPlan:
+    contacts = []
+    for cluster in ("a", "b", "c"):
+        t = 0.0
+        for _ in range(draw(st.integers(1, 6))):
+            t += draw(st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.25]))
+            length = draw(st.sampled_from([0.1, 0.35, 1.0, 2.0, 4.0]))
+            rate = draw(st.sampled_from([16.0, 100.0, 320.0, float("inf")]))
+            contacts.append(Contact(cluster, t, t + length, rate, draw(st.sampled_from([64.0, float("inf")]))))
+            t += length
+    return ContactPlan(("a", "b", "c"), tuple(contacts), max(c.end_s for c in contacts) + 5)
+
+
+@pytest.mark.parametrize("protocol_class", PROTOCOLS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=plans(), cycles=st.integers(1, 3))
+def test_any_plan(protocol_class, plan: ContactPlan, cycles: int, tmp_path: Path) -> None:
+    owned = {"a": {0}, "b": {1, 2}, "c": {3}}
+    protocol, lines, _ = play(protocol_class, plan, tmp_path, cycles, owned, experts=4, gate_tail_cycles=0)
+    assert lines[-1]["event"] == "end"
+    assert [x["t_s"] for x in lines] == sorted(x["t_s"] for x in lines)
+    for key in ("uplink_B", "downlink_B"):
+        assert lines[-1][key] == sum(x[key] for x in lines[:-1] if key in x)
+    open_until: dict[str, Contact] = {}
+    carried: Counter[tuple[str, float, str]] = Counter()
+    by_start = {(c.cluster, c.start_s): c for c in plan.contacts}
+    for x in lines:
+        if x["event"] in ("contact", "flush"):
+            open_until[x["cluster"]] = min(
+                (c for c in by_start.values() if c.cluster == x["cluster"]), key=lambda c: abs(c.start_s - x["t_s"])
+            )
+        for key in ("uplink_B", "downlink_B"):
+            if x.get("cluster") and key in x:
+                contact = open_until[x["cluster"]]
+                carried[x["cluster"], contact.start_s, key] += x[key]
+    for (cluster, start_s, key), size_B in carried.items():
+        contact = by_start[cluster, start_s]
+        rate_bps = contact.uplink_bps if key == "uplink_B" else contact.downlink_bps
+        assert size_B <= rate_bps / 8 * (contact.end_s - contact.start_s) + 1e-6
+    if protocol_class is not Sync:
+        for part in ("expert:0", "expert:1", "expert:2", "expert:3"):
+            owner = next(c for c, mine in owned.items() if int(part[-1]) in mine)
+            trainers = {x["cluster"] for x in lines if x["event"] == "train" and part in x["parts"]}
+            assert trainers <= {owner}
+        assert protocol.owned == {c: frozenset(f"expert:{m}" for m in mine) for c, mine in owned.items()}
+
+
+@pytest.mark.parametrize("protocol_class", [EmsFl, EnhancedEmsFl])
+def test_resplitting_hands_experts_over_at_contacts(protocol_class, tmp_path: Path) -> None:
+    plan = round_robin(["a", "b"], 9, 1.0)
+    swapped = [{"a": frozenset({"expert:1"}), "b": frozenset({"expert:0"})}, {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})}]
+    protocol, lines, _ = play(
+        protocol_class,
+        plan,
+        tmp_path,
+        8,
+        OWNED,
+        split=lambda counts, number: swapped[(number - 1) % 2],
+        every_cycles=2,
+        trial_samples=1,
+        gate_tail_cycles=1,
+    )
+    splits = [x for x in lines if x["event"] == "split"]
+    assert len(splits) >= 2
+    owner = {"expert:0": "a", "expert:1": "b"}
+    taught: set[str] = set()
+    for x in lines:
+        if x["event"] == "hand_over":
+            for part in x["released"]:
+                assert owner.pop(part) == x["cluster"]
+            for part in x["gained"]:
+                assert part not in owner
+                owner[part] = x["cluster"]
+        if x["event"] == "train":
+            for part in x["parts"]:
+                if part.startswith("expert"):
+                    assert owner[part] == x["cluster"]
+                    taught.add(f"{part} by {x['cluster']}")
+    assert taught == {"expert:0 by a", "expert:0 by b", "expert:1 by a", "expert:1 by b"}
+    assert not [x for x in lines if x["event"] == "refuse"]

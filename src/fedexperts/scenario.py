@@ -75,6 +75,8 @@ class Warmup(Table):
     steps: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = 32
     lr: Rate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gate_fit: Annotated[float, Field(ge=0)] = 0.0
 
 

@@ -96,9 +96,7 @@ def test_an_expert_that_nobody_uses_keeps_a_row_of_zeros():
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    rows=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=6), threshold=st.floats(0, 1)
-)
+@given(rows=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=6), threshold=st.floats(0, 1))
 def test_every_used_expert_has_a_distribution_without_mass_below_the_threshold(rows, threshold):
     p_MC = np.array(rows)
     probability_MC = assignment_probability(p_MC, threshold)

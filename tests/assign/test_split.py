@@ -19,9 +19,7 @@ def relevances(draw, min_experts=1, max_clusters=5):
     experts = draw(st.integers(min_experts, 8))
     clusters = draw(st.integers(1, max_clusters))
     entry = st.one_of(st.just(0.0), st.floats(0, 1))
-    rows = draw(
-        st.lists(st.lists(entry, min_size=clusters, max_size=clusters), min_size=experts, max_size=experts)
-    )
+    rows = draw(st.lists(st.lists(entry, min_size=clusters, max_size=clusters), min_size=experts, max_size=experts))
     return np.array(rows), draw(st.integers(1, experts))
 
 
@@ -34,9 +32,7 @@ def owners(result: Split) -> dict[int, int]:
 
 
 @INVARIANT
-@given(
-    relevances(), st.integers(0, 2**32 - 1), st.sampled_from(["shuffled", "literal"]), st.booleans(), st.floats(0, 1)
-)
+@given(relevances(), st.integers(0, 2**32 - 1), st.sampled_from(["shuffled", "literal"]), st.booleans(), st.floats(0, 1))
 def test_every_expert_has_exactly_one_cluster(given_p, seed, order, repair, threshold):
     p_MC, top_k = given_p
     result = run(p_MC, top_k, seed, order=order, repair=repair, threshold=threshold)
@@ -142,7 +138,7 @@ def test_seeds_matter():
 
 
 def test_literal_order_favours_low_indices_and_the_shuffle_does_not():
-    """Three experts want cluster 0, which takes K = 1 of them; the others fall to cluster 1, which all like a little."""
+    """Three experts want cluster 0, which takes K = 1 of them; the others go to cluster 1."""
     p_MC = np.array([[0.9, 0.0]] + [[0.9, 0.001]] * 3)  # expert 0 has no alternative
     literal = {run(p_MC, 1, s, order="literal", repair=False, threshold=0.0).owned for s in range(20)}
     assert all(0 in owned[0] for owned in literal)

@@ -61,7 +61,12 @@ def test_a_config_without_model_type_is_refused():
 
 def test_a_qwen2_moe_config_is_not_mistaken_for_one_with_too_few_experts():
     """Its config has num_experts and no num_local_experts."""
-    qwen2 = {"model_type": "qwen2_moe", "num_experts": 3, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+    qwen2 = {
+        "model_type": "qwen2_moe",
+        "num_experts": 3,
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+    }
     assert new_classifier({**qwen2, **SIZES}, seed=0).config.num_experts == 3
 
 

@@ -49,7 +49,11 @@ def test_experts_travel_first_by_number_then_gate_head_and_backbone(ordered):
 
 
 def test_bytes_are_elements_times_their_width():
-    tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16), "c": torch.zeros(2, dtype=torch.float64)}
+    tensors = {
+        "a": torch.zeros(3, 5),
+        "b": torch.zeros(7, dtype=torch.bfloat16),
+        "c": torch.zeros(2, dtype=torch.float64),
+    }
     assert tensors_B(tensors) == 3 * 5 * 4 + 7 * 2 + 2 * 8
     assert Piece("gate", 4, tensors).size_B == 90
 

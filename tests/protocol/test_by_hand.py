@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 
+import toy
 from fedexperts.contact.plan import Contact, ContactPlan, round_robin
 from fedexperts.drive.simulate import Pace, Simulator
 from fedexperts.ledger import Ledger, read

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import toy
 from fedexperts.contact.plan import Contact, ContactPlan, round_robin
 from fedexperts.drive.simulate import Pace, Simulator
 from fedexperts.ledger import Ledger, read
@@ -20,7 +20,14 @@ PROTOCOLS = [EmsFl, EnhancedEmsFl, Sync]
 
 
 def play(
-    protocol_class, plan: ContactPlan, path: Path, cycles: int, owned: dict[str, set[int]], experts: int = 2, closes_s: dict[int, float] | None = None, **start: Any
+    protocol_class,
+    plan: ContactPlan,
+    path: Path,
+    cycles: int,
+    owned: dict[str, set[int]],
+    experts: int = 2,
+    closes_s: dict[int, float] | None = None,
+    **start: Any,
 ) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
     data = {c: [toy.samples(min(mine, default=0), 8.0, experts=experts)] for c, mine in owned.items()}
     _, model, devices = toy.make(data, values=(0.0,) * experts)
@@ -156,7 +163,10 @@ def test_any_plan(protocol_class, plan: ContactPlan, cycles: int, tmp_path: Path
 @pytest.mark.parametrize("protocol_class", [EmsFl, EnhancedEmsFl])
 def test_resplitting_hands_experts_over_at_contacts(protocol_class, tmp_path: Path) -> None:
     plan = round_robin(["a", "b"], 9, 1.0)
-    swapped = [{"a": frozenset({"expert:1"}), "b": frozenset({"expert:0"})}, {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})}]
+    swapped = [
+        {"a": frozenset({"expert:1"}), "b": frozenset({"expert:0"})},
+        {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})},
+    ]
     protocol, lines, _ = play(
         protocol_class,
         plan,

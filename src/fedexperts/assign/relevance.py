@@ -39,8 +39,10 @@ def relevance(counts_CLM: NDArray[np.int64], tokens_C: NDArray[np.int64], granul
     """
     if np.any(tokens_C <= 0):
         raise ValueError(f"tokens_C = {tokens_C.tolist()}: every cluster needs at least one trial token")
-    p_CLM = counts_CLM / tokens_C[:, None, None]
-    return np.moveaxis(p_CLM, 0, -1) if granularity == "layer" else p_CLM.mean(axis=1).T
+    p_CLM: Array = counts_CLM / tokens_C[:, None, None]
+    p_LMC: Array = np.moveaxis(p_CLM, 0, -1)
+    p_MC: Array = p_LMC.mean(axis=0)
+    return p_LMC if granularity == "layer" else p_MC
 
 
 def default_threshold(top_k: int, experts: int) -> float:
@@ -62,7 +64,8 @@ def assignment_probability(p_MC: Array, threshold: float) -> Array:
     truncated_MC = truncate(p_MC, threshold)
     weights_MC = np.where(truncated_MC.sum(axis=1, keepdims=True) > 0, truncated_MC, p_MC)
     total_M1 = weights_MC.sum(axis=1, keepdims=True)
-    return np.divide(weights_MC, total_M1, out=np.zeros_like(weights_MC), where=total_M1 > 0)
+    probability_MC: Array = np.divide(weights_MC, total_M1, out=np.zeros_like(weights_MC), where=total_M1 > 0)
+    return probability_MC
 
 
 def relevant_ratios(p_MC: Array, owned: Sequence[Sequence[int]], top_k: int) -> tuple[Array, Array, Array]:
@@ -89,12 +92,10 @@ def advice(gamma_C: Array) -> str:
     """What the ratios suggest (Sec. IV), in one sentence."""
     gamma = float(np.mean(gamma_C))
     if gamma >= GAMMA_EDGE:
-        return (
-            f"mean γ = {gamma:.2f}: experts are specialised; EMS-FL should need fewer orbital cycles than the baseline."
-        )
+        return f"mean γ = {gamma:.2f}: experts are specialised; EMS-FL should need fewer orbital cycles than the baseline."
     if gamma >= GAMMA_LEVEL:
         return f"mean γ = {gamma:.2f}: some specialisation; EMS-FL may or may not win, compare both on a short run."
     return (
         f"mean γ = {gamma:.2f}: every cluster uses every expert alike; EMS-FL has no edge here (Sec. IV), "
-        "prefer protocol = \"sync\" or fit the gate to the domains first ([warmup] gate_fit)."
+        'prefer protocol = "sync" or fit the gate to the domains first ([warmup] gate_fit).'
     )

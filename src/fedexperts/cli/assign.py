@@ -30,7 +30,7 @@ def command(
         return
     output.print(relevance_table(report))
     output.print(cluster_table(report))
-    output.print(report["advice"])
+    output.print(report["advice"], markup=False, soft_wrap=True)
 
 
 def relevance_table(report: dict[str, Any]) -> Table:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.markup import escape
 
 from ..drive.many import folder, run_many
 from ..drive.prepare import assignment_report, prepare, split_experts
@@ -38,7 +39,9 @@ def command(
     for name in ("ems-fl", "ems-fl, γ ≈ 1"):
         report = before_training(jobs[name])
         gammas = ", ".join(f"{cluster} {gamma:.2f}" for cluster, gamma in report["gamma"].items())
-        console.print(f"[bold]{name}[/]: γ before training: {gammas}\n  {report['advice']}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[bold]{name}[/]: γ before training: {gammas}\n  {escape(report['advice'])}", highlight=False, soft_wrap=True
+        )
     with progress_bars() as bars:
         bar = {name: bars.add_task(name, total=job.train.cycles, accuracy="") for name, job in jobs.items()}
 
@@ -46,12 +49,18 @@ def command(
             bars.update(bar[name], completed=cycles, accuracy=f"accuracy {accuracy:.1%}")
 
         summaries = run_many(jobs, out, progress=show)
-    write_report({name: out / folder(name) for name in jobs}, out / "report.html", "FedExperts demo: handwritten digits, four domains")
+    write_report(
+        {name: out / folder(name) for name in jobs},
+        out / "report.html",
+        "FedExperts demo: handwritten digits, four domains",
+    )
     if json:
         print_json({"directory": str(out), "protocols": summaries})
     else:
         output.print(results_table(summaries))
-        console.print(f"{out / 'report.html'}: accuracy against cycles, steps and MB; {out}/<run>/ledger.jsonl: every transfer and round")
+        console.print(
+            f"{out / 'report.html'}: accuracy against cycles, steps and MB; {out}/<run>/ledger.jsonl: every transfer and round"
+        )
 
 
 def demo_scenario(seed: int | None = None) -> Scenario:
@@ -68,20 +77,22 @@ def demo_jobs(scenario: Scenario) -> dict[str, Scenario]:
     clusters = len(scenario.cluster)
     mixed = [{**c.model_dump(exclude_none=True), "data": MIXED} for c in scenario.cluster]
     c_rounds = {"seconds_per_round": scenario.train.seconds_per_round / clusters}
-    jobs = {
+    return {
         "ems-fl-enhanced": scenario.changed(protocol="ems-fl-enhanced", train=TUNED["ems-fl-enhanced"]),
         "ems-fl": scenario.changed(protocol="ems-fl", train=TUNED["ems-fl"]),
         "sync": scenario.changed(protocol="sync", train=TUNED["sync"]),
         "sync, C rounds": scenario.changed(protocol="sync", train={**TUNED["sync, C rounds"], **c_rounds}),
         "ems-fl, γ ≈ 1": scenario.changed(protocol="ems-fl", train=TUNED["ems-fl"], cluster=mixed),
         "sync, γ ≈ 1": scenario.changed(protocol="sync", train=TUNED["sync"], cluster=mixed),
+        "sync, C rounds, γ ≈ 1": scenario.changed(
+            protocol="sync", train={**TUNED["sync, C rounds"], **c_rounds}, cluster=mixed
+        ),
     }
-    return jobs
 
 
 TUNED: dict[str, dict[str, Any]] = {
     "sync": {"lr_expert": 3e-3, "lr_gate": 3e-3},
-    "sync, C rounds": {"lr_expert": 3e-3, "lr_gate": 3e-3},
+    "sync, C rounds": {"lr_expert": 3e-3, "lr_gate": 3e-4},
     "ems-fl": {"lr_expert": 3e-3, "lr_gate": 3e-3},
     "ems-fl-enhanced": {"lr_expert": 3e-3, "lr_gate": 3e-3},
 }

@@ -6,6 +6,7 @@ import sys
 
 import click
 import typer
+from rich.markup import escape
 
 from .. import __version__
 from ..errors import InputError
@@ -32,7 +33,9 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _main(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+def _main(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
     pass
 
 
@@ -41,7 +44,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except InputError as error:
-        console.print(f"[bold red]error:[/] {str(error)}", highlight=False, soft_wrap=True, markup=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

@@ -69,9 +69,7 @@ class ContactPlan:
         if not (math.isfinite(contact.start_s) and math.isfinite(contact.end_s) and contact.end_s > contact.start_s):
             raise PlanError(f"{where}: end_s = {contact.end_s:g} must be later than start_s = {contact.start_s:g}")
         if contact.start_s < 0 or contact.end_s > self.horizon_s + TIGHT_S:
-            raise PlanError(
-                f"{where}: {contact.start_s:g}-{contact.end_s:g} s lies outside the plan's 0-{self.horizon_s:g} s"
-            )
+            raise PlanError(f"{where}: {contact.start_s:g}-{contact.end_s:g} s lies outside the plan's 0-{self.horizon_s:g} s")
         for field in ("uplink_bps", "downlink_bps"):
             if not getattr(contact, field) > 0:
                 raise PlanError(f"{where}: {field} = {getattr(contact, field):g} must be above 0; leave it out for no limit")
@@ -141,7 +139,7 @@ def read_plan(path: Path, clusters: Sequence[str]) -> ContactPlan:
         raise PlanError(f"plan.path = {str(path)!r}: is not JSON (line {error.lineno}: {error.msg})") from error
     rows = document.get("contacts") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not rows:
-        raise PlanError(f"plan.path = {str(path)!r}: needs a non-empty list under \"contacts\"")
+        raise PlanError(f'plan.path = {str(path)!r}: needs a non-empty list under "contacts"')
     contacts = tuple(_contact(path, i, row) for i, row in enumerate(rows))
     horizon_s = document.get("horizon_s", max(contact.end_s for contact in contacts))
     return ContactPlan(tuple(clusters), contacts, float(horizon_s))
@@ -152,6 +150,7 @@ def _contact(path: Path, i: int, row: Any) -> Contact:
     if not isinstance(row, dict) or not {"cluster", "start_s", "end_s"} <= set(row):
         raise PlanError(f"{path.name}, contact {i}: needs cluster, start_s and end_s")
     try:
-        return Contact(**{k: v if k in ("cluster", "satellite") else float(v) for k, v in row.items() if k in allowed})
+        values: dict[str, Any] = {k: v if k in ("cluster", "satellite") else float(v) for k, v in row.items() if k in allowed}
+        return Contact(**values)
     except (TypeError, ValueError) as error:
         raise PlanError(f"{path.name}, contact {i}: times and rates must be numbers ({error})") from error

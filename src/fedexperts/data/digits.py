@@ -2,7 +2,8 @@
 
 An image becomes 32 tokens: pixels are rounded to a few levels, two neighbours make one token, and every token carries its
 position and its domain's own range, so that the domains are as distinguishable as languages. Each domain shows the image
-in its own way and writes the answer in its own way (a permutation of the ten labels).
+in its own way and writes the answer in its own way (a permutation of the ten labels). The shared set shows the images in
+the domain's way but has the common labels: what a domain calls them is only known on its devices, and is to be learnt there.
 """
 
 from __future__ import annotations
@@ -19,43 +20,52 @@ from ..errors import InputError
 
 Samples = dict[str, torch.Tensor]
 
-LEVELS = 5
+LEVELS = 3
 POSITIONS = 32
 RANGE = POSITIONS * LEVELS**2
 DOMAINS = ("plain", "inverted", "rotated", "mirrored")
-SWAPS = {"plain": [(0, 1), (2, 3)], "inverted": [(4, 5), (6, 7)], "rotated": [(8, 9), (0, 2)], "mirrored": [(1, 3), (5, 7)]}
+SWAPS = {
+    "plain": [(0, 1), (2, 3)],
+    "inverted": [(4, 5), (6, 7)],
+    "rotated": [(8, 9), (0, 2)],
+    "mirrored": [(1, 3), (5, 7)],
+}
 VOCABULARY = RANGE * len(DOMAINS) + 1
 """Token ids of all domains and one for padding."""
-SPLIT_SEED = 0
+TEST, SHARED = 300, 500
+"""Images that are held back for testing and for the shared set; 997 are left to train on."""
 
 
-def load(domain: str) -> tuple[Samples, Samples, Samples]:
+def load(domain: str, seed: int) -> tuple[Samples, Samples, Samples]:
     """Training, test and shared samples of a domain; ``"mixed"`` gives every domain a quarter of the images.
+
+    The seed decides which images go where; for one seed no image is in two of the three sets, whatever the domain.
 
     Raises:
         InputError: there is no such domain.
     """
     if domain != "mixed" and domain not in DOMAINS:
         raise InputError(f"data = 'digits:{domain}': unknown domain; there are {', '.join(DOMAINS)} and mixed")
-    train, test, shared = (_samples(part, domain) for part in _split())
-    return train, test, shared
+    train, test, shared = _split(seed)
+    return _samples(train, domain), _samples(test, domain), _samples(shared, domain, common_labels=True)
 
 
 @cache
-def _split() -> tuple[NDArray[np.int64], ...]:
-    """Image numbers for training, test and the shared set; no image is in two of them."""
+def _split(seed: int) -> tuple[NDArray[np.int64], ...]:
+    """Image numbers for training, test and the shared set."""
     labels = load_digits().target
-    rest, test = train_test_split(np.arange(len(labels)), test_size=400, stratify=labels, random_state=SPLIT_SEED)
-    train, shared = train_test_split(rest, test_size=400, stratify=labels[rest], random_state=SPLIT_SEED)
+    rest, test = train_test_split(np.arange(len(labels)), test_size=TEST, stratify=labels, random_state=seed)
+    train, shared = train_test_split(rest, test_size=SHARED, stratify=labels[rest], random_state=seed)
     return train, test, shared
 
 
-def _samples(images: NDArray[np.int64], domain: str) -> Samples:
+def _samples(images: NDArray[np.int64], domain: str, common_labels: bool = False) -> Samples:
     digits = load_digits()
     parts = [images[i :: len(DOMAINS)] for i in range(len(DOMAINS))] if domain == "mixed" else [images]
     names = DOMAINS if domain == "mixed" else (domain,)
     tokens = [_tokens(digits.images[part], name) for part, name in zip(parts, names, strict=True)]
-    labels = [_label_map(name)[digits.target[part]] for part, name in zip(parts, names, strict=True)]
+    maps = [np.arange(10) if common_labels else label_map(name) for name in names]
+    labels = [numbers[digits.target[part]] for part, numbers in zip(parts, maps, strict=True)]
     return {"input_ids": torch.from_numpy(np.concatenate(tokens)), "labels": torch.from_numpy(np.concatenate(labels))}
 
 
@@ -68,10 +78,12 @@ def _tokens(images_NHW: NDArray[np.float64], domain: str) -> NDArray[np.int64]:
     }[domain](images_NHW)
     level = np.rint(shown / 16 * (LEVELS - 1)).astype(np.int64).reshape(len(shown), POSITIONS, 2)
     pair = level[..., 0] * LEVELS + level[..., 1]
-    return DOMAINS.index(domain) * RANGE + np.arange(POSITIONS) * LEVELS**2 + pair
+    tokens: NDArray[np.int64] = DOMAINS.index(domain) * RANGE + np.arange(POSITIONS) * LEVELS**2 + pair
+    return tokens
 
 
-def _label_map(domain: str) -> NDArray[np.int64]:
+def label_map(domain: str) -> NDArray[np.int64]:
+    """What a domain calls each digit."""
     labels = np.arange(10)
     for a, b in SWAPS[domain]:
         labels[a], labels[b] = b, a

@@ -31,14 +31,14 @@ class Splits:
     shared: Samples
 
 
-def load(spec: str, base: Path) -> Splits:
-    """Load a source.
+def load(spec: str, base: Path, seed: int = 0) -> Splits:
+    """Load a source; the seed decides on splits that a source makes itself.
 
     Raises:
         InputError: unknown domain, missing or malformed file, no samples.
     """
     if spec.startswith("digits:"):
-        return Splits(*digits.load(spec.removeprefix("digits:")))
+        return Splits(*digits.load(spec.removeprefix("digits:"), seed))
     samples = read_jsonl((base / spec).resolve())
     return Splits(samples, None, samples)
 

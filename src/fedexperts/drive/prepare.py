@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..assign.relevance import (
@@ -22,14 +23,14 @@ from ..assign.relevance import (
 from ..assign.split import split
 from ..contact.plan import ContactPlan, PlanError, always_on, read_plan, round_robin
 from ..data.partition import deal
-from ..data.source import Samples, Splits, first, load, size
+from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
 from ..moe.load import load_classifier, new_classifier
 from ..moe.parts import Piece, expert
 from ..moe.view import View
 from ..scenario import Scenario
 from ..train.device import Device, LocalTraining
-from ..train.warmup import warm_up
+from ..train.warmup import WarmUp, warm_up
 
 Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 """Per cluster: counts_LM of a trial pass and its number of tokens."""
@@ -52,7 +53,8 @@ class Prepared:
         table = self.scenario.warmup
         if table is None:
             return
-        warm_up(self.view, self.shared_sets, table.steps, table.batch_size, table.lr, table.gate_fit, self.scenario.seed)
+        recipe = WarmUp(table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
+        warm_up(self.view, self.shared_sets, recipe, self.scenario.seed)
         self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
         for device in (d for group in self.devices.values() for d in group):
             device.held = dict(self.model)
@@ -195,8 +197,8 @@ def _top_k(counts: Counts) -> int:
 
 def _splits(scenario: Scenario, i: int) -> Splits:
     table = scenario.cluster[i]
-    splits = load(table.data, scenario.base)
-    test = load(table.test, scenario.base).train if table.test else splits.test
+    splits = load(table.data, scenario.base, scenario.seed)
+    test = load(table.test, scenario.base, scenario.seed).train if table.test else splits.test
     if test is None:
         raise InputError(f"cluster[{i}].test: is missing; a file as data ({table.data}) needs a test file beside it")
     return Splits(splits.train, test, splits.shared)
@@ -210,7 +212,7 @@ def _test(splits: Splits) -> Samples:
 def _shared_sets(scenario: Scenario) -> list[Samples]:
     if scenario.warmup is None:
         return []
-    return [first(load(spec, scenario.base).shared, scenario.warmup.samples) for spec in scenario.warmup.data]
+    return [first(load(spec, scenario.base, scenario.seed).shared, scenario.warmup.samples) for spec in scenario.warmup.data]
 
 
 def _view(scenario: Scenario) -> View:
@@ -231,20 +233,18 @@ def _view(scenario: Scenario) -> View:
 
 
 def _check_fit(view: View, what: str, samples: Samples) -> None:
-    config = view.model.config
+    config: Any = view.model.config
     labels, tokens = samples["labels"], samples["input_ids"]
-    if int(labels.min()) < 0 or int(labels.max()) >= config.num_labels:  # type: ignore[union-attr,arg-type]  # HF config
+    if wrong := [int(label) for label in torch.unique(labels) if not 0 <= int(label) < config.num_labels]:
         raise InputError(
-            f"{what}: label {int(labels.max() if int(labels.min()) >= 0 else labels.min())} is outside 0…"
-            f"{config.num_labels - 1}, the model's head; set num_labels or correct the labels"  # type: ignore[union-attr,operator]
+            f"{what}: label {wrong[0]} is outside 0…{config.num_labels - 1}, the model's head; "
+            "set num_labels or correct the labels"
         )
-    if int(tokens.max()) >= config.vocab_size or int(tokens.min()) < 0:  # type: ignore[union-attr,operator]
+    if wrong := [int(token) for token in torch.unique(tokens) if not 0 <= int(token) < config.vocab_size]:
         raise InputError(
-            f"{what}: token {int(tokens.max())} is outside the model's vocabulary of {config.vocab_size}; "  # type: ignore[union-attr]
+            f"{what}: token {wrong[0]} is outside the model's vocabulary of {config.vocab_size}; "
             "use the model's own tokenizer or a model with a larger vocab_size"
         )
-    if size(samples) == 0:
-        raise InputError(f"{what}: holds no samples")
 
 
 def _local_training(scenario: Scenario) -> LocalTraining:

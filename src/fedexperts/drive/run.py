@@ -30,7 +30,11 @@ from . import checkpoint
 from .prepare import Counts, Prepared, assignment_report, prepare, split_experts
 from .simulate import Pace, Simulator
 
-PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {"sync": Sync, "ems-fl": EmsFl, "ems-fl-enhanced": EnhancedEmsFl}
+PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
+    "sync": Sync,
+    "ems-fl": EmsFl,
+    "ems-fl-enhanced": EnhancedEmsFl,
+}
 CHECKPOINT_EVERY_S = 2.0
 """Wall-clock seconds between checkpoints at least; results do not depend on it."""
 
@@ -86,12 +90,16 @@ def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bo
     kept = directory / "scenario.toml"
     if not resume:
         if directory.exists() and any(directory.iterdir()):
-            raise InputError(f"--out {directory}: already holds files; add --resume to go on with that run, or name another folder")
+            raise InputError(
+                f"--out {directory}: already holds files; add --resume to go on with that run, or name another folder"
+            )
         return
     if not kept.is_file():
         raise InputError(f"--out {directory}: holds no run to resume (no scenario.toml); leave out --resume to start one")
     if kept.read_text() != _header(label) + scenario.to_toml():
-        raise InputError(f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, or name another folder")
+        raise InputError(
+            f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, or name another folder"
+        )
 
 
 class _Run:
@@ -105,7 +113,13 @@ class _Run:
         directory: Path,
         listener: Listener | None,
     ):
-        self.prepared, self.build, self.label, self.directory, self.listener = prepared, build, label, directory, listener
+        self.prepared, self.build, self.label, self.directory, self.listener = (
+            prepared,
+            build,
+            label,
+            directory,
+            listener,
+        )
         self.scenario = prepared.scenario
         self.checkpoints = directory / "checkpoints"
         self.saved_at_s = time.monotonic()
@@ -158,7 +172,9 @@ class _Run:
         prepared.warm_up()
         counts = prepared.trial()
         owned = split_experts(self.scenario, counts, prepared.view.layers)
-        self.ledger.write("assignment", 0, trial_uplink_B=self._trial_B(counts), **assignment_report(self.scenario, counts, owned))
+        self.ledger.write(
+            "assignment", 0, trial_uplink_B=self._trial_B(counts), **assignment_report(self.scenario, counts, owned)
+        )
         return owned
 
     def _trial_B(self, counts: Counts) -> int:
@@ -193,7 +209,12 @@ class _Run:
         facts = evaluate(self.prepared.view, self.prepared.tests)
         now_s = time.monotonic()
         peak_B = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        line = {"cycle": cycle, "clock_s": round(now_s, 3), "evaluate_s": round(now_s - began_s, 3), "peak_rss_B": peak_B}
+        line = {
+            "cycle": cycle,
+            "clock_s": round(now_s, 3),
+            "evaluate_s": round(now_s - began_s, 3),
+            "peak_rss_B": peak_B,
+        }
         self.runtime.write(json.dumps(line) + "\n")
         self.runtime.flush()
         return facts
@@ -219,4 +240,3 @@ class _Run:
         shutil.rmtree(temporary, ignore_errors=True)
         view.model.save_pretrained(temporary)  # type: ignore[operator]  # a Hugging Face model
         temporary.rename(self.directory / "model")
-

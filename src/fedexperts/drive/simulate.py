@@ -223,9 +223,7 @@ class Simulator:
             return
         steps = sum(device.train(task, rounds) for device in self.clusters[name].devices)
         self.totals["steps"] += steps
-        self.ledger.write(
-            "train", t_s, cluster=name, phase=phase, parts=in_order(task.parts), rounds=rounds, steps=steps
-        )
+        self.ledger.write("train", t_s, cluster=name, phase=phase, parts=in_order(task.parts), rounds=rounds, steps=steps)
 
     def _catch_up(self, name: str, until_s: float) -> None:
         """Disconnected phase: the rounds of the standing order between the last contact and now."""

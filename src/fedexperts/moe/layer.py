@@ -49,7 +49,7 @@ def combine(x_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor, experts: Seque
     top_k = indices_TK.shape[-1]
     order_P = indices_TK.flatten().argsort(stable=True)  # P = T·K picks, grouped by expert
     sizes = torch.bincount(indices_TK.flatten(), minlength=len(experts)).tolist()
-    chunks = x_TD[order_P // top_k].split(sizes)
+    chunks = torch.split(x_TD[order_P // top_k], sizes)
     run = [f(chunk) for f, chunk, n in zip(experts, chunks, sizes, strict=True) if n]  # type: ignore[operator]  # callables
     y_PF = torch.cat(run)
     y_PF = torch.empty_like(y_PF).index_copy(0, order_P, y_PF)  # back to token order

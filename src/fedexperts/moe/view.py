@@ -211,7 +211,12 @@ def _fused_site(name: str, fused: Any, gate: Any, top1: Top1, mask: Mask, noise_
     if fused.is_transposed or fused.has_bias or not fused.is_concatenated or not fused.has_gate:
         raise NotMoEError(f"{type(fused).__name__}: this expert layout is not supported yet (Mixtral, Qwen3-MoE and OLMoE are)")
     router = Router(
-        fused.num_experts, gate.top_k, top1, mask, renormalise=getattr(gate, "norm_topk_prob", True), noise_std=noise_std
+        fused.num_experts,
+        gate.top_k,
+        top1,
+        mask,
+        renormalise=getattr(gate, "norm_topk_prob", True),
+        noise_std=noise_std,
     )
     ups = [fused.gate_up_proj.detach()[m] for m in range(fused.num_experts)]
     downs = [fused.down_proj.detach()[m] for m in range(fused.num_experts)]

@@ -30,7 +30,9 @@ def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
     lines = {name: list(read(directory / "ledger.jsonl")) for name, directory in runs.items()}
     figures = [progress_figure(summaries), cluster_figure(summaries)]
     figures += [relevance_figure(lines)]
-    body = "".join(figure.to_html(full_html=False, include_plotlyjs=False) for figure in figures)
+    body = "".join(
+        figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) for figure in figures
+    )
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
@@ -38,7 +40,7 @@ def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
 {_table(summaries)}
 <p class="note">Steps are gradient steps summed over all devices; MB are 10⁶ bytes sent up by all devices. Between contacts
 EMS-FL goes on training, so it makes more steps in a cycle than the baseline: read all three axes. Stars mark the first
-evaluation that reached the target.</p>
+evaluation that reached the target; dotted lines are the γ ≈ 1 controls, where every cluster holds all kinds of data.</p>
 {body}
 {_advice(lines)}
 </body></html>
@@ -53,8 +55,8 @@ def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Global accuracy against cycles, steps and uplink."""
     axes = (("cycle", "orbital cycles", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
     figure = make_subplots(cols=3, shared_yaxes=True, horizontal_spacing=0.03)
-    for i, (name, row) in enumerate(summaries.items()):
-        colour, dash = COLOURS[i % len(COLOURS)], "dot" if i >= len(COLOURS) else "solid"
+    for name, row in summaries.items():
+        colour, dash = _look(name, summaries)
         history = row["history"]
         accuracy = [100 * point["accuracy"] for point in history]
         for column, (key, _, scale) in enumerate(axes, start=1):
@@ -66,8 +68,10 @@ def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
                 showlegend=column == 1,
                 mode="lines+markers",
                 line={"color": colour, "dash": dash},
-                marker={"size": [14 if p["cycle"] == row["cycles_to_target"] else 5 for p in history],
-                        "symbol": ["star" if p["cycle"] == row["cycles_to_target"] else "circle" for p in history]},
+                marker={
+                    "size": [14 if p["cycle"] == row["cycles_to_target"] else 5 for p in history],
+                    "symbol": ["star" if p["cycle"] == row["cycles_to_target"] else "circle" for p in history],
+                },
             )
             figure.add_trace(line, row=1, col=column)
     for column, (_, label, _) in enumerate(axes, start=1):
@@ -80,15 +84,32 @@ def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     return figure
 
 
+CONTROL = ", γ ≈ 1"
+
+
+def _look(name: str, summaries: Mapping[str, Any]) -> tuple[str, str]:
+    """Colour and dash of a run; the γ ≈ 1 control of a run has its colour, dotted."""
+    colours = list(dict.fromkeys(other.removesuffix(CONTROL) for other in summaries))
+    colour = COLOURS[colours.index(name.removesuffix(CONTROL)) % len(COLOURS)]
+    return colour, "dot" if name.endswith(CONTROL) else "solid"
+
+
 def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Final accuracy on each cluster's test data."""
     figure = go.Figure()
-    for i, (name, row) in enumerate(summaries.items()):
+    for name, row in summaries.items():
+        colour, dash = _look(name, summaries)
         by_cluster = row["accuracy_by_cluster"]
         values = [100 * value for value in by_cluster.values()]
-        figure.add_bar(x=list(by_cluster), y=values, name=name, marker_color=COLOURS[i % len(COLOURS)])
+        figure.add_bar(
+            x=list(by_cluster), y=values, name=name, marker={"color": colour, "opacity": 0.4 if dash == "dot" else 1}
+        )
     figure.update_layout(
-        template="plotly_white", height=380, barmode="group", title="final accuracy by cluster", yaxis_title="accuracy, %"
+        template="plotly_white",
+        height=380,
+        barmode="group",
+        title="final accuracy by cluster",
+        yaxis_title="accuracy, %",
     )
     return figure
 

@@ -177,7 +177,11 @@ class Device:
         return optimizer
 
     def _leave(
-        self, parts: Collection[str], leaves: list[tuple[str, str, Tensor]], optimizer: torch.optim.Optimizer, rounds: int
+        self,
+        parts: Collection[str],
+        leaves: list[tuple[str, str, Tensor]],
+        optimizer: torch.optim.Optimizer,
+        rounds: int,
     ) -> None:
         for part in parts:
             self.trained[part] = self.view.export(part)
@@ -204,5 +208,5 @@ class Device:
 
 
 def _chunks(data: Batch, chosen: Tensor, size: int = 64) -> Iterator[dict[str, Tensor]]:
-    for part in chosen.split(size):
+    for part in torch.split(chosen, size):
         yield {key: value[part] for key, value in data.items()}

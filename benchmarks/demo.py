@@ -1,0 +1,63 @@
+"""Cycles, gradient steps and uplink MB to the target on the demo, over five seeds that were not tuned on.
+
+For γ ≥ 2 and for the γ ≈ 1 control it prints every seed's figures, then the median and the spread of the ratios EMS-FL / sync
+and EMS-FL / sync given C local rounds per contact. The paper reports 0.25 (training, Fig. 8) and 0.5 (tuning, Fig. 5) for
+the cycles ratio to sync. A run that never reaches the target within its cycles counts with its whole length and is marked >.
+Usage: python benchmarks/demo.py [--seeds 1 2 3 4 5] [--out DIR]
+"""
+
+import argparse
+from pathlib import Path
+from statistics import median
+
+from fedexperts.cli.demo import demo_jobs, demo_scenario, warmed_up
+from fedexperts.drive.many import run_many
+
+MEASURES = {"cycles": "cycles_to_target", "steps": "steps_to_target", "MB": "uplink_B_to_target"}
+WHOLE = {"cycles": "cycles", "steps": "steps", "MB": "uplink_B"}
+PAIRS = [
+    ("ems-fl", "sync"),
+    ("ems-fl-enhanced", "sync"),
+    ("ems-fl", "sync, C rounds"),
+    ("ems-fl, γ ≈ 1", "sync, γ ≈ 1"),
+    ("ems-fl, γ ≈ 1", "sync, C rounds, γ ≈ 1"),
+]
+
+
+def cost(row: dict, measure: str) -> float:
+    value = row[MEASURES[measure]]
+    value = row[WHOLE[measure]] if value is None else value
+    return value / 1e6 if measure == "MB" else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-demo"))
+    arguments = parser.parse_args()
+    rows: dict[str, list[dict]] = {}
+    for seed in arguments.seeds:
+        scenario = demo_scenario(seed)
+        out = arguments.out / str(seed)
+        for name, summary in run_many(warmed_up(scenario, demo_jobs(scenario), out), out).items():
+            rows.setdefault(name, []).append(summary)
+    print(f"seeds {arguments.seeds}; target accuracy {scenario.evaluation.target:.0%}")
+    for name, summaries in rows.items():
+        gamma = median(sum(s["gamma"].values()) / len(s["gamma"]) for s in summaries)
+        figures = " ".join(
+            f"{measure} " + " ".join(f"{'' if s[MEASURES[measure]] is not None else '>'}{cost(s, measure):.4g}" for s in summaries) + ";"
+            for measure in MEASURES
+        )
+        final = " ".join(f"{s['final_accuracy']:.1%}" for s in summaries)
+        print(f"{name:22} γ {gamma:.2f}  {figures} final {final}")
+    print(f"\n{'ratio to the target':44} {'cycles':>20} {'steps':>20} {'MB':>20}   median (min-max)")
+    for ours, other in PAIRS:
+        cells = []
+        for measure in MEASURES:
+            ratios = [cost(a, measure) / cost(b, measure) for a, b in zip(rows[ours], rows[other], strict=True)]
+            cells.append(f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+        print(f"{ours + ' / ' + other:44} " + " ".join(f"{cell:>20}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

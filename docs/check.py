@@ -1,0 +1,46 @@
+"""Checks of the docs that need no run: links lead somewhere, and the README's tree names every module."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def broken_links() -> list[str]:
+    """Relative links in Markdown files that lead nowhere."""
+    faults = []
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                faults.append(f"{page.relative_to(ROOT)}: {target} does not exist")
+    return faults
+
+
+def tree_faults() -> list[str]:
+    """Modules that the README's tree leaves out, and names in it that are not there."""
+    readme = (ROOT / "README.md").read_text()
+    listed = set(re.findall(r"^\s*(?:[\w-]+/)*([\w-]+\.(?:py|toml))\s", readme, re.MULTILINE))
+    modules = {p.name for p in (ROOT / "src").rglob("*.py") if p.name != "__init__.py"}
+    missing = [f"README.md: the tree does not name {name}" for name in sorted(modules - listed)]
+    known = {p.name for folder in ("src", "examples", "benchmarks", "tests", "docs") for p in (ROOT / folder).rglob("*.*")}
+    return missing + [f"README.md: the tree names {name}, which does not exist" for name in sorted(listed - known)]
+
+
+def paper_map_faults() -> list[str]:
+    """Functions and tests named in the paper map that do not exist."""
+    text = (ROOT / "docs" / "paper-map.md").read_text()
+    faults = []
+    for path, name in re.findall(r"`((?:src|tests)/[\w/]+\.py)::(\w+)`", text):
+        file = ROOT / path
+        if not file.exists() or not re.search(
+            rf"^\s*(?:async )?(?:def|class) {name}\b|^{name}\b", file.read_text(), re.MULTILINE
+        ):
+            faults.append(f"docs/paper-map.md: {path}::{name} does not exist")
+    return faults
+
+
+if __name__ == "__main__":
+    found = broken_links() + tree_faults() + paper_map_faults()
+    print("\n".join(found) or "docs: links, tree and paper map agree with the code")
+    sys.exit(bool(found))

@@ -1,0 +1,179 @@
+"""Whole runs on a tiny Mixtral: the run directory, determinism, resuming after a kill, and bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+import fedexperts.drive.prepare
+import small
+from fedexperts import InputError, run
+from fedexperts.data.source import load
+from fedexperts.ledger import read
+
+OVERLAPPING = {
+    "contacts": [
+        {
+            "cluster": name,
+            "start_s": k * 90 + 40 * i,
+            "end_s": k * 90 + 40 * i + 80,
+            "uplink_bps": 2e4,
+            "downlink_bps": 1e5,
+        }
+        for k in range(6)
+        for i, name in enumerate(("plain", "inverted"))
+    ]
+}
+
+
+def write_scenario(folder: Path, **tables) -> Path:
+    (folder / "plan.json").write_text(json.dumps(OVERLAPPING))
+    path = folder / "scenario.toml"
+    path.write_text(tomli_w.dumps(small.document(**tables)))
+    return path
+
+
+def files(directory: Path) -> tuple[bytes, bytes]:
+    return (directory / "ledger.jsonl").read_bytes(), (directory / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("protocol", ["sync", "ems-fl", "ems-fl-enhanced"])
+def test_same_seed_same_bytes(protocol: str, tmp_path: Path) -> None:
+    scenario = small.scenario(protocol=protocol)
+    for name in ("first", "second"):
+        run(scenario, tmp_path / name)
+    assert files(tmp_path / "first") == files(tmp_path / "second")
+    run(scenario.changed(seed=4), tmp_path / "other")
+    assert files(tmp_path / "first") != files(tmp_path / "other")
+
+
+def test_the_final_model_loads_with_plain_transformers(tmp_path: Path) -> None:
+    result = run(small.scenario(), tmp_path / "run")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").eval()
+    test = load("digits:plain", Path()).test
+    assert test is not None
+    with torch.no_grad():
+        right = (model(test["input_ids"]).logits.argmax(-1) == test["labels"]).float().mean()
+    assert float(right) == pytest.approx(result.summary["accuracy_by_cluster"]["plain"], abs=1e-6)
+
+
+def test_ems_fl_leaves_the_backbone_alone_and_sync_moves_every_expert(tmp_path: Path) -> None:
+    result = run(small.scenario(), tmp_path / "run", protocol="ems-fl")
+    initial = fedexperts.drive.prepare.prepare(small.scenario()).view.model.state_dict()
+    final = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").state_dict()
+    changed = {name for name in initial if not torch.equal(initial[name], model[name])}
+    assert changed
+    assert all(".mlp.experts." in name or ".mlp.gate." in name for name in changed)
+    assert final
+    assert sorted(m for group in result.summary["assignment"].values() for m in group) == [0, 1, 2, 3]
+
+
+def start(scenario: Path, out: Path, resume: bool = False, until: str = "") -> subprocess.Popen[bytes]:
+    """A real process that writes a checkpoint at every chance; ``until`` kills it from within at the n-th ledger line."""
+    code = (
+        "import os, signal, sys\n"
+        "import fedexperts.drive.run as r\n"
+        "r.CHECKPOINT_EVERY_S = 0.0\n"
+        "seen = [0]\n"
+        "def listener(line):\n"
+        "    seen[0] += 1\n"
+        f"    if seen[0] == {until or 0}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"r.run({str(scenario)!r}, {str(out)!r}, resume={resume}, listener=listener)\n"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("plan", ["round-robin", "file"])
+def test_kill_9_at_any_instant_then_resume_is_identical(plan: str, tmp_path: Path) -> None:
+    tables = {"plan": {"kind": "file", "path": "plan.json"}, "train": {"seconds_per_round": 20.0}} if plan == "file" else {}
+    scenario = write_scenario(tmp_path, **tables)
+    run(scenario, tmp_path / "whole")
+    lines = list(read(tmp_path / "whole" / "ledger.jsonl"))
+    open_contact = [i + 1 for i, x in enumerate(lines) if x["event"] in ("send", "collect", "train", "aggregate")]
+    chosen = random.Random(plan).sample(open_contact, 3)
+    for number in chosen:
+        out = tmp_path / f"killed-{number}"
+        process = start(scenario, out, until=str(number))
+        assert process.wait() == -signal.SIGKILL
+        assert not (out / "model").exists()
+        run(scenario, out, resume=True)
+        assert files(out) == files(tmp_path / "whole"), f"killed at ledger line {number}"
+
+
+def test_kill_9_from_outside_at_random_times(tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path, train={"cycles": 6})
+    run(scenario, tmp_path / "whole")
+    rng, kills = random.Random(0), 0
+    out = tmp_path / "killed"
+    for _ in range(4):
+        process = start(scenario, out, resume=(out / "scenario.toml").exists())
+        while not (out / "ledger.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 1
+    run(scenario, out, resume=True)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_resuming_another_scenario_is_refused(tmp_path: Path) -> None:
+    run(small.scenario(), tmp_path / "run")
+    with pytest.raises(InputError, match="another scenario"):
+        run(small.scenario(train={"lr_gate": 0.5}), tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="already holds files"):
+        run(small.scenario(), tmp_path / "run")
+    with pytest.raises(InputError, match="no run to resume"):
+        run(small.scenario(), tmp_path / "none", resume=True)
+
+
+def test_resuming_a_finished_run_returns_it(tmp_path: Path) -> None:
+    first = run(small.scenario(), tmp_path / "run").summary
+    assert run(small.scenario(), tmp_path / "run", resume=True).summary == first
+
+
+BAD = {
+    "more experts per token than experts": ({"model": {"config": {**small.CONFIG, "num_experts_per_tok": 5}}}, "num_experts_per_tok = 5"),
+    "a label the head lacks": ({"model": {"config": {**small.CONFIG, "num_labels": 5}}}, r"label 9 is outside 0…4"),
+    "a token the vocabulary lacks": ({"model": {"config": {**small.CONFIG, "vocab_size": 100, "pad_token_id": 0}}}, "vocabulary of 100"),
+    "an unknown model type": ({"model": {"config": {"model_type": "nonsense"}}}, "nonsense"),
+    "a missing checkpoint": ({"model": {"path": "nowhere", "config": None}}, "no config.json"),
+    "an unknown domain": ({"cluster": [{"name": "a", "devices": 1, "data": "digits:upside"}]}, "unknown domain"),
+    "missing data": ({"cluster": [{"name": "a", "devices": 1, "data": "none.jsonl"}]}, "cannot be read"),
+    "more devices than samples": ({"cluster": [{"name": "a", "devices": 5000, "data": "digits:plain"}]}, "devices = 5000"),
+    "a dense model": (
+        {"model": {"config": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                              "num_attention_heads": 2, "vocab_size": 6000, "num_labels": 10, "pad_token_id": 0}}},
+        "no Mixture-of-Experts layer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_before_anything_is_written(case: str, tmp_path: Path) -> None:
+    tables, message = BAD[case]
+    document = small.document(**tables)
+    document["model"] = {k: v for k, v in document["model"].items() if v is not None}
+    with pytest.raises(InputError, match=message):
+        run(fedexperts.Scenario.parse(document), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_data_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    scenario = write_scenario(tmp_path, cluster=[{"name": "a", "devices": 1, "data": "empty.jsonl", "test": "empty.jsonl"}])
+    with pytest.raises(InputError, match="holds no samples"):
+        run(scenario, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,62 @@
+"""Imports run one way: units ← contact, assign, theory, moe ← data, train ← protocol ← drive ← cli; report knows the ledger."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "src" / "fedexperts"
+BASE = {"errors"}
+MAY = {
+    "errors": set(),
+    "scenario": BASE,
+    "ledger": BASE,
+    "contact": BASE,
+    "assign": BASE,
+    "moe": BASE,
+    "data": BASE | {"moe"},
+    "train": BASE | {"moe", "data"},
+    "protocol": BASE | {"moe", "data", "train", "assign", "contact"},
+    "drive": BASE | {"moe", "data", "train", "assign", "contact", "protocol", "scenario", "ledger"},
+    "report": BASE | {"ledger"},
+    "cli": BASE | {"moe", "data", "train", "assign", "contact", "protocol", "scenario", "ledger", "drive", "report"},
+}
+OUTSIDE = {
+    "torch": {"contact", "assign", "report", "ledger", "scenario", "errors"},
+    "transformers": set(MAY) - {"moe", "train"},
+}
+
+
+def imports(path: Path) -> set[tuple[int, str]]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.add((node.level, node.module or ""))
+        elif isinstance(node, ast.Import):
+            found |= {(0, alias.name) for alias in node.names}
+    return found
+
+
+def package(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+MODULES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem not in ("__init__",))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    mine = package(path)
+    depth = len(path.relative_to(ROOT).parts)
+    for level, module in imports(path):
+        if level == 0:
+            assert mine not in OUTSIDE.get(module.split(".")[0], set()), f"{mine} must not import {module}"
+        elif level == depth and module:  # relative to the package's root
+            other = module.split(".")[0]
+            assert other == mine or other in MAY[mine], f"{mine} must not import {other}"
+
+
+def test_protocols_do_not_import_each_other() -> None:
+    for name in ("sync", "ems_fl"):
+        for level, module in imports(ROOT / "protocol" / f"{name}.py"):
+            assert not (level == 1 and module in ("sync", "ems_fl"))

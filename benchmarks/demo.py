@@ -45,7 +45,9 @@ def main() -> None:
     for name, summaries in rows.items():
         gamma = median(sum(s["gamma"].values()) / len(s["gamma"]) for s in summaries)
         figures = " ".join(
-            f"{measure} " + " ".join(f"{'' if s[MEASURES[measure]] is not None else '>'}{cost(s, measure):.4g}" for s in summaries) + ";"
+            f"{measure} "
+            + " ".join(f"{'' if s[MEASURES[measure]] is not None else '>'}{cost(s, measure):.4g}" for s in summaries)
+            + ";"
             for measure in MEASURES
         )
         final = " ".join(f"{s['final_accuracy']:.1%}" for s in summaries)

@@ -1,7 +1,6 @@
 """The driver's overhead over a bare PyTorch loop that makes the same gradient steps on the demo's model.
 
-Each repetition times, one after the other in random order: (1) a whole EMS-FL and a whole synchronous run (protocol, simulated
-contacts, part swapping between devices, ledger on disk, checkpoints as in `fedexperts run`, no evaluation); (2) a bare loop over
+Each repetition times, one after the other in random order: (1) a whole EMS-FL and a whole synchronous run (protocol, contacts, part swapping between devices, ledger on disk, checkpoints as in `fedexperts run`, no evaluation); (2) a bare loop over
 the same model object, same trainable tensors, same batch size and number of steps, one AdamW; (3) the same bare loop on an
 untouched transformers model, the peer. The bare loop is the floor: nobody does the steps without doing them.
 Prints medians and the spread of the ratios; target: (1)/(2) at most 1.05. Usage: python benchmarks/simulator.py [--repeats N]
@@ -75,6 +74,13 @@ def plain_loop_s(scenario: Scenario, steps: int) -> float:
     return bare_s(lambda tokens: model(input_ids=tokens).logits, leaves, prepared, steps)
 
 
+def measure_s(key: str, scenario: Scenario, steps: int, parts: set[str]) -> float:
+    if key == "driver":
+        with tempfile.TemporaryDirectory() as folder:
+            return driver_s(scenario, Path(folder))[0]
+    return view_loop_s(scenario, steps, parts) if key == "bare" else plain_loop_s(scenario, steps)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
@@ -85,18 +91,12 @@ def main() -> None:
     parts = {"ems-fl": {"expert:0", "expert:1"}, "sync": everything}
     print(f"{'run':8} {'steps':>6} {'driver ms/step':>15} {'bare loop':>10} {'transformers':>13} {'driver/bare':>24}")
     for name, scenario in jobs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            _, steps = driver_s(scenario, Path(folder))  # also warms up
         times: dict[str, list[float]] = {"driver": [], "bare": [], "plain": []}
         for _ in range(repeats):
-            with tempfile.TemporaryDirectory() as folder:
-                steps = driver_s(scenario, Path(folder))[1] if not times["driver"] else steps  # noqa: F821  # set by the first
-            with tempfile.TemporaryDirectory() as folder:
-                measures = {
-                    "driver": lambda folder=folder: driver_s(scenario, Path(folder))[0],
-                    "bare": lambda: view_loop_s(scenario, steps, parts[name]),
-                    "plain": lambda: plain_loop_s(scenario, steps),
-                }
-                for key in random.sample(sorted(measures), 3):
-                    times[key].append(measures[key]() / steps * 1e3)
+            for key in random.sample(sorted(times), 3):
+                times[key].append(measure_s(key, scenario, steps, parts[name]) / steps * 1e3)
         ratios = sorted(a / b for a, b in zip(times["driver"], times["bare"], strict=True))
         ms = {key: statistics.median(values) for key, values in times.items()}
         ratio = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})"

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError
 
 Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.\-]+$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Table(BaseModel):
@@ -49,7 +49,7 @@ class Model(Table):
     config: dict[str, Any] | None = None
     top1: Literal["straight-through", "switch", "paper"] = "straight-through"
     mask: Literal["-inf", "zero"] = "-inf"
-    noise_std: Annotated[float, Field(ge=0)] = 0.0
+    noise_std: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -74,10 +74,16 @@ class Warmup(Table):
     samples: Annotated[int, Field(ge=1)] = 100
     steps: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = 32
-    lr: Rate = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    gate_fit: Annotated[float, Field(ge=0)] = 0.0
+    gate_fit: NonNegative = 0.0
+
+
+def _batch_size(value: Any) -> Any:
+    if value != "full" and (type(value) is not int or value < 1):
+        raise ValueError('must be a whole number, 1 or above, or "full" for one batch of all samples')
+    return value
 
 
 class Train(Table):
@@ -85,11 +91,11 @@ class Train(Table):
 
     cycles: Annotated[int, Field(ge=1)]
     local_steps: Annotated[int, Field(ge=1)] = 1
-    batch_size: Annotated[int, Field(ge=1)] | Literal["full"] = 32
+    batch_size: Annotated[int | Literal["full"], BeforeValidator(_batch_size)] = 32
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr_expert: Rate = 1e-3
-    lr_gate: Rate = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lr_expert: Positive = 1e-3
+    lr_gate: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
     shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
     seconds_per_round: Positive = 60.0
     max_rounds: Annotated[int, Field(ge=1)] | None = None
@@ -134,7 +140,7 @@ class Scenario(Table):
     """
 
     name: Name
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     protocol: Literal["sync", "ems-fl", "ems-fl-enhanced"] = "ems-fl"
     plan: Plan = Plan()
     model: Model
@@ -167,7 +173,7 @@ class Scenario(Table):
         """
         path = Path(path)
         try:
-            document = tomllib.loads(path.read_text())
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -179,10 +185,12 @@ class Scenario(Table):
     @classmethod
     def parse(cls, document: dict[str, Any], base: Path = Path()) -> Scenario:
         """Check a scenario given as plain data."""
+        if "base" in document:
+            raise InputError("base: unknown key; remove it (paths are relative to the scenario's file)")
         try:
             return cls.model_validate({**document, "base": base})
         except ValidationError as error:
-            raise InputError("\n".join(_explain(dict(e)) for e in error.errors())) from error
+            raise InputError("\n".join(dict.fromkeys(_explain(dict(e)) for e in error.errors()))) from error
 
     def changed(self, **tables: Any) -> Scenario:
         """A checked copy with other values, e.g. ``changed(seed=2, train={"cycles": 3})`` (tables are merged)."""
@@ -235,5 +243,6 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{where}: is missing; add it"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{where}: {message}" if where else message
+        shown = "" if isinstance(given, (dict, BaseModel)) else f" = {given!r}"
+        return f"{where}{shown}: {message}" if where else message
     return f"{where} = {given!r}: {message[0].lower()}{message[1:]}"

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import small
 import tomli_w
+
+import small
 
 PROGRAM = [sys.executable, "-c", "from fedexperts.cli.main import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}

@@ -81,7 +81,7 @@ def test_other_keys_of_a_line_are_ignored(tmp_path):
     ],
 )
 def test_a_malformed_line_is_refused_with_file_and_number(tmp_path, line):
-    with pytest.raises(InputError, match=r"a\.jsonl, line 2: must be"):
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: .*must be"):
         read_jsonl(write(tmp_path / "a.jsonl", GOOD, line, GOOD))
 
 
@@ -114,7 +114,7 @@ def test_a_number_beyond_64_bits_is_refused_with_its_line(tmp_path, line):
 
 
 def test_an_empty_sequence_is_refused_with_its_line(tmp_path):
-    with pytest.raises(InputError, match="line 2: input_ids is empty"):
+    with pytest.raises(InputError, match=r"line 2: input_ids = \[\]: must be"):
         read_jsonl(write(tmp_path / "a.jsonl", GOOD, row([])))
 
 

@@ -13,6 +13,8 @@ from ..errors import InputError
 from . import assign, demo, report, run
 from .common import console
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="fedexperts",
     help="Federated tuning of Mixture-of-Experts models over networks that come and go.",
@@ -50,6 +52,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         console.print("interrupted; the run can go on with --resume")
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

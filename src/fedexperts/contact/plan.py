@@ -132,9 +132,11 @@ def read_plan(path: Path, clusters: Sequence[str]) -> ContactPlan:
         PlanError: the file is missing, is not such a document, or holds an impossible contact.
     """
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"plan.path = {str(path)!r}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"plan.path = {str(path)!r}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise PlanError(f"plan.path = {str(path)!r}: is not JSON (line {error.lineno}: {error.msg})") from error
     rows = document.get("contacts") if isinstance(document, dict) else None
@@ -142,6 +144,8 @@ def read_plan(path: Path, clusters: Sequence[str]) -> ContactPlan:
         raise PlanError(f'plan.path = {str(path)!r}: needs a non-empty list under "contacts"')
     contacts = tuple(_contact(path, i, row) for i, row in enumerate(rows))
     horizon_s = document.get("horizon_s", max(contact.end_s for contact in contacts))
+    if not isinstance(horizon_s, (int, float)) or not math.isfinite(horizon_s):
+        raise PlanError(f"plan.path = {str(path)!r}: horizon_s = {horizon_s!r}: must be a number of seconds")
     return ContactPlan(tuple(clusters), contacts, float(horizon_s))
 
 
@@ -152,5 +156,5 @@ def _contact(path: Path, i: int, row: Any) -> Contact:
     try:
         values: dict[str, Any] = {k: v if k in ("cluster", "satellite") else float(v) for k, v in row.items() if k in allowed}
         return Contact(**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise PlanError(f"{path.name}, contact {i}: times and rates must be numbers ({error})") from error

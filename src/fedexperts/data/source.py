@@ -46,26 +46,36 @@ def load(spec: str, base: Path, seed: int = 0) -> Splits:
 def read_jsonl(path: Path) -> Samples:
     """Token sequences and labels; shorter sequences are padded on the right with 0 and masked."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"data = {str(path)!r}: cannot be read ({error.strerror})") from error
-    tokens, labels = [], []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            tokens.append(torch.tensor([int(t) for t in row["input_ids"]], dtype=torch.long))
-            labels.append(int(row["label"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f'{path}, line {number}: must be {{"input_ids": [...], "label": n}} ({error!r})') from error
-        if not len(tokens[-1]):
-            raise InputError(f"{path}, line {number}: input_ids is empty; every sample needs at least one token")
-    if not tokens:
+    except UnicodeDecodeError as error:
+        raise InputError(f"data = {str(path)!r}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    rows = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+    if not rows:
         raise InputError(f"data = {str(path)!r}: holds no samples; every cluster needs data")
+    tokens = [torch.tensor(ids, dtype=torch.long) for ids, _ in rows]
+    labels = [label for _, label in rows]
     samples = {"input_ids": pad_sequence(tokens, batch_first=True), "labels": torch.tensor(labels)}
     lengths = torch.tensor([len(t) for t in tokens])
     if int(lengths.min()) < int(lengths.max()):
         samples["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     return samples
+
+
+def _row(path: Path, number: int, line: str) -> tuple[list[int], int]:
+    where = f"{path}, line {number}"
+    try:
+        row = json.loads(line)
+        ids, label = row["input_ids"], row["label"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f'{where}: must be {{"input_ids": [...], "label": n}} ({error!r})') from error
+    if not isinstance(ids, list) or not ids:
+        raise InputError(f"{where}: input_ids = {ids!r}: must be a list of at least one token number")
+    for name, value in [("label", label), *(("input_ids", token) for token in ids)]:
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise InputError(f"{where}: {name} holds {value!r}: must be a whole number, 0 or above")
+    return ids, label
 
 
 def size(samples: Samples) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
@@ -29,7 +31,7 @@ def load_classifier(path: Path) -> nn.Module:
         raise InputError(f"model.path = {str(path)!r}: no safetensors file there; {hint}save it as safetensors")
     try:
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"model.path = {str(path)!r}: cannot be loaded ({error})") from error
     return model
 
@@ -42,14 +44,15 @@ def new_classifier(config: dict[str, Any], seed: int) -> nn.Module:
     """
     try:
         parsed = AutoConfig.for_model(**config)
-        if getattr(parsed, "num_experts_per_tok", 1) > getattr(parsed, "num_local_experts", 1):
+        field = next((name for name in ("num_local_experts", "num_experts") if hasattr(parsed, name)), None)
+        if field and parsed.num_experts_per_tok > getattr(parsed, field):
             raise ValueError(
-                f"num_experts_per_tok = {parsed.num_experts_per_tok} (K) is above num_local_experts = "
-                f"{parsed.num_local_experts} (M); the gate cannot pick more experts than there are"
+                f"num_experts_per_tok = {parsed.num_experts_per_tok} (K) is above {field} = {getattr(parsed, field)} (M); "
+                "the gate cannot pick more experts than there are"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: nn.Module = AutoModelForSequenceClassification.from_config(parsed)
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
         raise InputError(f"model.config: {error}") from error
     return model

@@ -59,8 +59,8 @@ class Router:
             scores_TE = scores_TE.masked_fill(~self.allowed_E, float("-inf") if self.mask == "-inf" else 0.0)
             if self.mask == "-inf":
                 k = min(k, int(self.allowed_E.sum()))
-        p_TE = scores_TE.softmax(dim=-1)
-        p_TK, indices_TK = p_TE.topk(k, dim=-1)
+        indices_TK = scores_TE.topk(k, dim=-1).indices  # of the scores: probabilities may underflow to equal zeros
+        p_TK = scores_TE.softmax(dim=-1).gather(-1, indices_TK)
         if self.counts_E is not None:
             picks = indices_TK if self.valid_T is None else indices_TK[self.valid_T]
             self.counts_E += torch.bincount(picks.flatten(), minlength=self.experts)

@@ -137,8 +137,16 @@ class View:
         return tensors
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Run the model on every entry of the batch but ``labels``; return its logits."""
-        output: Any = self.model(**{key: value for key, value in batch.items() if key != "labels"})
+        """Run the model on every entry of the batch but ``labels``; return its logits.
+
+        Hugging Face classifiers find a sequence's last token by the padding token and not by the mask, so masked tokens are
+        given that token's number.
+        """
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        padding = getattr(getattr(self.model, "config", None), "pad_token_id", None)
+        if padding is not None and "attention_mask" in inputs and "input_ids" in inputs:
+            inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, padding)
+        output: Any = self.model(**inputs)
         logits: Tensor = getattr(output, "logits", output)
         return logits
 
@@ -160,7 +168,7 @@ class View:
         self.model.eval()
         tokens = 0
         for site in self.sites:
-            site.router.counts_E = torch.zeros(self.experts, dtype=torch.long)
+            site.router.counts_E = torch.zeros(self.experts, dtype=torch.long, device=next(iter(site.gate.values())).device)
         with torch.no_grad():
             for batch in batches:
                 mask = batch.get("attention_mask")
@@ -171,16 +179,18 @@ class View:
         counts = [site.router.counts_E for site in self.sites]
         for site in self.sites:
             site.router.counts_E = site.router.valid_T = None
-        return torch.stack([c for c in counts if c is not None]).numpy(), tokens
+        return torch.stack([c for c in counts if c is not None]).cpu().numpy(), tokens
 
     @contextmanager
     def gate_logits(self) -> Iterator[Callable[[], list[Tensor]]]:
         """Within the block, the yielded function returns the last forward pass's gate logits_TE, layer by layer."""
         for site in self.sites:
             site.router.keep_logits = True
-        yield lambda: [site.router.logits_TE for site in self.sites if site.router.logits_TE is not None]
-        for site in self.sites:
-            site.router.keep_logits, site.router.logits_TE = False, None
+        try:
+            yield lambda: [site.router.logits_TE for site in self.sites if site.router.logits_TE is not None]
+        finally:
+            for site in self.sites:
+                site.router.keep_logits, site.router.logits_TE = False, None
 
     def seed_noise(self, seed: int) -> None:
         """Make the noise ℰ of (9) repeatable from here on."""

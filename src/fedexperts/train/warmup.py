@@ -54,7 +54,7 @@ def warm_up(view: View, domains: Sequence[dict[str, Tensor]], recipe: WarmUp, se
     domain_N = torch.cat([torch.full((len(s["labels"]),), d) for d, s in enumerate(domains)])
     target_DE = torch.zeros(len(domains), view.experts)
     for d, group in enumerate(domain_groups(view.experts, len(domains))):
-        target_DE[d, group] = 1 / len(group)
+        target_DE[d, group] = 1 / max(1, len(group))
     view.route(None)
     view.model.train()
     leaves = [leaf for _, _, leaf in view.freeze(but=view.parts)]

@@ -1,6 +1,7 @@
 """The driver's overhead over a bare PyTorch loop that makes the same gradient steps on the demo's model.
 
-Each repetition times, one after the other in random order: (1) a whole EMS-FL and a whole synchronous run (protocol, contacts, part swapping between devices, ledger on disk, checkpoints as in `fedexperts run`, no evaluation); (2) a bare loop over
+Each repetition times, in random order: (1) a whole EMS-FL and a whole synchronous run (protocol, contacts, part swapping
+between devices, ledger on disk, checkpoints as in `fedexperts run`, no evaluation); (2) a bare loop over
 the same model object, same trainable tensors, same batch size and number of steps, one AdamW; (3) the same bare loop on an
 untouched transformers model, the peer. The bare loop is the floor: nobody does the steps without doing them.
 Prints medians and the spread of the ratios; target: (1)/(2) at most 1.05. Usage: python benchmarks/simulator.py [--repeats N]

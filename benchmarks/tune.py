@@ -47,9 +47,8 @@ def main() -> None:
         for key, summaries in rows.items():
             cycles = [row["cycles_to_target"] for row in summaries]
             marker = "  <- best" if key == best else ""
-            print(
-                f"{name:18} lr_expert {key[1]:6} lr_gate {key[2]:6} cycles {cycles} mean accuracy {-score(summaries)[1]:.3f}{marker}"
-            )
+            rates = f"lr_expert {key[1]:6} lr_gate {key[2]:6}"
+            print(f"{name:18} {rates} cycles {cycles} mean accuracy {-score(summaries)[1]:.3f}{marker}")
 
 
 if __name__ == "__main__":

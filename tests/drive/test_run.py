@@ -145,9 +145,11 @@ def test_resuming_a_finished_run_returns_it(tmp_path: Path) -> None:
 
 
 BAD = {
-    "more experts per token than experts": ({"model": {"config": {**small.CONFIG, "num_experts_per_tok": 5}}}, "num_experts_per_tok = 5"),
+    "K above M": ({"model": {"config": {**small.CONFIG, "num_experts_per_tok": 5}}}, "num_experts_per_tok = 5"),
     "a label the head lacks": ({"model": {"config": {**small.CONFIG, "num_labels": 5}}}, r"label 9 is outside 0…4"),
-    "a token the vocabulary lacks": ({"model": {"config": {**small.CONFIG, "vocab_size": 100, "pad_token_id": 0}}}, "vocabulary of 100"),
+    "a token the vocabulary lacks": (
+        {"model": {"config": {**small.CONFIG, "vocab_size": 100, "pad_token_id": 0}}},
+        "vocabulary of 100"),
     "an unknown model type": ({"model": {"config": {"model_type": "nonsense"}}}, "nonsense"),
     "a missing checkpoint": ({"model": {"path": "nowhere", "config": None}}, "no config.json"),
     "an unknown domain": ({"cluster": [{"name": "a", "devices": 1, "data": "digits:upside"}]}, "unknown domain"),

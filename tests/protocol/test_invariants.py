@@ -1,6 +1,7 @@
 """What must hold on any plan: whatever overlaps, is cut or is slow."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_a_contact_may_be_cut_at_every_await(protocol_class, cut: int, tmp_path:
     contact = SLOW.contacts[cut]
     during = {x["t_s"] for x in lines if x.get("cluster") == contact.cluster and contact.start_s <= x["t_s"] <= contact.end_s}
     steps = sorted(during)
-    between = [(a + b) / 2 for a, b in zip(steps, steps[1:], strict=False)]
+    between = [(a + b) / 2 for a, b in pairwise(steps)]
     for instant_s in between:
         protocol, lines, devices = play(protocol_class, SLOW, tmp_path, 5, OWNED, closes_s={cut: instant_s})
         assert sum(x["event"] == "lost" for x in lines) == 1
@@ -167,7 +168,7 @@ def test_resplitting_hands_experts_over_at_contacts(protocol_class, tmp_path: Pa
         {"a": frozenset({"expert:1"}), "b": frozenset({"expert:0"})},
         {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})},
     ]
-    protocol, lines, _ = play(
+    _, lines, _ = play(
         protocol_class,
         plan,
         tmp_path,

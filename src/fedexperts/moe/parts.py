@@ -1,7 +1,7 @@
 """A model is a set of named parts: ``backbone``, ``gate``, ``expert:0`` … ``expert:M-1`` and ``head``.
 
 Everything that is frozen, loaded, trained, sent, averaged or refused is a set of parts. With layer granularity, expert m
-of MoE layer ℓ is the part ``expert:ℓ.m``. Tensors inside a piece are never written to: whoever changes a part makes a new piece.
+of MoE layer ℓ is the part ``expert:ℓ.m``. Tensors inside a piece are never written to: a changed part is a new piece.
 """
 
 from __future__ import annotations

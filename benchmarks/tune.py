@@ -1,7 +1,8 @@
 """Learning rates of the demo: the same grid for every protocol, on tuning seeds that no report uses.
 
 For each protocol it prints, for every pair of rates, the cycles to the target on each tuning seed and the mean accuracy over
-all cycles; the best pair has the fewest cycles, ties broken by that mean. Usage: python benchmarks/tune.py [--out DIR]
+all cycles; the best pair has the fewest cycles, ties broken by that mean. Finished runs in --out are not repeated.
+Usage: python benchmarks/tune.py [--out DIR]
 """
 
 import argparse
@@ -13,8 +14,8 @@ from fedexperts.cli.demo import demo_jobs, demo_scenario, warmed_up
 from fedexperts.drive.many import run_many
 
 SEEDS = (100, 101)
-LR_EXPERT = (1e-3, 3e-3, 1e-2)
-LR_GATE = (3e-4, 1e-3, 3e-3, 1e-2)
+LR_EXPERT = (1e-3, 3e-3, 1e-2, 3e-2)
+LR_GATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 NEVER = 99
 PROTOCOLS = ("ems-fl-enhanced", "ems-fl", "sync", "sync, C rounds")
 
@@ -39,7 +40,7 @@ def main() -> None:
                 rates = {"lr_expert": lr_expert, "lr_gate": lr_gate}
                 jobs[f"{name}; {lr_expert:g}; {lr_gate:g}"] = job.changed(train=rates)
         folder = out / str(seed)
-        for key, summary in run_many(warmed_up(scenario, jobs, folder), folder).items():
+        for key, summary in run_many(warmed_up(scenario, jobs, folder), folder, resume=True).items():
             results.setdefault(tuple(key.split("; ")), []).append(summary)
     for name in PROTOCOLS:
         rows = {key: value for key, value in results.items() if key[0] == name}

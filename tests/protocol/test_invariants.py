@@ -197,3 +197,13 @@ def test_resplitting_hands_experts_over_at_contacts(protocol_class, tmp_path: Pa
                     taught.add(f"{part} by {x['cluster']}")
     assert taught == {"expert:0 by a", "expert:0 by b", "expert:1 by a", "expert:1 by b"}
     assert not [x for x in lines if x["event"] == "refuse"]
+
+
+def test_a_download_longer_than_a_contact_goes_on_in_the_next(tmp_path: Path) -> None:
+    contacts = tuple(Contact("a", 10.0 * k, 10.0 * k + 1, 320, 24) for k in range(12))  # 3 B down per contact, 4 B wanted
+    protocol, lines, _ = play(EnhancedEmsFl, ContactPlan(("a",), contacts, 120), tmp_path, 9, {"a": {0}}, gate_tail_cycles=0)
+    sends = [x for x in lines if x["event"] == "send"]
+    assert max(x["downlink_B"] for x in sends) <= 3
+    assert any(x["parts"] == ["expert:0"] for x in sends)
+    assert any(x["parts"] == [] for x in sends)
+    assert toy.value(protocol.model, "expert:0") > 7.9

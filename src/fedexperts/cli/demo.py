@@ -105,7 +105,7 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
     with console.status("warm-up on the shared set"):
         prepared.warm_up()
     initial = (out / "initial").resolve()
-    initial.mkdir(parents=True)
+    initial.mkdir(parents=True, exist_ok=True)
     prepared.view.model.save_pretrained(initial)  # type: ignore[operator]  # a Hugging Face model
     ready = {}
     for name, job in jobs.items():

@@ -10,11 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 
+Direction = Literal["up", "down"]
 TIGHT_S = 1e-9
 """Slack in comparisons of times that were added up."""
 
@@ -24,8 +29,21 @@ class PlanError(InputError):
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Constant rates per device until a time."""
+
+    until_s: float
+    uplink_bps: float
+    downlink_bps: float
+
+
+@dataclass(frozen=True)
 class Contact:
-    """One window in which a satellite and a cluster hear each other; rates are per device."""
+    """One window in which a satellite and a cluster hear each other.
+
+    Rates are per device: constant (``uplink_bps``, ``downlink_bps``), or piecewise constant over ``rates``, whose last piece
+    ends with the contact; the two numbers then hold the means. ``cut`` says that the pass goes on beyond the plan's horizon.
+    """
 
     cluster: str
     start_s: float
@@ -33,6 +51,39 @@ class Contact:
     uplink_bps: float = math.inf
     downlink_bps: float = math.inf
     satellite: str = "satellite"
+    max_elevation_deg: float | None = None
+    rates: tuple[Rates, ...] = ()
+    cut: bool = False
+
+    def carried_B(self, direction: Direction, from_s: float, to_s: float) -> float:
+        """Bytes that fit between two times: the rate integrated over the window."""
+        edges_s, total_B = self._curve(direction)
+        if math.isinf(total_B[-1]):
+            return math.inf if to_s > from_s else 0.0
+        return float(np.interp(to_s, edges_s, total_B) - np.interp(from_s, edges_s, total_B))
+
+    def finish_s(self, direction: Direction, from_s: float, size_B: float) -> float:
+        """When a transfer that begins at ``from_s`` is done; infinity if the contact ends before."""
+        edges_s, total_B = self._curve(direction)
+        if size_B <= 0 or math.isinf(total_B[-1]):
+            return from_s
+        goal_B = float(np.interp(from_s, edges_s, total_B)) + size_B
+        return float(np.interp(goal_B, total_B, edges_s)) if goal_B <= total_B[-1] * (1 + TIGHT_S) else math.inf
+
+    def begin_s(self, direction: Direction, until_s: float, size_B: float) -> float:
+        """The latest beginning of a transfer that is done by ``until_s``; minus infinity if none is early enough."""
+        edges_s, total_B = self._curve(direction)
+        if size_B <= 0 or math.isinf(total_B[-1]):
+            return until_s
+        goal_B = float(np.interp(until_s, edges_s, total_B)) - size_B
+        return float(np.interp(goal_B, total_B, edges_s)) if goal_B >= 0 else -math.inf
+
+    def _curve(self, direction: Direction) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Times and the bytes carried up to each, from the contact's start."""
+        pieces = self.rates or (Rates(self.end_s, self.uplink_bps, self.downlink_bps),)
+        edges_s = np.array([self.start_s, *(piece.until_s for piece in pieces)])
+        rate_bps = np.array([piece.uplink_bps if direction == "up" else piece.downlink_bps for piece in pieces])
+        return edges_s, np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * rate_bps / 8)])
 
 
 @dataclass(frozen=True)
@@ -73,6 +124,11 @@ class ContactPlan:
         for field in ("uplink_bps", "downlink_bps"):
             if not getattr(contact, field) > 0:
                 raise PlanError(f"{where}: {field} = {getattr(contact, field):g} must be above 0; leave it out for no limit")
+        edges_s = [contact.start_s, *(piece.until_s for piece in contact.rates)]
+        if contact.rates and (any(b <= a for a, b in pairwise(edges_s)) or abs(edges_s[-1] - contact.end_s) > 1e-6):
+            raise PlanError(f"{where}: rates must follow one another and the last must end at end_s = {contact.end_s:g}")
+        if any(not min(piece.uplink_bps, piece.downlink_bps) > 0 for piece in contact.rates):
+            raise PlanError(f"{where}: rates holds a rate that is not above 0; end the contact where the signal ends")
 
     @property
     def reachable(self) -> tuple[str, ...]:
@@ -102,7 +158,10 @@ class ContactPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; unlimited rates are left out."""
-        rows = [{k: v for k, v in asdict(contact).items() if v != math.inf} for contact in self.contacts]
+        rows = [
+            {k: v for k, v in asdict(c).items() if v is not None and v is not False and v not in (math.inf, ())}
+            for c in self.contacts
+        ]
         return {"clusters": list(self.clusters), "horizon_s": self.horizon_s, "contacts": rows}
 
 

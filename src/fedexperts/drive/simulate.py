@@ -64,6 +64,7 @@ class ClusterState:
         self.since_s = 0.0
         self.outbox: dict[str, list[Update]] = {}  # device -> frozen snapshots that are not yet complete at the server
         self.sent_B: dict[str, int] = {}  # device -> bytes of its outbox that have arrived
+        self.heard_B: dict[tuple[str, int], int] = {}  # (part, version) -> bytes of an unfinished broadcast
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -73,6 +74,7 @@ class ClusterState:
             "since_s": self.since_s,
             "outbox": self.outbox,
             "sent_B": self.sent_B,
+            "heard_B": self.heard_B,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -250,23 +252,40 @@ class SimulatedLink:
     def rounds_left(self, upload: Collection[str] = ()) -> int:
         """See `Link`."""
         size_B = sum(self.simulator.protocol.model[part].size_B for part in upload)
-        transfer_s = size_B * 8 / self.contact.uplink_bps + size_B * 8 / self.contact.downlink_bps
-        left_s = self.contact.end_s - self.now_s - transfer_s
-        return max(0, math.floor(left_s / self.simulator.pace.seconds_per_round + TIGHT_S))
+        down_s = self.contact.begin_s("down", self.contact.end_s, size_B)
+        left_s = (self.contact.begin_s("up", down_s, size_B) if math.isfinite(down_s) else down_s) - self.now_s
+        return max(0, math.floor(left_s / self.simulator.pace.seconds_per_round + TIGHT_S)) if math.isfinite(left_s) else 0
 
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
-        """See `Link`; a broadcast takes as long as one copy."""
-        devices = self.state.devices
-        missing = [piece for piece in pieces if not all(device.holds(piece) for device in devices)]
-        size_B = sum(piece.size_B for piece in missing)
+        """See `Link`; a broadcast takes as long as one copy. Pieces that are complete when the signal is lost have arrived."""
+        state = self.state
+        missing = [piece for piece in pieces if not all(device.holds(piece) for device in state.devices)]
+        left_B = {p.part: p.size_B - state.heard_B.get((p.part, p.version), 0) for p in missing}
+        began_s = self.now_s
+
+        def arrive(room_B: float) -> None:
+            complete, carried_B = [], 0
+            for piece in missing:
+                taken_B = int(min(left_B[piece.part], room_B - carried_B))
+                carried_B += taken_B
+                if taken_B < left_B[piece.part]:
+                    state.heard_B[piece.part, piece.version] = piece.size_B - left_B[piece.part] + taken_B
+                    break
+                complete.append(piece)
+                state.heard_B.pop((piece.part, piece.version), None)
+            for device in state.devices:
+                device.receive(complete)
+            self._count("send", "downlink_B", [p.part for p in complete], carried_B, [p.version for p in complete])
 
         def done() -> None:
-            for device in devices:
-                device.receive(missing)
-            self._count("send", "downlink_B", [p.part for p in missing], size_B, [p.version for p in missing])
+            arrive(math.inf)
             self._stand(order)
 
-        await self._wait(size_B * 8 / self.contact.downlink_bps, done)
+        def lost(after_s: float) -> None:
+            arrive(self.contact.carried_B("down", began_s, self.now_s))
+            self._follow(self.now_s)
+
+        await _wait(Effect(self.contact.finish_s("down", began_s, sum(left_B.values())) - began_s, done, lost))
 
     async def train(self, task: Task) -> None:
         """See `Link`; rounds that end before a loss are done, and then the standing order counts."""
@@ -304,14 +323,17 @@ class SimulatedLink:
             self._upload(parts, sum(left_B.values()), updates)
             return updates
 
+        began_s = self.now_s
+
         def lost(after_s: float) -> None:
-            carried = {name: min(size, int(after_s * self.contact.uplink_bps / 8)) for name, size in left_B.items()}
+            room_B = self.contact.carried_B("up", began_s, self.now_s)
+            carried = {name: int(min(size, room_B)) for name, size in left_B.items()}
             for name, size in carried.items():
                 state.sent_B[name] += size
             self._upload(parts, sum(carried.values()), [])
             self._follow(self.now_s)
 
-        duration_s = max(left_B.values(), default=0) * 8 / self.contact.uplink_bps
+        duration_s = self.contact.finish_s("up", began_s, max(left_B.values(), default=0)) - began_s
         updates: list[Update] = await _wait(Effect(duration_s, done, lost))
         return updates
 

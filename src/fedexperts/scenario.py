@@ -123,6 +123,14 @@ class Evaluation(Table):
     every_cycles: Annotated[int, Field(ge=1)] = 1
 
 
+class Faults(Table):
+    """``[faults]``: probabilities of what goes wrong on the links, drawn from the scenario's seed."""
+
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    corrupt: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    early_close: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class Cluster(Table):
     """``[[cluster]]``: devices in one place with their data."""
 
@@ -149,6 +157,7 @@ class Scenario(Table):
     train: Train
     assignment: Assignment = Assignment()
     evaluation: Evaluation = Evaluation()
+    faults: Faults = Faults()
     cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
     base: Annotated[Path, Field(exclude=True)] = Path()
 

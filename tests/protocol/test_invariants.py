@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 import toy
 from fedexperts.contact.plan import Contact, ContactPlan, round_robin
+from fedexperts.drive.faults import Faults
 from fedexperts.drive.simulate import Pace, Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
 
+NONE = Faults()
 PROTOCOLS = [EmsFl, EnhancedEmsFl, Sync]
 
 
@@ -28,6 +30,7 @@ def play(
     owned: dict[str, set[int]],
     experts: int = 2,
     closes_s: dict[int, float] | None = None,
+    faults: Faults = NONE,
     **start: Any,
 ) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
     data = {c: [toy.samples(min(mine, default=0), 8.0, experts=experts)] for c, mine in owned.items()}
@@ -35,7 +38,7 @@ def play(
     parts = {c: frozenset(f"expert:{m}" for m in mine) for c, mine in owned.items()}
     protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), parts, cycles=cycles, **start))
     ledger = Ledger(path / "ledger.jsonl")
-    simulator = Simulator(plan, devices, Pace(1.0), cycles, ledger, lambda model, cycle: {}, closes_s=closes_s)
+    simulator = Simulator(plan, devices, Pace(1.0), cycles, ledger, lambda model, cycle: {}, closes_s=closes_s, faults=faults)
     simulator.run(protocol)
     ledger.close()
     return protocol, list(read(path / "ledger.jsonl")), devices
@@ -129,10 +132,10 @@ def plans(draw: st.DrawFn) -> ContactPlan:
 
 @pytest.mark.parametrize("protocol_class", PROTOCOLS)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(plan=plans(), cycles=st.integers(1, 3))
-def test_any_plan(protocol_class, plan: ContactPlan, cycles: int, tmp_path: Path) -> None:
+@given(plan=plans(), cycles=st.integers(1, 3), faults=st.sampled_from([NONE, Faults(0.3, 0.1, 0.3, seed=1)]))
+def test_any_plan(protocol_class, plan: ContactPlan, cycles: int, faults: Faults, tmp_path: Path) -> None:
     owned = {"a": {0}, "b": {1, 2}, "c": {3}}
-    protocol, lines, _ = play(protocol_class, plan, tmp_path, cycles, owned, experts=4, gate_tail_cycles=0)
+    protocol, lines, _ = play(protocol_class, plan, tmp_path, cycles, owned, experts=4, gate_tail_cycles=0, faults=faults)
     assert lines[-1]["event"] == "end"
     assert [x["t_s"] for x in lines] == sorted(x["t_s"] for x in lines)
     for key in ("uplink_B", "downlink_B"):
@@ -207,3 +210,15 @@ def test_a_download_longer_than_a_contact_goes_on_in_the_next(tmp_path: Path) ->
     assert any(x["parts"] == ["expert:0"] for x in sends)
     assert any(x["parts"] == [] for x in sends)
     assert toy.value(protocol.model, "expert:0") > 7.9
+
+
+@pytest.mark.parametrize("protocol_class", PROTOCOLS)
+def test_lost_pieces_are_sent_again(protocol_class, tmp_path: Path) -> None:
+    """Drops and corruption cost bytes and time, not training: what no longer fits a contact arrives in the next."""
+    _, lines, _ = play(protocol_class, SLOW, tmp_path, 5, OWNED)
+    protocol, faulty, devices = play(protocol_class, SLOW, tmp_path, 5, OWNED, faults=Faults(0.3, 0.2, seed=4))
+    assert faulty[-1]["uplink_B"] > lines[-1]["uplink_B"]
+    assert not [x for x in faulty if x["event"] == "refuse"]
+    assert faulty[-1]["unsent_rounds"] == 0
+    assert all(not device.pending for group in devices.values() for device in group)
+    assert toy.value(protocol.model, "expert:0") + toy.value(protocol.model, "head") == pytest.approx(8, abs=0.5)

@@ -27,6 +27,7 @@ from ..protocol.link import ServerProtocol, Start
 from ..protocol.sync import Sync
 from ..scenario import Scenario
 from . import checkpoint
+from .faults import Faults
 from .prepare import Counts, Prepared, assignment_report, prepare, split_experts
 from .simulate import Pace, Simulator
 
@@ -141,6 +142,7 @@ class _Run:
             self.ledger,
             self._evaluate,
             train.final_flush,
+            faults=Faults(**self.scenario.faults.model_dump(), seed=self.scenario.seed),
         )
         if saved:
             vars(protocol).update(saved["protocol"])

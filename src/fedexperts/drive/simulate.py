@@ -23,6 +23,7 @@ from ..moe.parts import Piece, in_order
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.device import Device
 from ..train.task import Task, Update
+from .faults import NO_FAULTS, Faults
 
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
 
@@ -62,7 +63,7 @@ class ClusterState:
         self.devices = devices
         self.order: Task | None = None
         self.since_s = 0.0
-        self.outbox: dict[str, list[Update]] = {}  # device -> frozen snapshots that are not yet complete at the server
+        self.outbox: dict[str, list[tuple[Update, int]]] = {}  # device -> snapshots under way, and sends each one needs
         self.sent_B: dict[str, int] = {}  # device -> bytes of its outbox that have arrived
         self.heard_B: dict[tuple[str, int], int] = {}  # (part, version) -> bytes of an unfinished broadcast
 
@@ -95,6 +96,7 @@ class Simulator:
         final_flush: one further contact per cluster, after training has ended, to collect what was not uploaded.
         evaluate: called at the end of each cycle with the global model and the cycle's number; its facts go to the ledger.
         closes_s: contacts (by their number in the plan) whose signal is lost before the planned end, and when.
+        faults: random ones, from a seed.
     """
 
     def __init__(
@@ -107,10 +109,13 @@ class Simulator:
         evaluate: Callable[[dict[str, Piece], int], dict[str, Any]],
         final_flush: bool = True,
         closes_s: Mapping[int, float] | None = None,
+        faults: Faults = NO_FAULTS,
     ):
         self.plan, self.pace, self.ledger, self.evaluate = plan, pace, ledger, evaluate
         self.clusters = {name: ClusterState(group) for name, group in devices.items()}
-        self.closes_s = {plan.contacts[i]: t_s for i, t_s in (closes_s or {}).items()}
+        self.faults = faults
+        lost_s = {**faults.closes_s(plan), **(closes_s or {})}
+        self.closes_s = {plan.contacts[i]: t_s for i, t_s in lost_s.items()}
         ends_s = plan.cycle_ends_s[:cycles]
         self.end_s = ends_s[-1] if len(ends_s) == cycles else plan.horizon_s
         self.cycle_ends_s = ends_s
@@ -260,7 +265,9 @@ class SimulatedLink:
         """See `Link`; a broadcast takes as long as one copy. Pieces that are complete when the signal is lost have arrived."""
         state = self.state
         missing = [piece for piece in pieces if not all(device.holds(piece) for device in state.devices)]
-        left_B = {p.part: p.size_B - state.heard_B.get((p.part, p.version), 0) for p in missing}
+        faults = self.simulator.faults
+        whole_B = {p.part: p.size_B * faults.sends(self.cluster, p.part, p.version) for p in missing}
+        left_B = {p.part: whole_B[p.part] - state.heard_B.get((p.part, p.version), 0) for p in missing}
         began_s = self.now_s
 
         def arrive(room_B: float) -> None:
@@ -269,7 +276,7 @@ class SimulatedLink:
                 taken_B = int(min(left_B[piece.part], room_B - carried_B))
                 carried_B += taken_B
                 if taken_B < left_B[piece.part]:
-                    state.heard_B[piece.part, piece.version] = piece.size_B - left_B[piece.part] + taken_B
+                    state.heard_B[piece.part, piece.version] = whole_B[piece.part] - left_B[piece.part] + taken_B
                     break
                 complete.append(piece)
                 state.heard_B.pop((piece.part, piece.version), None)
@@ -310,14 +317,14 @@ class SimulatedLink:
         for device in state.devices:
             self._freeze(device, parts)
         left_B = {
-            device.name: sum(u.piece.size_B for u in state.outbox[device.name]) - state.sent_B[device.name]
+            device.name: sum(u.piece.size_B * sends for u, sends in state.outbox[device.name]) - state.sent_B[device.name]
             for device in state.devices
         }
 
         def done() -> list[Update]:
-            updates = [update for device in state.devices for update in state.outbox[device.name]]
+            updates = [update for device in state.devices for update, _ in state.outbox[device.name]]
             for device in state.devices:
-                for update in state.outbox[device.name]:
+                for update, _ in state.outbox[device.name]:
                     device.delivered(update)
             state.outbox, state.sent_B = {}, {}
             self._upload(parts, sum(left_B.values()), updates)
@@ -377,12 +384,15 @@ class SimulatedLink:
     def _freeze(self, device: Device, parts: Collection[str]) -> None:
         """Snapshots that are partly sent stay as they are; the rest is taken afresh."""
         state, kept, offset = self.state, [], 0
-        for update in state.outbox.get(device.name, []):
+        for update, sends in state.outbox.get(device.name, []):
             if offset < state.sent_B.get(device.name, 0):
-                kept.append(update)
-            offset += update.piece.size_B
-        begun = {update.piece.part for update in kept}
-        state.outbox[device.name] = kept + device.snapshot(set(parts) - begun)
+                kept.append((update, sends))
+            offset += update.piece.size_B * sends
+        begun = {update.piece.part for update, _ in kept}
+        fresh = device.snapshot(set(parts) - begun)
+        state.outbox[device.name] = kept + [
+            (u, self.simulator.faults.sends(device.name, u.piece.part, self.now_s)) for u in fresh
+        ]
         state.sent_B.setdefault(device.name, 0)
 
     def _upload(self, parts: Collection[str], size_B: int, updates: list[Update]) -> None:

@@ -91,10 +91,10 @@ def demo_jobs(scenario: Scenario) -> dict[str, Scenario]:
 
 
 TUNED: dict[str, dict[str, Any]] = {
-    "sync": {"lr_expert": 3e-3, "lr_gate": 3e-3},
-    "sync, C rounds": {"lr_expert": 3e-3, "lr_gate": 3e-4},
-    "ems-fl": {"lr_expert": 3e-3, "lr_gate": 3e-3},
-    "ems-fl-enhanced": {"lr_expert": 3e-3, "lr_gate": 3e-3},
+    "sync": {"lr_expert": 1e-2, "lr_gate": 1e-3},
+    "sync, C rounds": {"lr_expert": 3e-3, "lr_gate": 3e-3},
+    "ems-fl": {"lr_expert": 3e-3, "lr_gate": 1e-2},
+    "ems-fl-enhanced": {"lr_expert": 3e-2, "lr_gate": 3e-3},
 }
 
 

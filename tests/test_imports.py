@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "fedexperts"
-BASE = {"errors"}
+BASE = {"errors", "units"}
 MAY = {
     "errors": set(),
+    "units": set(),
     "scenario": BASE,
     "ledger": BASE,
     "contact": BASE,
@@ -22,7 +23,7 @@ MAY = {
     "cli": BASE | {"moe", "data", "train", "assign", "contact", "protocol", "scenario", "ledger", "drive", "report"},
 }
 OUTSIDE = {
-    "torch": {"contact", "assign", "report", "ledger", "scenario", "errors"},
+    "torch": {"contact", "assign", "report", "ledger", "scenario", "errors", "units"},
     "transformers": set(MAY) - {"moe", "train"},
 }
 

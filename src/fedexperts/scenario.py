@@ -8,10 +8,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError
 
@@ -28,18 +28,69 @@ class Table(BaseModel):
 
 
 class Plan(Table):
-    """``[plan]``: who can talk when."""
+    """``[plan]``: who can talk when. ``start``, ``days`` and ``min_elevation_deg`` belong to ``kind = "orbit"``."""
 
-    kind: Literal["round-robin", "always-on", "file"] = "round-robin"
+    kind: Literal["orbit", "round-robin", "always-on", "file"] = "round-robin"
     path: str | None = None
     slot_s: Positive = 60.0
     idle_slots: Annotated[int, Field(ge=0)] = 0
+    start: AwareDatetime | None = None
+    days: Positive = 1.0
+    min_elevation_deg: Annotated[float, Field(ge=0, lt=90)] = 10.0
 
     @model_validator(mode="after")
     def _path(self) -> Plan:
         if (self.kind == "file") != (self.path is not None):
             raise ValueError('kind = "file" needs a path, and a path needs kind = "file"')
+        if self.kind == "orbit" and self.start is None:
+            raise ValueError('kind = "orbit" needs a start, for example start = 2026-01-01T00:00:00Z')
         return self
+
+
+class Walker(Table):
+    """A Walker shell: ``total`` satellites in ``planes`` planes."""
+
+    total: Annotated[int, Field(ge=1)]
+    planes: Annotated[int, Field(ge=1)]
+    phasing: Annotated[int, Field(ge=0)] = 0
+    altitude_km: float
+    inclination_deg: float
+    kind: Literal["delta", "star"] = "delta"
+
+
+class Satellite(Table):
+    """``[satellite]`` or ``[[satellite]]``: a circular orbit, a TLE or OMM file, or a Walker shell."""
+
+    name: Name = "satellite"
+    altitude_km: float | None = None
+    inclination_deg: float | None = None
+    raan_deg: float = 0.0
+    mean_anomaly_deg: float = 0.0
+    epoch: AwareDatetime | None = None
+    tle: str | None = None
+    omm: str | None = None
+    satellite_name: str | None = None
+    walker: Walker | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Satellite:
+        if sum(x is not None for x in (self.altitude_km, self.tle, self.omm, self.walker)) != 1:
+            raise ValueError("give exactly one of altitude_km (a circular orbit), tle, omm or walker")
+        if (self.altitude_km is None) != (self.inclination_deg is None):
+            raise ValueError("a circular orbit needs altitude_km and inclination_deg")
+        return self
+
+
+class Radio(Table):
+    """``[radio]``: a preset, and any field of `contact.radio.Radio` beside it, which checks them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    preset: str = "paper"
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that differ from the preset."""
+        return dict(self.model_extra or {})
 
 
 class Model(Table):
@@ -131,51 +182,59 @@ class Faults(Table):
     early_close: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class Cluster(Table):
-    """``[[cluster]]``: devices in one place with their data."""
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+class Place(Table):
+    """``[[cluster]]``: devices in one place. An orbital plan needs the place; training needs the data."""
 
     name: Name
-    devices: Annotated[int, Field(ge=1)]
-    data: str
+    devices: Annotated[int, Field(ge=1)] = 1
+    latitude_deg: float | None = None
+    longitude_deg: float | None = None
+    altitude_m: float = 0.0
+    min_elevation_deg: Annotated[float, Field(ge=0, lt=90)] | None = None
+    data: str | None = None
     test: str | None = None
     partition: Literal["iid", "by-label"] = "iid"
 
 
-class Scenario(Table):
-    """A whole scenario.
+class Cluster(Place):
+    """``[[cluster]]`` of a training scenario."""
 
-    ``base`` is the folder that relative paths start from; it is not part of the file.
-    """
+    data: str
+
+
+class Network(Table):
+    """What a contact plan depends on; ``fedexperts plan`` reads this and leaves the tables of training alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     name: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced"] = "ems-fl"
     plan: Plan = Plan()
-    model: Model
-    task: Task = Task()
-    warmup: Warmup | None = None
-    train: Train
-    assignment: Assignment = Assignment()
-    evaluation: Evaluation = Evaluation()
-    faults: Faults = Faults()
-    cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
+    satellite: Annotated[tuple[Satellite, ...], BeforeValidator(_listed), Field(strict=False)] = ()
+    radio: Radio = Radio()
+    model: Model | None = None
+    cluster: Annotated[tuple[Place, ...], Field(min_length=1, strict=False)]
     base: Annotated[Path, Field(exclude=True)] = Path()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Scenario:
+    def _places(self) -> Network:
         names = [cluster.name for cluster in self.cluster]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"[[cluster]] name = {', '.join(sorted(twice))}: given twice; every cluster needs its own name")
-        if self.protocol == "ems-fl-enhanced" and self.train.gate_tail_cycles >= self.train.cycles:
-            raise ValueError(
-                f"train.gate_tail_cycles = {self.train.gate_tail_cycles}: must be below train.cycles = {self.train.cycles}, "
-                "or no expert is ever trained"
-            )
+        if self.plan.kind == "orbit":
+            if not self.satellite:
+                raise ValueError('[satellite]: is missing; plan.kind = "orbit" needs one, for example altitude_km = 600')
+            if lost := [c.name for c in self.cluster if c.latitude_deg is None or c.longitude_deg is None]:
+                raise ValueError(f'[[cluster]] {", ".join(lost)}: plan.kind = "orbit" needs latitude_deg and longitude_deg')
         return self
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
-        """Read and check a scenario file; ``overrides`` are ``section.key=value`` with values in TOML.
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read and check a file; ``overrides`` are ``section.key=value`` with values in TOML.
 
         Raises:
             InputError: with one line per fault.
@@ -192,16 +251,18 @@ class Scenario(Table):
         return cls.parse(document, path.resolve().parent)
 
     @classmethod
-    def parse(cls, document: dict[str, Any], base: Path = Path()) -> Scenario:
+    def parse(cls, document: dict[str, Any], base: Path = Path()) -> Self:
         """Check a scenario given as plain data."""
-        if "base" in document:
-            raise InputError("base: unknown key; remove it (paths are relative to the scenario's file)")
+        known = set(Scenario.model_fields) - {"base"}
+        if "base" in document or (cls is Network and not set(document) <= known):
+            unknown = sorted(set(document) - known)
+            raise InputError("\n".join(f"{key}: unknown key; remove it or correct its spelling" for key in unknown))
         try:
             return cls.model_validate({**document, "base": base})
         except ValidationError as error:
             raise InputError("\n".join(dict.fromkeys(_explain(dict(e)) for e in error.errors()))) from error
 
-    def changed(self, **tables: Any) -> Scenario:
+    def changed(self, **tables: Any) -> Self:
         """A checked copy with other values, e.g. ``changed(seed=2, train={"cycles": 3})`` (tables are merged)."""
         document = self.model_dump(exclude_none=True)
         for key, value in tables.items():
@@ -215,6 +276,34 @@ class Scenario(Table):
     def file(self, path: str) -> Path:
         """A path of the scenario, resolved."""
         return (self.base / path).resolve()
+
+
+class Scenario(Network):
+    """A whole scenario.
+
+    ``base`` is the folder that relative paths start from; it is not part of the file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced"] = "ems-fl"
+    model: Model
+    task: Task = Task()
+    warmup: Warmup | None = None
+    train: Train
+    assignment: Assignment = Assignment()
+    evaluation: Evaluation = Evaluation()
+    faults: Faults = Faults()
+    cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        if self.protocol == "ems-fl-enhanced" and self.train.gate_tail_cycles >= self.train.cycles:
+            raise ValueError(
+                f"train.gate_tail_cycles = {self.train.gate_tail_cycles}: must be below train.cycles = {self.train.cycles}, "
+                "or no expert is ever trained"
+            )
+        return self
 
 
 def _plain(value: Any) -> Any:

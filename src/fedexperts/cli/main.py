@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..errors import InputError
-from . import assign, demo, report, run
+from . import assign, demo, plan, report, run
 from .common import console
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command("demo")(demo.command)
 app.command("run")(run.command)
 app.command("assign")(assign.command)
+app.command("plan")(plan.command)
 app.command("report")(report.command)
 
 

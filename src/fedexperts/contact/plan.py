@@ -209,11 +209,17 @@ def read_plan(path: Path, clusters: Sequence[str]) -> ContactPlan:
 
 
 def _contact(path: Path, i: int, row: Any) -> Contact:
-    allowed = {"cluster", "start_s", "end_s", "uplink_bps", "downlink_bps", "satellite"}
+    numbers = {"start_s", "end_s", "uplink_bps", "downlink_bps", "max_elevation_deg"}
     if not isinstance(row, dict) or not {"cluster", "start_s", "end_s"} <= set(row):
         raise PlanError(f"{path.name}, contact {i}: needs cluster, start_s and end_s")
     try:
-        values: dict[str, Any] = {k: v if k in ("cluster", "satellite") else float(v) for k, v in row.items() if k in allowed}
+        values: dict[str, Any] = {k: float(v) for k, v in row.items() if k in numbers and v is not None}
+        values |= {k: v for k, v in row.items() if k in ("cluster", "satellite", "cut")}
+        values["rates"] = tuple(_rates(piece) for piece in row.get("rates", ()))
         return Contact(**values)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise PlanError(f"{path.name}, contact {i}: times and rates must be numbers ({error})") from error
+
+
+def _rates(piece: Any) -> Rates:
+    return Rates(float(piece["until_s"]), float(piece.get("uplink_bps", math.inf)), float(piece.get("downlink_bps", math.inf)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ..assign.relevance import (
     Array,
@@ -21,16 +23,18 @@ from ..assign.relevance import (
     truncate,
 )
 from ..assign.split import split
-from ..contact.plan import ContactPlan, PlanError, always_on, read_plan, round_robin
+from ..contact.interchange import load_plan
+from ..contact.plan import ContactPlan, PlanError, always_on, round_robin
 from ..data.partition import deal
 from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
 from ..moe.load import load_classifier, new_classifier
-from ..moe.parts import Piece, expert
+from ..moe.parts import GATE, Piece, expert, is_expert, tensors_B
 from ..moe.view import View
-from ..scenario import Scenario
+from ..scenario import Model, Network, Scenario
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
+from .orbit import orbit
 
 Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 """Per cluster: counts_LM of a trial pass and its number of tokens."""
@@ -101,18 +105,46 @@ def prepare(scenario: Scenario) -> Prepared:
 
 
 def contact_plan(scenario: Scenario) -> ContactPlan:
-    """The scenario's contact plan, long enough for the cycles asked for and a final flush."""
-    names = [cluster.name for cluster in scenario.cluster]
-    table, cycles = scenario.plan, scenario.train.cycles + 1
+    """The scenario's contact plan, long enough for the cycles asked for and a final flush; every cluster must be in it."""
+    plan = network_plan(scenario, scenario.train.cycles + 1)
+    if missing := [cluster.name for cluster in scenario.cluster if cluster.name not in plan.reachable]:
+        table = scenario.plan
+        where = f"plan.path = {table.path!r}" if table.kind == "file" else f"the {table.days:g} days of the orbital plan"
+        raise PlanError(
+            f"{where}: no contact for cluster {', '.join(missing)}; add one, use a lower min_elevation_deg, another "
+            "inclination_deg or more days, or drop the cluster"
+        )
+    return plan
+
+
+def network_plan(network: Network, cycles: int | None = None) -> ContactPlan:
+    """The contact plan of any kind; a round robin and always-on last for ``cycles``, or for ``plan.days``."""
+    names = [cluster.name for cluster in network.cluster]
+    table = network.plan
+    if table.kind == "orbit":
+        return orbit(network).plan()
+    if table.kind == "file":
+        assert table.path is not None  # the scenario's own check
+        return load_plan(network.file(table.path), names)
+    slots = len(names) + table.idle_slots if table.kind == "round-robin" else 1
+    if cycles is None:
+        cycles = max(1, int(table.days * 86400 / (slots * table.slot_s)))
     if table.kind == "round-robin":
         return round_robin(names, cycles, table.slot_s, table.idle_slots)
-    if table.kind == "always-on":
-        return always_on(names, cycles, table.slot_s)
-    assert table.path is not None  # the scenario's own check
-    plan = read_plan(scenario.file(table.path), names)
-    if missing := set(names) - set(plan.reachable):
-        raise PlanError(f"plan.path = {table.path!r}: no contact for cluster {', '.join(sorted(missing))}; add one or drop it")
-    return plan
+    return always_on(names, cycles, table.slot_s)
+
+
+PAPER_UPLOAD_B = 14_155_776
+"""Table I: one Llama-3-8B expert with LoRA of rank 4 in bf16."""
+
+
+def upload_B(network: Network) -> int:
+    """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate (without a model: Table I)."""
+    if network.model is None:
+        return PAPER_UPLOAD_B
+    parts = View(_model(network.model, network)).parts
+    experts = [tensors_B(tensors) for part, tensors in parts.items() if is_expert(part)]
+    return math.ceil(len(experts) / len(network.cluster)) * max(experts) + tensors_B(parts[GATE])
 
 
 def split_experts(scenario: Scenario, counts: Counts, layers: int, number: int = 0) -> dict[str, frozenset[str]]:
@@ -215,13 +247,15 @@ def _shared_sets(scenario: Scenario) -> list[Samples]:
     return [first(load(spec, scenario.base, scenario.seed).shared, scenario.warmup.samples) for spec in scenario.warmup.data]
 
 
+def _model(table: Model, network: Network) -> nn.Module:
+    if table.path is not None:
+        return load_classifier(network.file(table.path))
+    return new_classifier(table.config or {}, network.seed)
+
+
 def _view(scenario: Scenario) -> View:
     table = scenario.model
-    if table.path is not None:
-        model = load_classifier(scenario.file(table.path))
-    else:
-        model = new_classifier(table.config or {}, scenario.seed)
-    view = View(model, table.top1, table.mask, table.noise_std, scenario.assignment.granularity)
+    view = View(_model(table, scenario), table.top1, table.mask, table.noise_std, scenario.assignment.granularity)
     if unknown := scenario.train.shared - set(view.parts):
         raise InputError(f"train.shared = {sorted(unknown)}: the model has no such part; it has {sorted(view.parts)}")
     if scenario.warmup and scenario.warmup.gate_fit > 0 and len(scenario.warmup.data) > view.experts:

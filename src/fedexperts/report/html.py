@@ -39,7 +39,7 @@ def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
 <h1>{html.escape(title)}</h1>
 {_table(summaries)}
 <p class="note">Steps are gradient steps summed over all devices; MB are 10⁶ bytes sent up by all devices. Between contacts
-EMS-FL goes on training, so it makes more steps in a cycle than the baseline: read all three axes. Stars mark the first
+EMS-FL goes on training, so it makes more steps in a cycle than the baseline: read all the axes. Stars mark the first
 evaluation that reached the target; dotted lines are the γ ≈ 1 controls, where every cluster holds all kinds of data.</p>
 {body}
 {_advice(lines)}
@@ -52,20 +52,25 @@ evaluation that reached the target; dotted lines are the γ ≈ 1 controls, wher
 
 
 def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """Global accuracy against cycles, steps and uplink."""
-    axes = (("cycle", "orbital cycles", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
-    figure = make_subplots(cols=3, shared_yaxes=True, horizontal_spacing=0.03)
+    """Global accuracy against cycles, simulated time, steps and uplink."""
+    axes = (
+        ("cycle", "orbital cycles", 1.0),
+        ("t_s", "simulated hours", 1 / 3600),
+        ("steps", "gradient steps", 1.0),
+        ("uplink_B", "uplink MB", 1e-6),
+    )
+    figure = make_subplots(rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12)
     for name, row in summaries.items():
         colour, dash = _look(name, summaries)
         history = row["history"]
         accuracy = [100 * point["accuracy"] for point in history]
-        for column, (key, _, scale) in enumerate(axes, start=1):
+        for panel, (key, _, scale) in enumerate(axes):
             line = go.Scatter(
                 x=[point[key] * scale for point in history],
                 y=accuracy,
                 name=name,
                 legendgroup=name,
-                showlegend=column == 1,
+                showlegend=panel == 0,
                 mode="lines+markers",
                 line={"color": colour, "dash": dash},
                 marker={
@@ -73,14 +78,14 @@ def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
                     "symbol": ["star" if p["cycle"] == row["cycles_to_target"] else "circle" for p in history],
                 },
             )
-            figure.add_trace(line, row=1, col=column)
-    for column, (_, label, _) in enumerate(axes, start=1):
-        figure.update_xaxes(title_text=label, row=1, col=column)
+            figure.add_trace(line, row=panel // 2 + 1, col=panel % 2 + 1)
+    for panel, (_, label, _) in enumerate(axes):
+        figure.update_xaxes(title_text=label, row=panel // 2 + 1, col=panel % 2 + 1)
     target = next(iter(summaries.values()))["target"]
     if target is not None:
         figure.add_hline(y=100 * target, line={"color": "#888", "dash": "dash", "width": 1})
-    figure.update_yaxes(title_text="accuracy of the global model, %", row=1, col=1)
-    figure.update_layout(template="plotly_white", height=480, legend={"orientation": "h", "y": 1.12}, margin={"t": 60})
+    figure.update_yaxes(title_text="global accuracy, %", col=1)
+    figure.update_layout(template="plotly_white", height=760, legend={"orientation": "h", "y": 1.07}, margin={"t": 60})
     return figure
 
 

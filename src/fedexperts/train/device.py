@@ -69,6 +69,7 @@ class Device:
         self.snapshots: dict[str, Tensors] = {}  # delivered ones that training had gone past when they arrived
         self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
         self.steps = 0
+        self._order: tuple[int, Tensor] | None = None  # the epoch's order of samples, a cache
 
     def receive(self, pieces: Collection[Piece]) -> None:
         """Take over parts of the global model.
@@ -202,8 +203,9 @@ class Device:
             return dict(self.data)
         per_epoch = self.samples // size
         epoch, at = divmod(step, per_epoch)
-        order = torch.from_numpy(np.random.default_rng([*self.key, 0, epoch]).permutation(self.samples))
-        chosen = order[at * size : (at + 1) * size]
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, torch.from_numpy(np.random.default_rng([*self.key, 0, epoch]).permutation(self.samples))
+        chosen = self._order[1][at * size : (at + 1) * size]
         return {key: value[chosen] for key, value in self.data.items()}
 
 

@@ -1,0 +1,142 @@
+"""Passes: ours, skyfield's loop and brahe (if installed) side by side, and a Walker shell over a thousand sites.
+
+Same task for all: one satellite (600 km, 53°), sites uniform by area, mask 25°, 24 h; repetitions of the tools take turns.
+skyfield's `find_events` is called site by site (its interface), brahe's `location_accesses` once with all sites.
+The floor is sgp4 alone on our grid: nobody finds passes without the orbit. The shell (1,200 satellites × the sites × 24 h)
+runs in a fresh process, whose peak memory counts everything. Usage: python benchmarks/passes.py [--sites N] [--repeats N]
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.util import find_spec
+
+import numpy as np
+
+from fedexperts.contact.orbit import circular, ecef, instants, walker
+from fedexperts.contact.passes import GRID_S, passes
+from fedexperts.contact.site import Site
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+DAY_S = 86400.0
+MASK_DEG = 25.0
+ORBIT = {"altitude_km": 600.0, "inclination_deg": 53.0}
+
+
+def uniform_sites(count: int) -> list[Site]:
+    rng = np.random.default_rng(0)
+    lat, lon = np.degrees(np.arcsin(rng.uniform(-1, 1, count))), rng.uniform(-180, 180, count)
+    return [Site(f"s{i}", lat[i], lon[i], 0.0, MASK_DEG) for i in range(count)]
+
+
+def ours(sites: list[Site]) -> Callable[[], int]:
+    satellite = circular(**ORBIT, epoch=START)
+    return lambda: len(passes([satellite], sites, START, DAY_S))
+
+
+def floor() -> Callable[[], int]:
+    satellite, times_s = circular(**ORBIT, epoch=START), np.linspace(0, DAY_S, round(DAY_S / GRID_S) + 1)
+
+    def propagate() -> int:
+        ecef(satellite, instants(START, times_s))
+        return 0
+
+    return propagate
+
+
+def skyfield_loop(sites: list[Site]) -> Callable[[], int]:
+    from skyfield.api import EarthSatellite, load, wgs84
+
+    scale = load.timescale(builtin=True)
+    body = EarthSatellite.from_satrec(circular(**ORBIT, epoch=START).satrec, scale)
+    places = [wgs84.latlon(site.latitude_deg, site.longitude_deg) for site in sites]
+    first, last = scale.utc(2026, 1, 1), scale.utc(2026, 1, 2)
+    return lambda: sum(int(np.sum(body.find_events(place, first, last, MASK_DEG)[1] == 1)) for place in places)
+
+
+def brahe_accesses(sites: list[Site]) -> Callable[[], int]:
+    """brahe with sgp4 on the same mean elements, as a TLE."""
+    import brahe
+    from sgp4.exporter import export_tle
+
+    brahe.set_global_eop_provider(brahe.StaticEOPProvider.from_zero())
+    brahe.set_num_threads(1)
+    satrec = circular(**ORBIT, epoch=START).satrec
+    satrec.classification, satrec.intldesg, satrec.ephtype, satrec.elnum, satrec.revnum = "U", "26001A", 0, 1, 1
+    propagator = brahe.SGPPropagator.from_tle(*export_tle(satrec), 60.0)
+    places = [brahe.PointLocation(site.longitude_deg, site.latitude_deg, 0.0) for site in sites]
+    first = brahe.Epoch.from_datetime(2026, 1, 1, 0, 0, 0.0, 0.0, brahe.TimeSystem.UTC)
+    constraint = brahe.ElevationConstraint(min_elevation_deg=MASK_DEG)
+
+    def search() -> int:
+        return len(brahe.location_accesses(places, [propagator], first, first + DAY_S, constraint))
+
+    return search
+
+
+def shell(sites: int) -> None:
+    """One JSON object with what the shell cost; run in a fresh process."""
+    satellites = walker(1200, 30, 1, **ORBIT, epoch=START)
+    places = uniform_sites(sites)
+    begin = time.perf_counter()
+    found = passes(satellites, places, START, DAY_S)
+    seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    at = instants(START, np.linspace(0, DAY_S, round(DAY_S / GRID_S) + 1))
+    for satellite in satellites:
+        ecef(satellite, at)
+    unit = 1024 if sys.platform != "darwin" else 1
+    peak_B = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"seconds": seconds, "floor_s": time.perf_counter() - begin, "passes": len(found), "peak_B": peak_B}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sites", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--shell", action="store_true", help="only the Walker shell, in this process, as JSON")
+    args = parser.parse_args()
+    if args.shell:
+        shell(args.sites)
+        return
+    sites = uniform_sites(args.sites)
+    tools = {"fedexperts": ours(sites), "sgp4 on our grid (floor)": floor()}
+    for name, module, make in (("skyfield", "skyfield", skyfield_loop), ("brahe", "brahe", brahe_accesses)):
+        if find_spec(module):
+            tools[name] = make(sites)
+        else:
+            print(f"{name}: not installed, so not compared")
+    counts = {name: tool() for name, tool in tools.items()}  # warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in tools}
+    for _ in range(args.repeats):
+        for name, tool in tools.items():
+            begin = time.perf_counter()
+            tool()
+            seconds[name].append(time.perf_counter() - begin)
+    base = statistics.median(seconds["fedexperts"])
+    print(f"{args.sites} sites x 24 h x 1 satellite, mask {MASK_DEG:g} deg, {args.repeats} repeats after one for warm-up")
+    print(f"{'tool':26} {'passes':>7} {'median':>10} {'least':>10} {'most':>10} {'of ours':>8}")
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        row = " ".join(f"{1e3 * t:7.1f} ms" for t in (median, min(times), max(times)))
+        print(f"{name:26} {counts[name] or '-':>7} {row} {median / base:8.2f}")
+    print("(skyfield counts culminations, so passes that are cut before theirs are missing)")
+    cost = json.loads(
+        subprocess.run(
+            [sys.executable, __file__, "--shell", "--sites", str(args.sites)], check=True, capture_output=True
+        ).stdout
+    )
+    print(
+        f"Walker 1200/30/1 x {args.sites} sites x 24 h: {cost['passes']} passes in {cost['seconds']:.1f} s, "
+        f"peak {cost['peak_B'] / 1e9:.2f} GB (whole process); sgp4 alone {cost['floor_s']:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

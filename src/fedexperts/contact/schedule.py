@@ -1,0 +1,217 @@
+"""From orbits, places and a radio to a contact plan: who can talk when, and how many bytes fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from .link import doppler_Hz, rate_segments
+from .orbit import Satellite
+from .passes import passes
+from .plan import Contact, ContactPlan, Rates
+from .radio import Radio, downlink_bps, uplink_bps, uplink_snr_dB
+from .site import Look, Site, look, subpoint
+
+SAMPLE_S = 5.0
+"""Rates are sampled so often along a pass."""
+SHORTEST_S = 1.0
+"""What is left of a pass after another satellite's is dropped below this."""
+
+
+@dataclass(frozen=True)
+class Station:
+    """A cluster on the ground: its place with its mask, and how many devices share the uplink."""
+
+    site: Site
+    devices: int
+
+
+def orbital_plan(
+    stations: Sequence[Station], satellites: Sequence[Satellite], radio: Radio, start: datetime, duration_s: float
+) -> ContactPlan:
+    """Contacts of every cluster with every satellite, one satellite at a time.
+
+    A cluster stays with a satellite until it sets, and then takes the next that is up. The server's state is one for all
+    satellites: it is carried between them by a gateway on the ground, taken as ideal. A site's mask is the larger of its own
+    and the radio's.
+    """
+    masked = [replace(s.site, min_elevation_deg=max(s.site.min_elevation_deg, radio.min_elevation_deg)) for s in stations]
+    found = passes(satellites, masked, start, duration_s)
+    contacts: list[Contact] = []
+    for i, station in enumerate(stations):
+        free_s = 0.0
+        mine = np.flatnonzero(found.site == i)
+        for p in mine[np.argsort(found.rise_s[mine], kind="stable")]:
+            begin_s, end_s = max(float(found.rise_s[p]), free_s), float(found.set_s[p])
+            if end_s - begin_s < SHORTEST_S:
+                continue
+            free_s = end_s
+            contact = _contact(station, masked[i], satellites[found.satellite[p]], radio, start, begin_s, end_s)
+            cut = bool(found.cut_start[p] or found.cut_end[p])
+            contacts.append(replace(contact, max_elevation_deg=round(float(found.max_elevation_deg[p]), 3), cut=cut))
+    return ContactPlan(tuple(s.site.name for s in stations), tuple(contacts), duration_s)
+
+
+def _contact(
+    station: Station, site: Site, satellite: Satellite, radio: Radio, start: datetime, begin_s: float, end_s: float
+) -> Contact:
+    """A contact with rates that drift by at most a tenth within a piece, the bytes over the window kept."""
+    time_s = np.linspace(begin_s, end_s, max(2, math.ceil((end_s - begin_s) / SAMPLE_S) + 1))
+    view = look(satellite, site, time_s, start)
+    elevation_deg = np.maximum(view.elevation_deg, site.min_elevation_deg)  # the horizon itself is in view
+    up_bps = uplink_bps(radio, elevation_deg, view.slant_range_m, station.devices)
+    down_bps = downlink_bps(radio, elevation_deg, view.slant_range_m)
+    up = rate_segments(time_s, up_bps)
+    down = rate_segments(time_s, down_bps) if np.all(np.isfinite(down_bps)) else None
+    edges_s = np.unique(np.concatenate([up.end_s, down.end_s if down else []]))
+    edges_s = edges_s[np.append(np.diff(edges_s) > 1e-6, True)]
+    edges_s[-1] = end_s
+    pieces = tuple(
+        Rates(
+            float(t),
+            float(up.rate_bps[min(np.searchsorted(up.end_s, t - 1e-6), len(up.end_s) - 1)]),
+            math.inf if down is None else float(down.rate_bps[min(np.searchsorted(down.end_s, t - 1e-6), len(down.end_s) - 1)]),
+        )
+        for t in edges_s
+    )
+    whole = Contact(site.name, begin_s, end_s, satellite=satellite.name, rates=pieces)
+    mean_bps = {d: whole.carried_B(d, begin_s, end_s) * 8 / (end_s - begin_s) for d in ("up", "down")}
+    if len(pieces) == 1:
+        whole = replace(whole, rates=())
+    return replace(whole, uplink_bps=mean_bps["up"], downlink_bps=mean_bps["down"])
+
+
+def statistics(plan: ContactPlan, stations: Sequence[Station] = ()) -> dict[str, dict[str, Any]]:
+    """Per cluster: passes a day, durations, gaps, share of idle time and bytes a day (per device); None where never seen."""
+    places = {station.site.name: station for station in stations}
+    days = plan.horizon_s / 86400
+    result: dict[str, dict[str, Any]] = {}
+    for name in plan.clusters:
+        mine = [c for c in plan.contacts if c.cluster == name]
+        durations_s = [c.end_s - c.start_s for c in mine]
+        edges = [0.0, *(t for c in mine for t in (c.start_s, c.end_s)), plan.horizon_s]
+        gaps_s = [b - a for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        row: dict[str, Any] = {
+            "passes": len(mine),
+            "passes_per_day": round(len(mine) / days, 3),
+            "median_duration_s": _round(np.median(durations_s)) if mine else None,
+            "longest_duration_s": _round(max(durations_s)) if mine else None,
+            "median_gap_s": _round(np.median(gaps_s[1:-1])) if len(mine) > 1 else None,
+            "max_gap_s": _round(max(gaps_s)),
+            "idle_share": round(1 - sum(durations_s) / plan.horizon_s, 6),
+            "uplink_B_per_day": _bytes(sum(c.carried_B("up", c.start_s, c.end_s) for c in mine) / days),
+            "downlink_B_per_day": _bytes(sum(c.carried_B("down", c.start_s, c.end_s) for c in mine) / days),
+        }
+        if station := places.get(name):
+            row |= {
+                "latitude_deg": station.site.latitude_deg,
+                "longitude_deg": station.site.longitude_deg,
+                "min_elevation_deg": station.site.min_elevation_deg,
+                "devices": station.devices,
+            }
+        result[name] = row
+    return result
+
+
+def _round(value: Any) -> float:
+    return round(float(value), 3)
+
+
+def _bytes(value: float) -> int | None:
+    """Whole bytes; None for a link without limit, which JSON cannot say."""
+    return int(value) if math.isfinite(value) else None
+
+
+def contact_rows(plan: ContactPlan) -> list[dict[str, Any]]:
+    """The contacts as ``fedexperts plan --json`` prints them; rates and bytes per device, None for no limit."""
+    rows = []
+    for c in plan.contacts:
+        up_B, down_B = c.carried_B("up", c.start_s, c.end_s), c.carried_B("down", c.start_s, c.end_s)
+        rows.append(
+            {
+                "cluster": c.cluster,
+                "satellite": c.satellite,
+                "start_s": _round(c.start_s),
+                "end_s": _round(c.end_s),
+                "max_elevation_deg": c.max_elevation_deg,
+                "uplink_bps": _round(c.uplink_bps) if math.isfinite(c.uplink_bps) else None,
+                "uplink_B": _bytes(up_B),
+                "downlink_B": _bytes(down_B),
+                "cut": c.cut,
+            }
+        )
+    return rows
+
+
+def verdict(plan: ContactPlan, cluster: str, upload_B: int) -> str:
+    """Does this upload fit a contact, in how many does it fit, and how many uploads a day does the plan allow."""
+    mine = [c for c in plan.contacts if c.cluster == cluster]
+    if not mine:
+        return "never seen: no contact in this plan; use a lower mask, another inclination or more days"
+    room_B = [c.carried_B("up", c.start_s, c.end_s) for c in mine]
+    if math.isinf(max(room_B)):
+        return f"{upload_B / 1e6:.1f} MB fit every contact (no limit)"
+    median_B, days = float(np.median(room_B)), plan.horizon_s / 86400
+    whole = sum(size >= upload_B for size in room_B)
+    need = math.ceil(upload_B / median_B)
+    fits = f"fits {whole} of {len(mine)} contacts" if whole else "fits no single contact"
+    often = f"takes {need} median contact{'s' if need > 1 else ''}; {len(mine) / need / days:.1f} uploads a day"
+    return f"{upload_B / 1e6:.1f} MB {fits}, {often}"
+
+
+def tracks(
+    satellites: Sequence[Satellite], start: datetime, mask_deg: float, hours: float = 5.0, most: int = 3
+) -> list[dict[str, Any]]:
+    """Ground tracks of a few satellites for a map, with the Earth-central angle of their coverage."""
+    time_s = np.arange(0.0, hours * 3600, 60.0)
+    rows = []
+    for satellite in satellites[:most]:
+        below = subpoint(satellite, time_s, start)
+        radius_m = 6371e3
+        ratio = radius_m * math.cos(math.radians(mask_deg)) / (radius_m + float(below.altitude_m[0]))
+        rows.append(
+            {
+                "satellite": satellite.name,
+                "t_s": time_s.tolist(),
+                "latitude_deg": np.round(below.latitude_deg, 3).tolist(),
+                "longitude_deg": np.round(below.longitude_deg, 3).tolist(),
+                "footprint_deg": round(math.degrees(math.acos(ratio)) - mask_deg, 3),
+            }
+        )
+    return rows
+
+
+def best_passes(
+    plan: ContactPlan, stations: Sequence[Station], satellites: Sequence[Satellite], radio: Radio, start: datetime
+) -> list[dict[str, Any]]:
+    """Elevation, SNR, rate, cumulative bytes and Doppler over the highest pass of each cluster."""
+    by_name: Mapping[str, Satellite] = {satellite.name: satellite for satellite in satellites}
+    rows = []
+    for station in stations:
+        mine = [c for c in plan.contacts if c.cluster == station.site.name]
+        if not mine:
+            continue
+        best = max(mine, key=lambda c: c.max_elevation_deg or 0.0)
+        time_s = np.linspace(best.start_s, best.end_s, 121)
+        view: Look = look(by_name[best.satellite], station.site, time_s, start)
+        mask_deg = max(station.site.min_elevation_deg, radio.min_elevation_deg)
+        elevation_deg = np.maximum(view.elevation_deg, mask_deg)  # the horizon itself is in view
+        rows.append(
+            {
+                "cluster": best.cluster,
+                "satellite": best.satellite,
+                "start_s": _round(best.start_s),
+                "t_s": np.round(time_s - best.start_s, 2).tolist(),
+                "elevation_deg": np.round(elevation_deg, 3).tolist(),
+                "snr_dB": np.round(uplink_snr_dB(radio, elevation_deg, view.slant_range_m), 3).tolist(),
+                "uplink_bps": np.round(uplink_bps(radio, elevation_deg, view.slant_range_m, station.devices), 1).tolist(),
+                "uplink_B": [round(best.carried_B("up", best.start_s, t)) for t in time_s],
+                "doppler_Hz": np.round(doppler_Hz(view.range_rate_m_per_s, radio.carrier_Hz), 1).tolist(),
+            }
+        )
+    return rows

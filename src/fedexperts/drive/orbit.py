@@ -1,0 +1,75 @@
+"""From a scenario's ``[satellite]``, ``[radio]`` and places to an orbital contact plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from .. import scenario as tables
+from ..contact.orbit import Satellite, circular, epoch_warnings, read_omm, read_tle, walker
+from ..contact.plan import ContactPlan
+from ..contact.radio import Radio, from_preset
+from ..contact.schedule import Station, orbital_plan
+from ..contact.site import Site
+from ..errors import InputError
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """Everything that an orbital contact plan is computed from."""
+
+    stations: tuple[Station, ...]
+    satellites: tuple[Satellite, ...]
+    radio: Radio
+    start: datetime
+    duration_s: float
+
+    def plan(self) -> ContactPlan:
+        """Who can talk when, and how fast."""
+        return orbital_plan(self.stations, self.satellites, self.radio, self.start, self.duration_s)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Orbital elements that are far from the plan's time."""
+        return epoch_warnings(self.satellites, self.start)
+
+
+def orbit(network: tables.Network) -> Orbit:
+    """Read and check satellites, radio and places.
+
+    Raises:
+        InputError: an orbit, a place or a radio that cannot be; a file that is missing or malformed.
+    """
+    start = network.plan.start
+    assert start is not None  # the scenario's own check
+    satellites = tuple(s for table in network.satellite for s in _satellites(network, table, start))
+    names = [satellite.name for satellite in satellites]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"satellite.name = {', '.join(twice[:5])}: given twice; every satellite needs its own name")
+    stations = tuple(_station(network, place) for place in network.cluster)
+    radio = from_preset(network.radio.preset, **network.radio.changes())
+    return Orbit(stations, satellites, radio, start, network.plan.days * DAY_S)
+
+
+def _satellites(network: tables.Network, table: tables.Satellite, start: datetime) -> Iterable[Satellite]:
+    if table.tle is not None:
+        return read_tle(network.file(table.tle), table.satellite_name)
+    if table.omm is not None:
+        return read_omm(network.file(table.omm), table.satellite_name)
+    epoch = table.epoch or start
+    if table.walker is not None:
+        w = table.walker
+        return walker(w.total, w.planes, w.phasing, w.altitude_km, w.inclination_deg, w.kind, epoch=epoch, name=table.name)
+    assert table.altitude_km is not None  # the scenario's own checks
+    assert table.inclination_deg is not None
+    angles = (table.raan_deg, table.mean_anomaly_deg)
+    return [circular(table.altitude_km, table.inclination_deg, *angles, epoch=epoch, name=table.name)]
+
+
+def _station(network: tables.Network, place: tables.Place) -> Station:
+    assert place.latitude_deg is not None  # the scenario's own checks
+    assert place.longitude_deg is not None
+    mask_deg = network.plan.min_elevation_deg if place.min_elevation_deg is None else place.min_elevation_deg
+    return Station(Site(place.name, place.latitude_deg, place.longitude_deg, place.altitude_m, mask_deg), place.devices)

@@ -1,0 +1,521 @@
+"""One self-contained page, readable offline, about a contact plan: table, world map, contacts, the best passes."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from .html import COLOURS, STYLE
+
+INKS = ("#222222", "#7a1f5c", "#7a4a00", "#0b5345")  # satellites: darker than any cluster's colour, and dashed apart
+DASHES = ("solid", "dash", "dot", "dashdot")
+BLUES = ((0.0, "#92c5de"), (0.5, "#0072b2"), (1.0, "#00284d"))  # the pale end is still seen on white
+PANELS = (
+    ("elevation_deg", "elevation, °", 1.0),
+    ("snr_dB", "SNR, dB", 1.0),
+    ("uplink_bps", "uplink rate, Mb/s", 1e-6),
+    ("uplink_B", "sent up so far, MB", 1e-6),
+    ("doppler_Hz", "Doppler, kHz", 1e-3),
+)
+COLUMNS = (
+    *("cluster", "devices", "mask", "passes", "passes a day", "median pass", "longest pass"),
+    *("median gap", "longest gap", "idle", "MB up a day", "MB down a day"),
+)
+QUIET = {"font": {"color": "#777"}, "bgcolor": "white"}
+DAY_S = 86400.0
+LONG_S = 3 * DAY_S  # a longer plan opens on its first days, with a slider below
+OPENING_S = 2 * DAY_S
+MOST_BARS = 5000  # a browser stays quick with these
+MOST_LABELS = 40  # more names would cover the map
+MOST_CURVES = 8  # as many as there are colours; the others wait in the legend
+MOST_LANES = 4  # satellites drawn side by side within a cluster's row
+PLAN_STYLE = """
+.wide { overflow: auto; max-height: 46rem; }
+.wide thead th { position: sticky; top: 0; background: white; }
+th { vertical-align: bottom; font-weight: 600; }
+tr.numbers td { border-bottom: 0; padding-bottom: 0; white-space: nowrap; }
+td.verdict { text-align: left; color: #555; padding-bottom: 0.6rem; }
+h2 { margin: 2.2rem 0 0.3rem; font-size: 1.25rem; }
+p.note { margin: 0.2rem 0 0.6rem; max-width: none; }
+.rangeslider-mask-min, .rangeslider-mask-max { fill: white !important; fill-opacity: 0.65 !important; }
+"""
+
+
+def write_plan(document: Mapping[str, Any], path: Path) -> None:
+    """Write the page for a plan, given as what `fedexperts plan --json` prints."""
+    title = html.escape(f"Contact plan: {document['name']}")
+    sections = (_map_section(document), _contact_section(document), _pass_section(document))
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>{STYLE}{PLAN_STYLE}</style><script>{get_plotlyjs()}</script></head><body>
+<h1>{title}</h1>
+<p>{_headline(document)}</p>
+{_table(document["clusters"])}
+{"".join(sections)}
+</body></html>
+"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".unfinished")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+
+
+# --- the page's parts -------------------------------------------------------------------------------------------------
+
+
+def _section(title: str, note: str, figure: go.Figure | None) -> str:
+    config = {"displayModeBar": False, "responsive": True}
+    drawn = "" if figure is None else figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+    return f"<h2>{title}</h2><p class='note'>{note}</p>{drawn}\n"
+
+
+def _headline(document: Mapping[str, Any]) -> str:
+    contacts, horizon_s = document["contacts"], document["horizon_s"]
+    idle_s = sum(end - start for start, end in idle_times(contacts, horizon_s))
+    cut = sum(bool(contact["cut"]) for contact in contacts)
+    parts = [
+        f"{_duration(horizon_s)} from {_clock(document['start'])}",
+        _count(len(_satellites(document)), "satellite"),
+        _count(len(document["clusters"]), "cluster"),
+        _count(len(contacts), "contact") + (f" ({cut} cut by the plan's start or end)" if cut else ""),
+        f"nobody in view for {idle_s / horizon_s if horizon_s else 1.0:.1%} of the time",
+    ]
+    return html.escape(" · ".join(parts))
+
+
+def _table(clusters: Mapping[str, Mapping[str, Any]]) -> str:
+    head = "".join(f"<th>{column}</th>" for column in COLUMNS)
+    rows = "".join(
+        "<tr class='numbers'>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(name, row))
+        + f"</tr><tr><td class='verdict' colspan='{len(COLUMNS)}'>{html.escape(str(row.get('verdict') or ''))}</td></tr>"
+        for name, row in clusters.items()
+    )
+    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+
+
+def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
+    return [
+        name,
+        _number(row.get("devices"), ",.0f"),
+        _number(row.get("min_elevation_deg"), "g", "°"),
+        _number(row.get("passes"), ",.0f"),
+        _number(row.get("passes_per_day"), ".1f"),
+        *(_duration(row.get(key)) for key in ("median_duration_s", "longest_duration_s", "median_gap_s", "max_gap_s")),
+        _number(row.get("idle_share"), ".1%"),
+        *(_megabytes(row.get(key)) for key in ("uplink_B_per_day", "downlink_B_per_day")),
+    ]
+
+
+def _map_section(document: Mapping[str, Any]) -> str:
+    if not (document.get("tracks") or _sites(document)):
+        return ""
+    note = "The places of the plan."
+    if document.get("tracks"):
+        note = (
+            "Lines are the ground tracks of the first orbits, arrows show the way; a shaded ring is what its satellite "
+            "covers at the start."
+        )
+    if _reach_deg(document) is not None:
+        note += " A site is in contact while the track runs through the dotted ring around it."
+    return _section("Ground track and sites", note, map_figure(document))
+
+
+def _contact_section(document: Mapping[str, Any]) -> str:
+    contacts = document["contacts"]
+    if not contacts:
+        return _section("Contacts", "No cluster is ever in view: there is no contact to draw.", None)
+    note = "The bottom row is grey while nobody is in view. Drag to zoom, double-click to go back; point at a bar to read it."
+    if len(contacts) > MOST_BARS:
+        note += f" Only the first {MOST_BARS:,} of {len(contacts):,} contacts are drawn."
+    elif document["horizon_s"] > LONG_S:
+        note += f" The chart opens on the first {OPENING_S / 3600:.0f} h; the slider below it moves through the whole plan."
+    return _section("Contacts", note, contact_figure(document))
+
+
+def _pass_section(document: Mapping[str, Any]) -> str:
+    if not document.get("passes"):
+        return ""
+    note = (
+        "All panels share one clock, which starts at the rise. While the Doppler shift is positive the satellite comes nearer."
+    )
+    if len(document["passes"]) > MOST_CURVES:
+        note += f" The first {MOST_CURVES} clusters are drawn; click a name to add another."
+    return _section("The best pass of each cluster", note, pass_figure(document))
+
+
+# --- the map ----------------------------------------------------------------------------------------------------------
+
+
+def map_figure(document: Mapping[str, Any]) -> go.Figure:
+    """Land, ground tracks, footprints and sites on a plain longitude-latitude grid; no tiles, no geo layer."""
+    figure = go.Figure()
+    rings = json.loads(files("fedexperts.report").joinpath("land.json").read_text())
+    lon, lat = _joined([([x for x, _ in ring], [y for _, y in ring]) for ring in rings])
+    fill = {"fill": "toself", "fillcolor": "#e4e0d6", "line": {"color": "#b9b3a4", "width": 0.6}}
+    figure.add_scatter(x=lon, y=lat, mode="lines", hoverinfo="skip", showlegend=False, **fill)
+    _add_sites(figure, document)
+    tracks = document.get("tracks") or ()
+    for index, track in enumerate(tracks):
+        _add_track(figure, track, INKS[index % len(INKS)], DASHES[index % len(DASHES)], several=len(tracks) > 1)
+    fixed = {"fixedrange": True, "constrain": "domain", "gridcolor": "#dde6ec", "zeroline": False}
+    degrees = range(-180, 181, 30)
+    figure.update_xaxes(range=[-180, 180], tickvals=list(degrees), ticktext=[_compass(d, "EW") for d in degrees], **fixed)
+    degrees = range(-90, 91, 30)
+    figure.update_yaxes(range=[-90, 90], tickvals=list(degrees), ticktext=[_compass(d, "NS") for d in degrees], **fixed)
+    figure.update_yaxes(scaleanchor="x", scaleratio=1)
+    margin = {"t": 40 if len(tracks) > 1 else 10, "b": 40, "l": 50, "r": 20}
+    _style(figure, height=610 + margin["t"], plot_bgcolor="#f1f6f9", dragmode=False, margin=margin)
+    return figure
+
+
+def _add_sites(figure: go.Figure, document: Mapping[str, Any]) -> None:
+    sites, colours, reach_deg = _sites(document), _colours(document), _reach_deg(document)
+    for name, row in sites.items() if reach_deg is not None else ():
+        lon, lat = _joined(small_circle(row["latitude_deg"], row["longitude_deg"], reach_deg or 0.0))
+        line = {"color": colours[name], "width": 1.4, "dash": "dot"}
+        figure.add_scatter(x=lon, y=lat, mode="lines", line=line, hoverinfo="skip", showlegend=False)
+    if not sites:
+        return
+    figure.add_scatter(
+        x=[row["longitude_deg"] for row in sites.values()],
+        y=[row["latitude_deg"] for row in sites.values()],
+        text=[f"<b>{html.escape(name)}</b>" for name in sites],
+        mode="markers+text" if len(sites) <= MOST_LABELS else "markers",
+        textposition=["middle left" if row["longitude_deg"] > 140 else "middle right" for row in sites.values()],
+        textfont={"size": 13, "color": "#222", "shadow": "0 0 3px white, 0 0 3px white, 0 0 5px white"},
+        marker={"size": 11, "color": [colours[name] for name in sites], "line": {"color": "white", "width": 1.5}},
+        hovertemplate="%{text}<br>%{y:.2f}°, %{x:.2f}°<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _add_track(figure: go.Figure, track: Mapping[str, Any], ink: str, dash: str, several: bool) -> None:
+    name = html.escape(str(track["satellite"]))
+    latitudes, longitudes, minutes = track["latitude_deg"], track["longitude_deg"], [t / 60 for t in track["t_s"]]
+    if not minutes:
+        return
+    ring_lon, ring_lat = _joined(small_circle(latitudes[0], longitudes[0], track["footprint_deg"]))
+    ring = {"fill": "toself", "fillcolor": _faint(ink, 0.13), "line": {"color": ink, "width": 1}, "hoverinfo": "skip"}
+    figure.add_scatter(x=ring_lon, y=ring_lat, mode="lines", legendgroup=name, showlegend=False, **ring)
+    lon, lat, at = cut_track(longitudes, latitudes, minutes)
+    plain = {"opacity": 1, "line": {"width": 0}}  # markers of many sizes are pale and framed in white by default
+    figure.add_scatter(
+        x=lon,
+        y=lat,
+        customdata=at,
+        mode="lines+markers",
+        name=name,
+        legendgroup=name,
+        line={"color": ink, "width": 1.6, "dash": dash},
+        showlegend=several,
+        marker={"symbol": "arrow", "angleref": "previous", "color": ink, "size": _arrows(at, every=12.0), **plain},
+        hovertemplate="%{y:.1f}°, %{x:.1f}°<br>%{customdata:.1f} min<extra>" + name + "</extra>",
+    )
+    figure.add_scatter(
+        x=longitudes[:1],
+        y=latitudes[:1],
+        text=[name],
+        mode="markers+text",
+        textposition="top center",
+        textfont={"color": ink, "shadow": "0 0 3px white, 0 0 3px white"},
+        marker={"symbol": "diamond", "size": 12, "color": ink, "line": {"color": "white", "width": 1.5}},
+        hoverinfo="skip",
+        legendgroup=name,
+        showlegend=False,
+    )
+
+
+def small_circle(latitude_deg: float, longitude_deg: float, radius_deg: float) -> list[tuple[list[float], list[float]]]:
+    """The circle on the sphere as closed curves (longitudes, latitudes) that fill right between ±180°, poles included."""
+    lat, radius, lon, previous = math.radians(latitude_deg), math.radians(radius_deg), [], longitude_deg
+    latitudes = []
+    for step in range(181):
+        bearing = math.tau * (step + 0.5) / 180
+        sine = math.sin(lat) * math.cos(radius) + math.cos(lat) * math.sin(radius) * math.cos(bearing)
+        east = math.sin(bearing) * math.sin(radius) * math.cos(lat)
+        there = longitude_deg + math.degrees(math.atan2(east, math.cos(radius) - math.sin(lat) * sine))
+        previous += (there - previous + 180) % 360 - 180  # without jumps
+        lon.append(previous)
+        latitudes.append(math.degrees(math.asin(max(-1.0, min(1.0, sine)))))
+    turn = lon[-1] - lon[0]
+    if abs(turn) < 180:
+        copies = ([value + shift for value in lon] for shift in (-360, 0, 360))
+        return [(copy, latitudes) for copy in copies if max(copy) > -180 and min(copy) < 180]
+    pole = math.copysign(90.0, latitude_deg)  # once around the Earth: the pole is inside
+    around = [value + shift for shift in sorted((-360, 0, 360), reverse=turn < 0) for value in lon]
+    return [([*around, around[-1], around[0], around[0]], [*latitudes * 3, pole, pole, latitudes[0]])]
+
+
+def cut_track(
+    longitudes: Sequence[float], latitudes: Sequence[float], minutes: Sequence[float]
+) -> tuple[list[float | None], list[float | None], list[float | None]]:
+    """The track with a gap where it leaves the map at ±180°, drawn up to the edge on both sides."""
+    out: list[tuple[float | None, float | None, float | None]] = []
+    points = list(zip(longitudes, latitudes, minutes, strict=True))
+    for i, (lon, lat, at) in enumerate(points):
+        if i and abs(lon - points[i - 1][0]) > 180:
+            lon0, lat0, at0 = points[i - 1]
+            edge = math.copysign(180.0, lon0)
+            share = (edge - lon0) / (lon + 2 * edge - lon0) if lon + 2 * edge != lon0 else 0.0
+            across, when = lat0 + share * (lat - lat0), at0 + share * (at - at0)
+            out += [(edge, across, when), (None, None, None), (-edge, across, when)]
+        out.append((lon, lat, at))
+    return [p[0] for p in out], [p[1] for p in out], [p[2] for p in out]
+
+
+def _arrows(minutes: Sequence[float | None], every: float) -> list[float]:
+    """Marker sizes: an arrow whenever another `every` minutes have gone by, nothing elsewhere."""
+    sizes, due = [], every / 2
+    for at in minutes:
+        arrow = at is not None and at >= due
+        sizes.append(12.0 if arrow else 0.0)
+        due += every if arrow else 0.0
+    return sizes
+
+
+def _sites(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {name: row for name, row in document["clusters"].items() if row.get("latitude_deg") is not None}
+
+
+def _reach_deg(document: Mapping[str, Any]) -> float | None:
+    """How far from a site a satellite may be: its footprint, where satellites and masks are all alike."""
+    masks = {row.get("min_elevation_deg") for row in _sites(document).values()}
+    radii = [track["footprint_deg"] for track in document.get("tracks") or ()]
+    if len(masks) != 1 or not radii or max(radii) - min(radii) > 0.5:
+        return None
+    return float(sum(radii) / len(radii)) if len(_sites(document)) <= MOST_LABELS else None
+
+
+def _joined(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[list[float | None], list[float | None]]:
+    """Curves one after the other with gaps between them, as one trace wants them."""
+    lon: list[float | None] = []
+    lat: list[float | None] = []
+    for xs, ys in curves:
+        lon += [*([None] if lon else []), *(round(x, 2) for x in xs)]
+        lat += [*([None] if lat else []), *(round(y, 2) for y in ys)]
+    return lon, lat
+
+
+# --- the contacts -----------------------------------------------------------------------------------------------------
+
+
+def contact_figure(document: Mapping[str, Any]) -> go.Figure:
+    """One row for each cluster, one bar for each contact; the bottom row is grey while nobody is in view."""
+    contacts = sorted(document["contacts"], key=lambda contact: contact["start_s"])[:MOST_BARS]
+    horizon_s = document["horizon_s"] if len(contacts) == len(document["contacts"]) else contacts[-1]["start_s"]
+    names, satellites = list(document["clusters"]), _satellites(document)
+    lanes = len(satellites) if len(satellites) <= MOST_LANES else 1
+    figure = go.Figure()
+    shades, label = _shades(contacts)
+    for cut in (False, True):
+        chosen = [i for i, contact in enumerate(contacts) if bool(contact["cut"]) == cut]
+        if chosen:
+            _add_bars(figure, document, [contacts[i] for i in chosen], [shades[i] for i in chosen], lanes, cut)
+    _add_idle(figure, idle_times(contacts, horizon_s))
+    never = set(names) - {contact["cluster"] for contact in contacts}
+    for name in never:
+        row = len(names) - names.index(name)
+        figure.add_annotation(x=0.5, xref="x domain", y=row, text="never in view", showarrow=False, **QUIET)
+    rows = len(names) + 1
+    height = 130 + rows * (34 + 10 * (lanes - 1) if rows <= 40 else 16) + (70 if horizon_s > LONG_S else 0)
+    _contact_axes(figure, document["start"], horizon_s, names)
+    bar = {"title": {"text": label, "side": "right"}, "thickness": 12, "len": 1, "outlinewidth": 0}
+    figure.update_layout(coloraxis={"colorscale": BLUES, "colorbar": bar, "showscale": bool(label)})
+    _style(figure, height=height, barmode="overlay", margin={"t": 40, "b": 50, "l": 20, "r": 20})
+    return figure
+
+
+def _add_bars(
+    figure: go.Figure,
+    document: Mapping[str, Any],
+    contacts: Sequence[Mapping[str, Any]],
+    shades: Sequence[float | None],
+    lanes: int,
+    cut: bool,
+) -> None:
+    names, satellites = list(document["clusters"]), _satellites(document)
+    width = 0.72 / lanes
+    lane = [satellites.index(contact["satellite"]) if lanes > 1 else 0 for contact in contacts]
+    coloured = any(shade is not None for shade in shades)
+    marker: dict[str, Any] = {"color": list(shades), "coloraxis": "coloraxis"} if coloured else {"color": COLOURS[0]}
+    edge: dict[str, Any] = {"width": 1.2, **marker}  # a few minutes of a day are a few pixels: the edge keeps them seen
+    figure.add_bar(
+        orientation="h",
+        base=[contact["start_s"] / 3600 for contact in contacts],
+        x=[(contact["end_s"] - contact["start_s"]) / 3600 for contact in contacts],
+        y=[len(names) - names.index(contact["cluster"]) for contact in contacts],
+        offset=[0.36 - width * (k + 1) for k in lane],
+        width=width * (0.86 if lanes > 1 else 1),
+        marker={**marker, "line": {"width": 1.6, "color": COLOURS[1]} if cut else edge},
+        customdata=[_contact_text(contact) for contact in contacts],
+        hovertemplate="%{customdata}<extra></extra>",
+        name="cut by the plan's start or end",
+        showlegend=cut,
+    )
+
+
+def _add_idle(figure: go.Figure, idle: Sequence[tuple[float, float]]) -> None:
+    figure.add_bar(
+        orientation="h",
+        base=[start / 3600 for start, _ in idle],
+        x=[(end - start) / 3600 for start, end in idle],
+        y=[0.0] * len(idle),
+        width=0.72,
+        marker={"color": "#c4c4c4", "line": {"width": 0}},
+        customdata=[f"nobody in view for {_duration(end - start)}, from T+{_duration(start)}" for start, end in idle],
+        hovertemplate="%{customdata}<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _contact_axes(figure: go.Figure, start: str, horizon_s: float, names: Sequence[str]) -> None:
+    long, hours = horizon_s > LONG_S, horizon_s / 3600
+    shown = OPENING_S / 3600 if long else hours
+    figure.update_xaxes(
+        range=[0, shown],
+        minallowed=0,
+        maxallowed=hours,
+        nticks=16,
+        title_text=f"hours from {_clock(start)}",
+        rangeslider={"visible": long, "thickness": 0.12, "range": [0, hours], "bgcolor": "#f7f7f7"},
+    )
+    figure.update_yaxes(
+        range=[-0.6, len(names) + 0.6],
+        tickvals=list(range(len(names) + 1)),
+        ticktext=["nobody in view", *(html.escape(name) for name in reversed(names))],
+        fixedrange=True,
+        zeroline=False,
+        gridcolor="#e2e2e2",
+        ticklen=6,
+    )
+
+
+def idle_times(contacts: Sequence[Mapping[str, Any]], horizon_s: float) -> list[tuple[float, float]]:
+    """The times of the plan at which no cluster is in view."""
+    idle, seen_until = [], 0.0
+    for contact in sorted(contacts, key=lambda contact: contact["start_s"]):
+        start_s = min(contact["start_s"], horizon_s)
+        if start_s > seen_until:
+            idle.append((seen_until, start_s))
+        seen_until = max(seen_until, contact["end_s"])
+    return [*idle, (seen_until, horizon_s)] if seen_until < horizon_s else idle
+
+
+def _shades(contacts: Sequence[Mapping[str, Any]]) -> tuple[list[float | None], str]:
+    """What colours the bars: the mean rate where it varies, else the maximum elevation, else nothing."""
+    rates = [contact["uplink_bps"] / 1e6 for contact in contacts]
+    if max(rates) > 1.01 * min(rates):
+        return [*rates], "mean uplink, Mb/s"
+    elevations = [contact["max_elevation_deg"] for contact in contacts]
+    return elevations, "" if all(value is None for value in elevations) else "highest elevation, °"
+
+
+def _contact_text(contact: Mapping[str, Any]) -> str:
+    highest = _number(contact["max_elevation_deg"], ".0f", "°")
+    lines = [
+        f"<b>{html.escape(contact['cluster'])}</b>, {html.escape(str(contact['satellite']))}",
+        f"T+{_duration(contact['start_s'])}, for {_duration(contact['end_s'] - contact['start_s'])}, highest {highest}",
+        f"{contact['uplink_bps'] / 1e6:.2f} Mb/s: {_megabytes(contact['uplink_B'])} MB up, "
+        f"{_megabytes(contact['downlink_B'])} MB down",
+    ]
+    return "<br>".join(lines)
+
+
+# --- the passes -------------------------------------------------------------------------------------------------------
+
+
+def pass_figure(document: Mapping[str, Any]) -> go.Figure:
+    """Elevation, SNR, rate, bytes and Doppler of each cluster's best pass, one panel below the other."""
+    passes, colours, several = document["passes"], _colours(document), len(_satellites(document)) > 1
+    panels = [panel for panel in PANELS if any(one.get(panel[0]) for one in passes)] or [PANELS[0]]
+    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.025)
+    for index, one in enumerate(passes):
+        name = html.escape(str(one["cluster"]))
+        satellite = f"{html.escape(str(one['satellite']))}, " if several else ""
+        for row, (key, _, scale) in enumerate(panels, start=1):
+            line = go.Scatter(
+                x=[t / 60 for t in one["t_s"]],
+                y=[None if value is None else value * scale for value in one.get(key) or ()],
+                name=f"{name} ({satellite}T+{_duration(one['start_s'])})",
+                legendgroup=f"{index}",
+                showlegend=row == 1,
+                visible=True if index < MOST_CURVES else "legendonly",
+                mode="lines",
+                line={"color": colours.get(one["cluster"], COLOURS[-1]), "width": 2},
+                hovertemplate="%{x:.1f} min: %{y:.2f}<extra>" + name + "</extra>",
+            )
+            figure.add_trace(line, row=row, col=1)
+    for row, (_, label, _) in enumerate(panels, start=1):
+        figure.update_yaxes(title_text=label, row=row, col=1, zeroline=label.startswith("Doppler"), zerolinecolor="#999")
+    figure.update_xaxes(title_text="minutes since the rise", row=len(panels), col=1)
+    figure.update_xaxes(rangemode="tozero", zeroline=False)
+    _style(figure, height=90 + 190 * len(panels), margin={"t": 40, "b": 50, "l": 70, "r": 20})
+    return figure
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+def _style(figure: go.Figure, **layout: Any) -> None:
+    font = {"family": "system-ui, sans-serif", "size": 13, "color": "#333"}
+    legend = {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0}
+    figure.update_layout(template="plotly_white", font=font, legend=legend, **layout)
+
+
+def _colours(document: Mapping[str, Any]) -> dict[str, str]:
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(document["clusters"])}
+
+
+def _satellites(document: Mapping[str, Any]) -> list[str]:
+    tracked = [track["satellite"] for track in document.get("tracks") or ()]
+    return list(dict.fromkeys([*tracked, *(contact["satellite"] for contact in document["contacts"])]))
+
+
+def _faint(colour: str, opacity: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {opacity})"
+
+
+def _compass(degrees: int, sides: str) -> str:
+    return f"{abs(degrees)}°{sides[degrees < 0] if degrees % 180 else ''}"
+
+
+def _clock(start: str) -> str:
+    moment = datetime.fromisoformat(start)
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return f"{moment:%Y-%m-%d %H:%M}" + (f":{moment:%S}" if moment.second else "") + " UTC"
+
+
+def _duration(seconds: float | None) -> str:
+    """Two units at most: 42 s, 4 min 7 s, 17 h 24 min, 2 d 3 h."""
+    if seconds is None:
+        return "–"
+    for size, smaller, unit, small_unit in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+        whole = round(seconds / smaller)
+        if whole * smaller >= size:
+            big, small = divmod(whole, size // smaller)
+            return f"{big} {unit} {small} {small_unit}" if small else f"{big} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
+def _megabytes(count_B: float | None) -> str:
+    return "–" if count_B is None else f"{count_B / 1e6:,.1f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -61,3 +61,8 @@ def test_protocols_do_not_import_each_other() -> None:
     for name in ("sync", "ems_fl"):
         for level, module in imports(ROOT / "protocol" / f"{name}.py"):
             assert not (level == 1 and module in ("sync", "ems_fl"))
+
+
+def test_sgp4_is_imported_by_one_file_only() -> None:
+    users = {p.relative_to(ROOT).as_posix() for p in MODULES if any(m.split(".")[0] == "sgp4" for _, m in imports(p))}
+    assert users == {"contact/orbit.py"}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,78 @@ def test_ctrl_c_leaves_a_resumable_run(scenario: Path, tmp_path: Path) -> None:
     done = fedexperts(*long, "--resume", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["protocols"]["ems-fl"]["cycles"] == 40
+
+
+ORBIT = {
+    "satellite": {"altitude_km": 600, "inclination_deg": 53.0},
+    "plan": {"kind": "orbit", "start": datetime(2026, 1, 1, tzinfo=UTC), "days": 1.0},
+    "radio": {"preset": "paper-range", "fixed_downlink_bps": 5e7},
+    "cluster": [
+        {"name": "lisbon", "latitude_deg": 38.72, "longitude_deg": -9.14, "devices": 2, "data": "digits:plain"},
+        {"name": "nairobi", "latitude_deg": -1.29, "longitude_deg": 36.82, "devices": 2, "data": "digits:inverted"},
+    ],
+}
+
+
+@pytest.fixture
+def orbital(tmp_path: Path) -> Path:
+    path = tmp_path / "orbit.toml"
+    path.write_text(tomli_w.dumps(small.document(**ORBIT)))
+    return path
+
+
+def test_plan_prints_the_contract_and_writes_its_page(orbital: Path, tmp_path: Path) -> None:
+    done = fedexperts("plan", orbital, "--json", "--out", "plan", "--export", "ion", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    contract = {"cluster", "satellite", "start_s", "end_s", "max_elevation_deg", "uplink_bps", "uplink_B", "downlink_B"}
+    assert contract <= set(document["contacts"][0])
+    assert {"passes_per_day", "median_duration_s", "max_gap_s", "uplink_B_per_day"} <= set(document["clusters"]["lisbon"])
+    assert {p.name for p in (tmp_path / "plan").iterdir()} == {"plan.html", "plan.json", "plan.ion.rc"}
+    assert 'src="http' not in (tmp_path / "plan" / "plan.html").read_text()
+    shown = fedexperts("plan", orbital, "--days", "0.5", folder=tmp_path).stdout
+    assert "passes and gaps" in shown
+
+
+def test_plan_needs_neither_model_nor_data(tmp_path: Path) -> None:
+    path = tmp_path / "bare.toml"
+    places = [{k: v for k, v in row.items() if k != "data"} for row in ORBIT["cluster"]]
+    path.write_text(tomli_w.dumps({"name": "bare", **{k: ORBIT[k] for k in ("satellite", "plan", "radio")}, "cluster": places}))
+    assert fedexperts("plan", path, folder=tmp_path).returncode == 0
+
+
+def test_training_on_an_orbit_takes_its_time_from_the_plan(orbital: Path, tmp_path: Path) -> None:
+    settings = ("--set", "train.seconds_per_round=300.0", "--set", "train.max_rounds=3", "--set", "train.cycles=2")
+    done = fedexperts("run", orbital, *settings, "--out", "o", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    history = json.loads(done.stdout)["protocols"]["ems-fl"]["history"]
+    assert history[-1]["t_s"] > 3600
+    rows = [json.loads(line) for line in (tmp_path / "o" / "ledger.jsonl").read_text().splitlines()]
+    away = [row["rounds"] for row in rows if row["event"] == "train" and row["phase"] == "disconnected"]
+    assert away
+    assert max(away) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"satellite": {"altitude_km": -5, "inclination_deg": 53.0}}, "below the surface"),
+        ({"cluster": [{"name": "a", "latitude_deg": 95.0, "longitude_deg": 0.0}]}, "latitude_deg = 95"),
+        ({"cluster": [{"name": "a"}]}, "needs latitude_deg and longitude_deg"),
+        ({"plan": {"min_elevation_deg": 90.0}}, "min_elevation_deg = 90"),
+        ({"radio": {"preset": "smoke-signals"}}, "smoke-signals"),
+        ({"radio": {"bandwidth_Hz": 0.0}}, "bandwidth_Hz = 0"),
+        ({"satellite": {"tle": "none.tle", "altitude_km": None, "inclination_deg": None}}, "none.tle"),
+    ],
+)
+def test_wrong_orbits_places_and_radios(change: dict, message: str, tmp_path: Path) -> None:
+    document = small.document(**ORBIT)
+    for key, value in change.items():
+        document[key] = {**document[key], **value} if isinstance(value, dict) else value
+    document["satellite"] = {k: v for k, v in document["satellite"].items() if v is not None}
+    path = tmp_path / "wrong.toml"
+    path.write_text(tomli_w.dumps(document))
+    done = fedexperts("plan", path, folder=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

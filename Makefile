@@ -37,7 +37,9 @@ check: $(STAMP)  ## lint, types, docs
 
 bench: $(STAMP)  ## every figure that the docs claim
 	$(BIN)/python benchmarks/simulator.py
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/demo.py --plan round-robin
+	$(BIN)/python benchmarks/demo.py --plan orbit --out runs/bench-orbit
+	$(BIN)/python benchmarks/passes.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

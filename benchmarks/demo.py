@@ -3,14 +3,14 @@
 For γ ≥ 2 and for the γ ≈ 1 control it prints every seed's figures, then the median and the spread of the ratios EMS-FL / sync
 and EMS-FL / sync given C local rounds per contact. The paper reports 0.25 (training, Fig. 8) and 0.5 (tuning, Fig. 5) for
 the cycles ratio to sync. A run that never reaches the target within its cycles counts with its whole length and is marked >.
-Usage: python benchmarks/demo.py [--seeds 1 2 3 4 5] [--out DIR]
+Usage: python benchmarks/demo.py [--plan round-robin|orbit] [--seeds 1 2 3 4 5] [--out DIR]
 """
 
 import argparse
 from pathlib import Path
 from statistics import median
 
-from fedexperts.cli.demo import demo_jobs, demo_scenario, warmed_up
+from fedexperts.cli.demo import demo_jobs, demo_scenario, on_round_robin, warmed_up
 from fedexperts.drive.many import run_many
 
 MEASURES = {"cycles": "cycles_to_target", "steps": "steps_to_target", "MB": "uplink_B_to_target"}
@@ -34,14 +34,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--out", type=Path, default=Path("runs/bench-demo"))
+    parser.add_argument("--plan", choices=["round-robin", "orbit"], default="round-robin")
     arguments = parser.parse_args()
     rows: dict[str, list[dict]] = {}
     for seed in arguments.seeds:
-        scenario = demo_scenario(seed)
+        scenario = demo_scenario(seed) if arguments.plan == "orbit" else on_round_robin(demo_scenario(seed))
         out = arguments.out / str(seed)
         for name, summary in run_many(warmed_up(scenario, demo_jobs(scenario), out), out).items():
             rows.setdefault(name, []).append(summary)
-    print(f"seeds {arguments.seeds}; target accuracy {scenario.evaluation.target:.0%}")
+    print(f"plan {arguments.plan}; seeds {arguments.seeds}; target accuracy {scenario.evaluation.target:.0%}")
     for name, summaries in rows.items():
         gamma = median(sum(s["gamma"].values()) / len(s["gamma"]) for s in summaries)
         figures = " ".join(

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import fedexperts.drive.run as drive_run
-from fedexperts.cli.demo import demo_jobs, demo_scenario
+from fedexperts.cli.demo import demo_jobs, demo_scenario, on_round_robin
 from fedexperts.drive.prepare import Prepared, prepare
 from fedexperts.drive.run import PROTOCOLS
 from fedexperts.moe.load import new_classifier
@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
-    jobs = {name: demo_jobs(demo_scenario())[name].changed(train={"cycles": CYCLES}) for name in ("ems-fl", "sync")}
+    jobs = {
+        name: demo_jobs(on_round_robin(demo_scenario()))[name].changed(train={"cycles": CYCLES}) for name in ("ems-fl", "sync")
+    }
     everything = {part for part in prepare(jobs["sync"]).view.parts if is_expert(part)} | {"gate"}
     parts = {"ems-fl": {"expert:0", "expert:1"}, "sync": everything}
     print(f"{'run':8} {'steps':>6} {'driver ms/step':>15} {'bare loop':>10} {'transformers':>13} {'driver/bare':>24}")

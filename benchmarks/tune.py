@@ -1,4 +1,4 @@
-"""Learning rates of the demo: the same grid for every protocol, on tuning seeds that no report uses.
+"""Learning rates of the demo, on a round robin: the same grid for every protocol, on tuning seeds that no report uses.
 
 For each protocol it prints, for every pair of rates, the cycles to the target on each tuning seed and the mean accuracy over
 all cycles; the best pair has the fewest cycles, ties broken by that mean. Finished runs in --out are not repeated.
@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 
-from fedexperts.cli.demo import demo_jobs, demo_scenario, warmed_up
+from fedexperts.cli.demo import demo_jobs, demo_scenario, on_round_robin, warmed_up
 from fedexperts.drive.many import run_many
 
 SEEDS = (100, 101)
@@ -31,7 +31,7 @@ def main() -> None:
     out = parser.parse_args().out
     results: dict[tuple, list[dict]] = {}
     for seed in SEEDS:
-        scenario = demo_scenario(seed)
+        scenario = on_round_robin(demo_scenario(seed))
         jobs = {}
         for name, job in demo_jobs(scenario).items():
             if name not in PROTOCOLS:

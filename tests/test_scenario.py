@@ -186,7 +186,7 @@ def test_a_wrong_kind_of_value_is_refused_with_field_value_and_choice(change, sa
         ({"sede": 1}, "sede"),
         ({"train": {"lr": 1}}, "train.lr"),
         ({"plan": {"slots": 1}}, "plan.slots"),
-        ({"cluster": cluster(device=3)}, "cluster[0].device"),
+        ({"cluster": cluster(gadgets=3)}, "cluster[0].gadgets"),
         ({"antenna": {}}, "antenna"),
         ({"base": "elsewhere"}, "base"),
     ],

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+HISTORY = ("cycle", "t_s", "steps", "uplink_B", "energy_J_per_device", "accuracy", "loss", "accuracy_by_cluster")
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -69,10 +70,11 @@ def summary(path: Path) -> dict[str, Any]:
     """What a run came to, from its ledger alone; the keys of ``fedexperts run --json``.
 
     ``…_to_target`` are taken at the first evaluation that reaches the target, None if none does. Steps are gradient steps
-    summed over all devices. An evaluation after the final flush counts as one more cycle.
+    summed over all devices, joules are means over them. An evaluation after the final flush counts as one more cycle.
     """
     lines = list(read(path))
     run = next(line for line in lines if line["event"] == "run")
+    _add_joules(lines, {name: len(samples) for name, samples in run["clusters"].items()})
     assigned = next(line for line in lines if line["event"] == "assignment")
     points = [line for line in lines if line["event"] in ("evaluate", "end") and "accuracy" in line]
     if not points or points[-1]["event"] != "end":
@@ -94,12 +96,21 @@ def summary(path: Path) -> dict[str, Any]:
         "uplink_B": end["uplink_B"],
         "downlink_B": end["downlink_B"],
         "steps": end["steps"],
+        "energy_J_per_device": end["energy_J_per_device"],
         "cycles": end["cycles"],
         "unsent_rounds": end["unsent_rounds"],
         "assignment": assigned["assignment"],
         "gamma": assigned["gamma"],
-        "history": [
-            {key: p[key] for key in ("cycle", "t_s", "steps", "uplink_B", "accuracy", "loss", "accuracy_by_cluster")}
-            for p in points
-        ],
+        "history": [{key: p[key] for key in HISTORY} for p in points],
     }
+
+
+def _add_joules(lines: list[dict[str, Any]], devices: dict[str, int]) -> None:
+    """Give each evaluation the joules used so far, the mean over all devices."""
+    joules = {"radio_J": 0.0, "compute_J": 0.0, "idle_J": 0.0}
+    for line in lines:
+        if line["event"] == "energy":
+            for use in joules:
+                joules[use] += sum(n * line["per_device"][c][use] for c, n in devices.items()) / sum(devices.values())
+        elif line["event"] in ("evaluate", "end"):
+            line["energy_J_per_device"] = dict(joules)

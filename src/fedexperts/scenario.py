@@ -186,6 +186,18 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
 
+class Device(Table):
+    """``[device.<class>]``: numbers that replace those of a built-in class of devices, or all of a new class.
+
+    ``compute_J_per_FLOP`` is what computing adds to the idle power.
+    """
+
+    tx_power_W: NonNegative | None = None
+    rx_power_W: NonNegative | None = None
+    compute_J_per_FLOP: NonNegative | None = None
+    idle_power_W: NonNegative | None = None
+
+
 class Place(Table):
     """``[[cluster]]``: devices in one place. An orbital plan needs the place; training needs the data."""
 
@@ -198,6 +210,7 @@ class Place(Table):
     data: str | None = None
     test: str | None = None
     partition: Literal["iid", "by-label"] = "iid"
+    device: Name = "phone"
 
 
 class Cluster(Place):
@@ -294,6 +307,7 @@ class Scenario(Network):
     assignment: Assignment = Assignment()
     evaluation: Evaluation = Evaluation()
     faults: Faults = Faults()
+    device: dict[Name, Device] = {}
     cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
 
     @model_validator(mode="after")

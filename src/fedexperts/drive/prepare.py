@@ -34,6 +34,7 @@ from ..moe.view import View
 from ..scenario import Model, Network, Scenario
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
+from .energy import DeviceClass, device_class
 from .orbit import orbit
 
 Counts = Mapping[str, tuple[NDArray[np.int64], int]]
@@ -51,6 +52,7 @@ class Prepared:
     devices: dict[str, list[Device]]
     tests: dict[str, Samples]
     shared_sets: list[Samples]
+    kinds: dict[str, DeviceClass]
 
     def warm_up(self) -> None:
         """Train the model on the shared set; the result is θ_0, version 0 everywhere."""
@@ -80,6 +82,7 @@ def prepare(scenario: Scenario) -> Prepared:
         InputError: with the field, the value, the bound and the remedy.
     """
     names = [cluster.name for cluster in scenario.cluster]
+    kinds = device_classes(scenario)
     plan = contact_plan(scenario)
     splits = {cluster.name: _splits(scenario, i) for i, cluster in enumerate(scenario.cluster)}
     shared = _shared_sets(scenario)
@@ -101,7 +104,19 @@ def prepare(scenario: Scenario) -> Prepared:
         for cluster in scenario.cluster
     }
     tests = {name: _test(splits[name]) for name in names}
-    return Prepared(scenario, plan, view, model, devices, tests, shared)
+    return Prepared(scenario, plan, view, model, devices, tests, shared, kinds)
+
+
+def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
+    """What the devices of each cluster are.
+
+    Raises:
+        InputError: a cluster or a ``[device.<class>]`` table names an unknown class.
+    """
+    names = dict.fromkeys([*(cluster.device for cluster in scenario.cluster), *scenario.device])
+    tables = {name: table.model_dump(exclude_none=True) for name, table in scenario.device.items()}
+    kinds = {name: device_class(name, **tables.get(name, {})) for name in names}
+    return {cluster.name: kinds[cluster.device] for cluster in scenario.cluster}
 
 
 def contact_plan(scenario: Scenario) -> ContactPlan:

@@ -143,6 +143,7 @@ class _Run:
             self._evaluate,
             train.final_flush,
             faults=Faults(**self.scenario.faults.model_dump(), seed=self.scenario.seed),
+            kinds=self.prepared.kinds,
         )
         if saved:
             vars(protocol).update(saved["protocol"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import types
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from ..moe.parts import Piece, in_order
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.device import Device
 from ..train.task import Task, Update
+from .energy import PHONE, DeviceClass, Meter, shown
 from .faults import NO_FAULTS, Faults
 
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
@@ -59,8 +61,9 @@ class Pace:
 class ClusterState:
     """What the devices of one cluster are doing between awaits: their standing order, and uploads under way."""
 
-    def __init__(self, devices: list[Device]):
+    def __init__(self, devices: list[Device], kind: DeviceClass):
         self.devices = devices
+        self.meter = Meter(kind, len(devices))
         self.order: Task | None = None
         self.since_s = 0.0
         self.outbox: dict[str, list[tuple[Update, int]]] = {}  # device -> snapshots under way, and sends each one needs
@@ -76,12 +79,14 @@ class ClusterState:
             "outbox": self.outbox,
             "sent_B": self.sent_B,
             "heard_B": self.heard_B,
+            "meter": self.meter.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         for device, saved in zip(self.devices, state.pop("devices"), strict=True):
             device.restore(saved)
+        vars(self.meter).update(state.pop("meter"))
         vars(self).update(state)
 
 
@@ -97,6 +102,7 @@ class Simulator:
         evaluate: called at the end of each cycle with the global model and the cycle's number; its facts go to the ledger.
         closes_s: contacts (by their number in the plan) whose signal is lost before the planned end, and when.
         faults: random ones, from a seed.
+        kinds: what the devices of each cluster are; phones where it does not say.
     """
 
     def __init__(
@@ -110,9 +116,10 @@ class Simulator:
         final_flush: bool = True,
         closes_s: Mapping[int, float] | None = None,
         faults: Faults = NO_FAULTS,
+        kinds: Mapping[str, DeviceClass] = types.MappingProxyType({}),
     ):
         self.plan, self.pace, self.ledger, self.evaluate = plan, pace, ledger, evaluate
-        self.clusters = {name: ClusterState(group) for name, group in devices.items()}
+        self.clusters = {name: ClusterState(group, kinds.get(name, PHONE)) for name, group in devices.items()}
         self.faults = faults
         lost_s = {**faults.closes_s(plan), **(closes_s or {})}
         self.closes_s = {plan.contacts[i]: t_s for i, t_s in lost_s.items()}
@@ -168,10 +175,15 @@ class Simulator:
 
     def _end_cycle(self, t_s: float) -> None:
         self.next_cycle += 1
+        self._read_meters(t_s, self.next_cycle)
         facts = self.evaluate(self.protocol.model, self.next_cycle)
         if facts:
             self.ledger.write("evaluate", t_s, cycle=self.next_cycle, **self.totals, **facts)
         self.ledger.flush()
+
+    def _read_meters(self, t_s: float, cycle: int) -> None:
+        per_device = {name: shown(cluster.meter.read(t_s)) for name, cluster in self.clusters.items()}
+        self.ledger.write("energy", t_s, cycle=cycle, per_device=per_device)
 
     def _end_training(self, t_s: float) -> None:
         self.training_over = True
@@ -181,7 +193,9 @@ class Simulator:
     def _finish(self) -> None:
         t_s = max([self.end_s] + [contact.end_s for kind, contact in self.visits if kind == "flush"])
         unsent = sum(max(d.pending.values(), default=0) for c in self.clusters.values() for d in c.devices)
-        facts = self.evaluate(self.protocol.model, 0)
+        self._read_meters(t_s, self.next_cycle + 1)  # the rest: training up to the end, and the flush
+        facts = {"energy_per_device": {name: shown(cluster.meter.total_J) for name, cluster in self.clusters.items()}}
+        facts |= self.evaluate(self.protocol.model, 0)
         self.ledger.write("end", t_s, cycles=len(self.cycle_ends_s), unsent_rounds=unsent, **self.totals, **facts)
         self.ledger.flush()
 
@@ -228,7 +242,12 @@ class Simulator:
         """Let all devices of a cluster do local rounds."""
         if rounds <= 0 or not task.parts:
             return
-        steps = sum(device.train(task, rounds) for device in self.clusters[name].devices)
+        cluster, steps = self.clusters[name], 0
+        for device in cluster.devices:
+            flops_per_step = device.flops_per_step(task)
+            made = device.train(task, rounds)
+            cluster.meter.flops += flops_per_step * made
+            steps += made
         self.totals["steps"] += steps
         self.ledger.write("train", t_s, cluster=name, phase=phase, parts=in_order(task.parts), rounds=rounds, steps=steps)
 
@@ -271,6 +290,7 @@ class SimulatedLink:
         began_s = self.now_s
 
         def arrive(room_B: float) -> None:
+            state.meter.rx_s += len(state.devices) * (self.now_s - began_s)  # everybody listens to a broadcast
             complete, carried_B = [], 0
             for piece in missing:
                 taken_B = int(min(left_B[piece.part], room_B - carried_B))
@@ -321,7 +341,13 @@ class SimulatedLink:
             for device in state.devices
         }
 
+        def sent() -> None:
+            for size_B, devices in Counter(left_B.values()).items():
+                finish_s = self.contact.finish_s("up", began_s, size_B)
+                state.meter.tx_s += devices * (min(finish_s, self.now_s) - began_s)
+
         def done() -> list[Update]:
+            sent()
             updates = [update for device in state.devices for update, _ in state.outbox[device.name]]
             for device in state.devices:
                 for update, _ in state.outbox[device.name]:
@@ -333,6 +359,7 @@ class SimulatedLink:
         began_s = self.now_s
 
         def lost(after_s: float) -> None:
+            sent()
             room_B = self.contact.carried_B("up", began_s, self.now_s)
             carried = {name: int(min(size, room_B)) for name, size in left_B.items()}
             for name, size in carried.items():

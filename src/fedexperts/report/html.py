@@ -29,7 +29,7 @@ def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
     summaries = {name: summary(directory / "ledger.jsonl") for name, directory in runs.items()}
     lines = {name: list(read(directory / "ledger.jsonl")) for name, directory in runs.items()}
     figures = [progress_figure(summaries), cluster_figure(summaries)]
-    figures += [relevance_figure(lines)]
+    figures += [energy_figure(summaries), relevance_figure(lines)]
     body = "".join(
         figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) for figure in figures
     )
@@ -116,6 +116,36 @@ def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         title="final accuracy by cluster",
         yaxis_title="accuracy, %",
     )
+    return figure
+
+
+def energy_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    """Global accuracy against the joules that a device spent on radio and computing; the whole run's joules by use."""
+    figure = make_subplots(cols=2, horizontal_spacing=0.1)
+    for name, row in summaries.items():
+        colour, dash = _look(name, summaries)
+        joules = [point["energy_J_per_device"] for point in row["history"]]
+        line = go.Scatter(
+            x=[use["radio_J"] + use["compute_J"] for use in joules],
+            y=[100 * point["accuracy"] for point in row["history"]],
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "dash": dash},
+        )
+        total = row["energy_J_per_device"]
+        bar = go.Bar(
+            x=[use.removesuffix("_J") for use in total],
+            y=list(total.values()),
+            name=name,
+            showlegend=False,
+            marker={"color": colour, "opacity": 0.4 if dash == "dot" else 1},
+        )
+        figure.add_trace(line, row=1, col=1)
+        figure.add_trace(bar, row=1, col=2)
+    figure.update_xaxes(title_text="J per device, radio and compute (idle not counted)", row=1, col=1)
+    figure.update_yaxes(title_text="accuracy of the global model, %", row=1, col=1)
+    figure.update_yaxes(title_text="J per device, whole run (log)", type="log", row=1, col=2)
+    figure.update_layout(template="plotly_white", height=380, legend={"orientation": "h", "y": 1.15}, margin={"t": 60})
     return figure
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
@@ -19,7 +20,7 @@ from .html import COLOURS, STYLE
 
 INKS = ("#222222", "#7a1f5c", "#7a4a00", "#0b5345")  # satellites: darker than any cluster's colour, and dashed apart
 DASHES = ("solid", "dash", "dot", "dashdot")
-BLUES = ((0.0, "#92c5de"), (0.5, "#0072b2"), (1.0, "#00284d"))  # the pale end is still seen on white
+BLUES = ["#92c5de", "#0072b2", "#00284d"]  # the pale end is still seen on white
 PANELS = (
     ("elevation_deg", "elevation, °", 1.0),
     ("snr_dB", "SNR, dB", 1.0),
@@ -82,10 +83,10 @@ def _section(title: str, note: str, figure: go.Figure | None) -> str:
 def _headline(document: Mapping[str, Any]) -> str:
     contacts, horizon_s = document["contacts"], document["horizon_s"]
     idle_s = sum(end - start for start, end in idle_times(contacts, horizon_s))
-    cut = sum(bool(contact["cut"]) for contact in contacts)
+    cut, satellites = sum(bool(contact["cut"]) for contact in contacts), _satellites(document)
     parts = [
         f"{_duration(horizon_s)} from {_clock(document['start'])}",
-        _count(len(_satellites(document)), "satellite"),
+        *([_count(len(satellites), "satellite")] if satellites else []),
         _count(len(document["clusters"]), "cluster"),
         _count(len(contacts), "contact") + (f" ({cut} cut by the plan's start or end)" if cut else ""),
         f"nobody in view for {idle_s / horizon_s if horizon_s else 1.0:.1%} of the time",
@@ -95,13 +96,14 @@ def _headline(document: Mapping[str, Any]) -> str:
 
 def _table(clusters: Mapping[str, Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{column}</th>" for column in COLUMNS)
+    note = "<p class='note'>Rates and bytes are those of one device; MB are 10⁶ B.</p>"
     rows = "".join(
         "<tr class='numbers'>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(name, row))
         + f"</tr><tr><td class='verdict' colspan='{len(COLUMNS)}'>{html.escape(str(row.get('verdict') or ''))}</td></tr>"
         for name, row in clusters.items()
     )
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
 
 
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -113,7 +115,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
         _number(row.get("passes_per_day"), ".1f"),
         *(_duration(row.get(key)) for key in ("median_duration_s", "longest_duration_s", "median_gap_s", "max_gap_s")),
         _number(row.get("idle_share"), ".1%"),
-        *(_megabytes(row.get(key)) for key in ("uplink_B_per_day", "downlink_B_per_day")),
+        *(_megabytes(row.get(key), "∞" if row.get("passes") else "–") for key in ("uplink_B_per_day", "downlink_B_per_day")),
     ]
 
 
@@ -136,10 +138,13 @@ def _contact_section(document: Mapping[str, Any]) -> str:
     if not contacts:
         return _section("Contacts", "No cluster is ever in view: there is no contact to draw.", None)
     note = "The bottom row is grey while nobody is in view. Drag to zoom, double-click to go back; point at a bar to read it."
+    satellites = _satellites(document)
+    if 1 < len(satellites) <= MOST_LANES:
+        note += f" Within a row, from the top: {html.escape(', '.join(satellites))}."
     if len(contacts) > MOST_BARS:
         note += f" Only the first {MOST_BARS:,} of {len(contacts):,} contacts are drawn."
-    elif document["horizon_s"] > LONG_S:
-        note += f" The chart opens on the first {OPENING_S / 3600:.0f} h; the slider below it moves through the whole plan."
+    if _drawn(document)[1] > LONG_S:
+        note += f" The chart opens on the first {OPENING_S / 3600:.0f} h; the slider below it moves through the rest."
     return _section("Contacts", note, contact_figure(document))
 
 
@@ -196,6 +201,7 @@ def _add_sites(figure: go.Figure, document: Mapping[str, Any]) -> None:
         textfont={"size": 13, "color": "#222", "shadow": "0 0 3px white, 0 0 3px white, 0 0 5px white"},
         marker={"size": 11, "color": [colours[name] for name in sites], "line": {"color": "white", "width": 1.5}},
         hovertemplate="%{text}<br>%{y:.2f}°, %{x:.2f}°<extra></extra>",
+        cliponaxis=False,
         showlegend=False,
     )
 
@@ -217,7 +223,7 @@ def _add_track(figure: go.Figure, track: Mapping[str, Any], ink: str, dash: str,
         mode="lines+markers",
         name=name,
         legendgroup=name,
-        line={"color": ink, "width": 1.6, "dash": dash},
+        line={"color": ink, "width": 1.6, "dash": dash, "backoff": 0},
         showlegend=several,
         marker={"symbol": "arrow", "angleref": "previous", "color": ink, "size": _arrows(at, every=12.0), **plain},
         hovertemplate="%{y:.1f}°, %{x:.1f}°<br>%{customdata:.1f} min<extra>" + name + "</extra>",
@@ -231,6 +237,7 @@ def _add_track(figure: go.Figure, track: Mapping[str, Any], ink: str, dash: str,
         textfont={"color": ink, "shadow": "0 0 3px white, 0 0 3px white"},
         marker={"symbol": "diamond", "size": 12, "color": ink, "line": {"color": "white", "width": 1.5}},
         hoverinfo="skip",
+        cliponaxis=False,
         legendgroup=name,
         showlegend=False,
     )
@@ -238,8 +245,8 @@ def _add_track(figure: go.Figure, track: Mapping[str, Any], ink: str, dash: str,
 
 def small_circle(latitude_deg: float, longitude_deg: float, radius_deg: float) -> list[tuple[list[float], list[float]]]:
     """The circle on the sphere as closed curves (longitudes, latitudes) that fill right between ±180°, poles included."""
-    lat, radius, lon, previous = math.radians(latitude_deg), math.radians(radius_deg), [], longitude_deg
-    latitudes = []
+    lat = math.radians(max(-89.9999, min(89.9999, latitude_deg)))  # at a pole itself no bearing has a meaning
+    radius, lon, latitudes, previous = math.radians(radius_deg), [], [], longitude_deg
     for step in range(181):
         bearing = math.tau * (step + 0.5) / 180
         sine = math.sin(lat) * math.cos(radius) + math.cos(lat) * math.sin(radius) * math.cos(bearing)
@@ -312,44 +319,59 @@ def _joined(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[
 
 def contact_figure(document: Mapping[str, Any]) -> go.Figure:
     """One row for each cluster, one bar for each contact; the bottom row is grey while nobody is in view."""
-    contacts = sorted(document["contacts"], key=lambda contact: contact["start_s"])[:MOST_BARS]
-    horizon_s = document["horizon_s"] if len(contacts) == len(document["contacts"]) else contacts[-1]["start_s"]
+    contacts, horizon_s = _drawn(document)
     names, satellites = list(document["clusters"]), _satellites(document)
-    lanes = len(satellites) if len(satellites) <= MOST_LANES else 1
+    lanes = max(1, len(satellites)) if len(satellites) <= MOST_LANES else 1
+    row_height = 34 + 10 * (lanes - 1) if len(names) < 40 else 16
+    height = 130 + max(170, (len(names) + 1) * row_height) + (70 if horizon_s > LONG_S else 0)
     figure = go.Figure()
-    shades, label = _shades(contacts)
+    colours = _add_scale(figure, contacts, min(height - 130, 320))
     for cut in (False, True):
-        chosen = [i for i, contact in enumerate(contacts) if bool(contact["cut"]) == cut]
+        chosen = [(c, colour) for c, colour in zip(contacts, colours, strict=True) if bool(c["cut"]) == cut]
         if chosen:
-            _add_bars(figure, document, [contacts[i] for i in chosen], [shades[i] for i in chosen], lanes, cut)
+            _add_bars(figure, document, chosen, lanes, cut)
     _add_idle(figure, idle_times(contacts, horizon_s))
-    never = set(names) - {contact["cluster"] for contact in contacts}
-    for name in never:
+    for name in set(names) - {contact["cluster"] for contact in document["contacts"]}:
         row = len(names) - names.index(name)
         figure.add_annotation(x=0.5, xref="x domain", y=row, text="never in view", showarrow=False, **QUIET)
-    rows = len(names) + 1
-    height = 130 + rows * (34 + 10 * (lanes - 1) if rows <= 40 else 16) + (70 if horizon_s > LONG_S else 0)
+    top = 40 if any(contact["cut"] for contact in contacts) else 10
+    _style(figure, height=height, barmode="overlay", margin={"t": top, "b": 50, "l": 20, "r": 20})
     _contact_axes(figure, document["start"], horizon_s, names)
-    bar = {"title": {"text": label, "side": "right"}, "thickness": 12, "len": 1, "outlinewidth": 0}
-    figure.update_layout(coloraxis={"colorscale": BLUES, "colorbar": bar, "showscale": bool(label)})
-    _style(figure, height=height, barmode="overlay", margin={"t": 40, "b": 50, "l": 20, "r": 20})
     return figure
 
 
+def _drawn(document: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], float]:
+    """The contacts that a browser can bear, in order, and the time up to which they are all there."""
+    contacts = sorted(document["contacts"], key=lambda contact: contact["start_s"])
+    horizon_s = document["horizon_s"] if len(contacts) <= MOST_BARS else contacts[MOST_BARS]["start_s"]
+    return contacts[:MOST_BARS], horizon_s
+
+
+def _add_scale(figure: go.Figure, contacts: Sequence[Mapping[str, Any]], height: float) -> list[str]:
+    """The colour of each bar: its mean rate where rates vary, else its highest elevation, else one for all."""
+    rates = [contact["uplink_bps"] / 1e6 for contact in contacts if contact["uplink_bps"] is not None]
+    values, label = [*rates], "mean uplink, Mb/s"
+    if len(rates) < len(contacts) or max(rates) <= 1.01 * min(rates):
+        values, label = [contact["max_elevation_deg"] for contact in contacts], "highest elevation, °"
+    known = [value for value in values if value is not None]
+    if not known:
+        return [COLOURS[0]] * len(values)
+    low, high = min(known), max(known)
+    shares = [0.5 if value is None or high == low else (value - low) / (high - low) for value in values]
+    bar = {"title": {"text": label, "side": "right"}, "thickness": 12, "outlinewidth": 0, "len": height, "lenmode": "pixels"}
+    scale = {"colorscale": BLUES, "cmin": low, "cmax": high, "colorbar": {**bar, "y": 1, "yanchor": "top"}, "color": [low]}
+    figure.add_scatter(x=[None], y=[None], mode="markers", marker={**scale, "showscale": True}, showlegend=False)
+    return [str(colour) for colour in sample_colorscale(BLUES, shares)]
+
+
 def _add_bars(
-    figure: go.Figure,
-    document: Mapping[str, Any],
-    contacts: Sequence[Mapping[str, Any]],
-    shades: Sequence[float | None],
-    lanes: int,
-    cut: bool,
+    figure: go.Figure, document: Mapping[str, Any], chosen: Sequence[tuple[Mapping[str, Any], str]], lanes: int, cut: bool
 ) -> None:
     names, satellites = list(document["clusters"]), _satellites(document)
+    contacts, colours = [contact for contact, _ in chosen], [colour for _, colour in chosen]
     width = 0.72 / lanes
-    lane = [satellites.index(contact["satellite"]) if lanes > 1 else 0 for contact in contacts]
-    coloured = any(shade is not None for shade in shades)
-    marker: dict[str, Any] = {"color": list(shades), "coloraxis": "coloraxis"} if coloured else {"color": COLOURS[0]}
-    edge: dict[str, Any] = {"width": 1.2, **marker}  # a few minutes of a day are a few pixels: the edge keeps them seen
+    lane = [satellites.index(str(contact["satellite"])) if lanes > 1 and contact["satellite"] else 0 for contact in contacts]
+    edge = {"width": 1.6, "color": COLOURS[1]} if cut else {"width": 1.2, "color": colours}
     figure.add_bar(
         orientation="h",
         base=[contact["start_s"] / 3600 for contact in contacts],
@@ -357,7 +379,7 @@ def _add_bars(
         y=[len(names) - names.index(contact["cluster"]) for contact in contacts],
         offset=[0.36 - width * (k + 1) for k in lane],
         width=width * (0.86 if lanes > 1 else 1),
-        marker={**marker, "line": {"width": 1.6, "color": COLOURS[1]} if cut else edge},
+        marker={"color": colours, "line": edge},  # a few minutes of a day are a few pixels: the edge keeps them seen
         customdata=[_contact_text(contact) for contact in contacts],
         hovertemplate="%{customdata}<extra></extra>",
         name="cut by the plan's start or end",
@@ -379,7 +401,7 @@ def _add_idle(figure: go.Figure, idle: Sequence[tuple[float, float]]) -> None:
     )
 
 
-def _contact_axes(figure: go.Figure, start: str, horizon_s: float, names: Sequence[str]) -> None:
+def _contact_axes(figure: go.Figure, start: str | None, horizon_s: float, names: Sequence[str]) -> None:
     long, hours = horizon_s > LONG_S, horizon_s / 3600
     shown = OPENING_S / 3600 if long else hours
     figure.update_xaxes(
@@ -397,7 +419,6 @@ def _contact_axes(figure: go.Figure, start: str, horizon_s: float, names: Sequen
         fixedrange=True,
         zeroline=False,
         gridcolor="#e2e2e2",
-        ticklen=6,
     )
 
 
@@ -412,22 +433,15 @@ def idle_times(contacts: Sequence[Mapping[str, Any]], horizon_s: float) -> list[
     return [*idle, (seen_until, horizon_s)] if seen_until < horizon_s else idle
 
 
-def _shades(contacts: Sequence[Mapping[str, Any]]) -> tuple[list[float | None], str]:
-    """What colours the bars: the mean rate where it varies, else the maximum elevation, else nothing."""
-    rates = [contact["uplink_bps"] / 1e6 for contact in contacts]
-    if max(rates) > 1.01 * min(rates):
-        return [*rates], "mean uplink, Mb/s"
-    elevations = [contact["max_elevation_deg"] for contact in contacts]
-    return elevations, "" if all(value is None for value in elevations) else "highest elevation, °"
-
-
 def _contact_text(contact: Mapping[str, Any]) -> str:
-    highest = _number(contact["max_elevation_deg"], ".0f", "°")
+    highest, bps = contact["max_elevation_deg"], contact["uplink_bps"]
+    satellite = html.escape(str(contact["satellite"] or ""))
     lines = [
-        f"<b>{html.escape(contact['cluster'])}</b>, {html.escape(str(contact['satellite']))}",
-        f"T+{_duration(contact['start_s'])}, for {_duration(contact['end_s'] - contact['start_s'])}, highest {highest}",
-        f"{contact['uplink_bps'] / 1e6:.2f} Mb/s: {_megabytes(contact['uplink_B'])} MB up, "
-        f"{_megabytes(contact['downlink_B'])} MB down",
+        f"<b>{html.escape(contact['cluster'])}</b>" + (f", {satellite}" if satellite else ""),
+        f"T+{_duration(contact['start_s'])}, for {_duration(contact['end_s'] - contact['start_s'])}"
+        + ("" if highest is None else f", highest {highest:.0f}°"),
+        ("no limit" if bps is None else f"{bps / 1e6:.2f} Mb/s")
+        + f": {_megabytes(contact['uplink_B'], '∞')} MB up, {_megabytes(contact['downlink_B'], '∞')} MB down",
     ]
     return "<br>".join(lines)
 
@@ -460,7 +474,8 @@ def pass_figure(document: Mapping[str, Any]) -> go.Figure:
         figure.update_yaxes(title_text=label, row=row, col=1, zeroline=label.startswith("Doppler"), zerolinecolor="#999")
     figure.update_xaxes(title_text="minutes since the rise", row=len(panels), col=1)
     figure.update_xaxes(rangemode="tozero", zeroline=False)
-    _style(figure, height=90 + 190 * len(panels), margin={"t": 40, "b": 50, "l": 70, "r": 20})
+    extra = {"legend": {"orientation": "v"}} if len(passes) > MOST_CURVES else {}  # beside the panels it scrolls
+    _style(figure, height=90 + 190 * len(panels), **extra, margin={"t": 40, "b": 50, "l": 70, "r": 20})
     return figure
 
 
@@ -470,7 +485,9 @@ def pass_figure(document: Mapping[str, Any]) -> go.Figure:
 def _style(figure: go.Figure, **layout: Any) -> None:
     font = {"family": "system-ui, sans-serif", "size": 13, "color": "#333"}
     legend = {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0}
-    figure.update_layout(template="plotly_white", font=font, legend=legend, **layout)
+    figure.update_layout(**{"template": "plotly_white", "font": font, "legend": legend, **layout})
+    for update in (figure.update_xaxes, figure.update_yaxes):  # a little air between labels and axes
+        update(ticks="outside", ticklen=5, tickcolor="rgba(0,0,0,0)")
 
 
 def _colours(document: Mapping[str, Any]) -> dict[str, str]:
@@ -478,8 +495,8 @@ def _colours(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _satellites(document: Mapping[str, Any]) -> list[str]:
-    tracked = [track["satellite"] for track in document.get("tracks") or ()]
-    return list(dict.fromkeys([*tracked, *(contact["satellite"] for contact in document["contacts"])]))
+    known = [*(document.get("tracks") or ()), *document["contacts"]]
+    return list(dict.fromkeys(str(one["satellite"]) for one in known if one["satellite"]))
 
 
 def _faint(colour: str, opacity: float) -> str:
@@ -491,7 +508,9 @@ def _compass(degrees: int, sides: str) -> str:
     return f"{abs(degrees)}°{sides[degrees < 0] if degrees % 180 else ''}"
 
 
-def _clock(start: str) -> str:
+def _clock(start: str | None) -> str:
+    if start is None:
+        return "the start"
     moment = datetime.fromisoformat(start)
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     return f"{moment:%Y-%m-%d %H:%M}" + (f":{moment:%S}" if moment.second else "") + " UTC"
@@ -513,8 +532,8 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
 
-def _megabytes(count_B: float | None) -> str:
-    return "–" if count_B is None else f"{count_B / 1e6:,.1f}"
+def _megabytes(count_B: float | None, otherwise: str) -> str:
+    return otherwise if count_B is None else f"{count_B / 1e6:,.1f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..moe.parts import Piece, Tensors, in_order, is_expert
 from ..moe.view import Batch, View
@@ -69,6 +71,7 @@ class Device:
         self.snapshots: dict[str, Tensors] = {}  # delivered ones that training had gone past when they arrived
         self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
         self.steps = 0
+        self.flops: dict[tuple[frozenset[str], frozenset[str] | None, int], int] = {}  # see `flops_per_step`
         self._order: tuple[int, Tensor] | None = None  # the epoch's order of samples, a cache
 
     def receive(self, pieces: Collection[Piece]) -> None:
@@ -101,13 +104,30 @@ class Device:
                 for _ in range(self.local.local_steps):
                     batch = self._batch(self.steps)
                     optimizer.zero_grad(set_to_none=True)
-                    loss = self.objective(self.view(batch), batch["labels"])
-                    if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
-                        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+                    if self._backward(batch):
                         optimizer.step()
                     self.steps += 1
         self._leave(task.parts, leaves, optimizer, rounds)
         return self.steps - first
+
+    def flops_per_step(self, task: Task) -> int:
+        """FLOPs of one gradient step of the task: measured once on the device's next batch, then kept.
+
+        Counted (`torch.utils.flop_counter`) are matrix products at 2·m·n·k and convolutions, forward and backward, attention
+        as its products; not element-wise work, softmax, sorting, the optimiser. Every token has K picks, so batches differ
+        only by how many tokens meet a trained expert. Nothing else changes: not the parts, the optimiser, or the random state.
+        """
+        key = (task.parts, task.route, min(self.local.batch_size or self.samples, self.samples))
+        if key not in self.flops:
+            leaves = self._enter(task.parts, task.route)
+            math = sdpa_kernel(SDPBackend.MATH)  # torch 2.13 counts nothing for its fused attention on CPU
+            with torch.random.fork_rng(devices=[]), math, FlopCounterMode(display=False) as counter:
+                self._seed_round()
+                self._backward(self._batch(self.steps))
+            for _, _, leaf in leaves:
+                leaf.grad = None
+            self.flops[key] = counter.get_total_flops()
+        return self.flops[key]
 
     def snapshot(self, parts: Collection[str]) -> list[Update]:
         """Frozen copies of those parts that were trained and not yet delivered, in travelling order."""
@@ -151,6 +171,7 @@ class Device:
             "snapshots": self.snapshots,
             "optimizer_state": self.optimizer_state,
             "steps": self.steps,
+            "flops": self.flops,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -163,6 +184,12 @@ class Device:
         self.view.route(route)
         self.view.model.train()
         return self.view.freeze(but=parts)
+
+    def _backward(self, batch: Batch) -> bool:
+        loss = self.objective(self.view(batch), batch["labels"])
+        if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
+            loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+        return loss.requires_grad
 
     def _optimizer(self, leaves: list[tuple[str, str, Tensor]]) -> torch.optim.Optimizer:
         rates = {True: self.local.lr_expert, False: self.local.lr_gate}

@@ -60,3 +60,11 @@ def test_bytes_are_elements_times_their_width():
 
 def test_an_empty_piece_has_no_bytes():
     assert Piece("gate", 0, {}).size_B == 0
+
+
+def test_a_digest_names_the_content():
+    same = [Piece("gate", version, {"w": torch.tensor([1.0, 2.0])}) for version in (0, 7)]
+    other = Piece("gate", 0, {"w": torch.tensor([1.0, 2.5])})
+    shaped = Piece("gate", 0, {"w": torch.tensor([[1.0, 2.0]])})
+    assert same[0].digest == same[1].digest
+    assert len({same[0].digest, other.digest, shaped.digest}) == 3

@@ -68,6 +68,7 @@ def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[s
         "start": network.plan.start.isoformat() if network.plan.start else None,
         "horizon_s": plan.horizon_s,
         "cycles": len(plan.cycle_ends_s),
+        "cycles_per_day": round(len(plan.cycle_ends_s) / plan.horizon_s * 86400, 3),
         "upload_B": size_B,
         "contacts": contact_rows(plan),
         "clusters": clusters,
@@ -110,7 +111,10 @@ def contact_table(document: dict[str, Any]) -> Table:
 
 def cluster_table(document: dict[str, Any]) -> Table:
     """Statistics by cluster."""
-    table = Table(title=f"passes and gaps by cluster; {document['cycles']} orbital cycles", box=None)
+    table = Table(
+        title=f"passes and gaps by cluster; {document['cycles']} orbital cycles, {document['cycles_per_day']:.1f} a day",
+        box=None,
+    )
     for column in (
         "cluster",
         "passes/day",

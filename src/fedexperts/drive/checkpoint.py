@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Packer:
             case dict():
                 return {TAG: "dict", "items": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
             case _ if type(value).__name__ in VALUES:
-                return {TAG: type(value).__name__, "fields": self.pack(vars(value))}
+                return {TAG: type(value).__name__, "fields": self.pack({f.name: getattr(value, f.name) for f in fields(value)})}
         raise TypeError(
             f"{type(value).__name__}: cannot be written to a checkpoint; a protocol's attributes must be tensors, numbers, "
             "strings, pieces, tasks or containers of these (names that begin with _ are left out)"

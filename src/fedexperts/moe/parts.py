@@ -6,9 +6,12 @@ of MoE layer ℓ is the part ``expert:ℓ.m``. Tensors inside a piece are never 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 BACKBONE = "backbone"
@@ -26,6 +29,15 @@ class Piece:
     part: str
     version: int
     tensors: Tensors
+
+    @cached_property
+    def digest(self) -> str:
+        """Address of the content: the first 16 hex digits of SHA-256 over names, types, shapes and bytes."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()[:16]
 
     @property
     def size_B(self) -> int:

@@ -40,7 +40,7 @@ class ExpertOwners:
             else:
                 link.log("refuse", part=part, version=version)
                 continue
-            link.log("aggregate", part=part, version=version, behind=behind)
+            link.log("aggregate", part=part, version=version, behind=behind, digest=self.model[part].digest)
 
     async def joint_contact(self, link: Link, experts_frozen: bool = False) -> None:
         """The connected phase of Algorithm 2, then the standing order for the disconnected phase."""

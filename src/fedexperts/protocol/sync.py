@@ -39,5 +39,6 @@ class Sync:
         """Every part at most once per version sent."""
         for part, group in grouped(updates).items():
             sent = self.sent[link.cluster].pop(part)
-            link.log("aggregate", part=part, version=sent.version, behind=self.model[part].version - sent.version)
+            behind = self.model[part].version - sent.version
             self.model[part] = changed(self.model, sent, group)
+            link.log("aggregate", part=part, version=sent.version, behind=behind, digest=self.model[part].digest)

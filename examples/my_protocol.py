@@ -16,16 +16,22 @@ class TurnTaking:
     def __init__(self, start: Start):
         self.model = dict(start.model)
         self.waiting = [part for part in self.model if is_expert(part)]
+        self.sent = {cluster: dict(start.model) for cluster in start.clusters}
 
     async def contact(self, link: Link) -> None:
+        await self.gather(link)  # what an earlier contact could not carry
         turn, self.waiting = self.waiting[:2], self.waiting[2:] + self.waiting[:2]
-        parts = frozenset(turn) | {"gate"}
-        sent = {piece.part: piece for piece in picked(self.model, parts)}
-        await link.send(picked(self.model, [part for part in self.model if is_expert(part)] + ["gate"]))
-        await link.train(Task(parts, rounds=link.rounds_left(parts)))
-        for part, updates in grouped(await link.collect(parts)).items():
-            self.model[part] = changed(self.model, sent[part], updates)
+        task = Task(frozenset(turn) | {"gate"}, rounds=link.rounds_left(up=[*turn, "gate"]))
+        pieces = picked(self.model, [*filter(is_expert, self.model), "gate"])
+        self.sent[link.cluster] = {piece.part: piece for piece in pieces}
+        await link.send(pieces)
+        await link.train(task)
+        await self.gather(link)
         await link.leave(None)
+
+    async def gather(self, link: Link) -> None:
+        for part, updates in grouped(await link.collect(self.model)).items():
+            self.model[part] = changed(self.model, self.sent[link.cluster][part], updates)
 
 
 if __name__ == "__main__":

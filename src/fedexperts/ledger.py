@@ -70,18 +70,20 @@ def summary(path: Path) -> dict[str, Any]:
     """What a run came to, from its ledger alone; the keys of ``fedexperts run --json``.
 
     ``…_to_target`` are taken at the first evaluation that reaches the target, None if none does. Steps are gradient steps
-    summed over all devices, joules are means over them. An evaluation after the final flush counts as one more cycle.
+    summed over all devices, joules are means over them. What arrives after the last cycle, in the final flush say,
+    counts as one more cycle.
     """
     lines = list(read(path))
-    run = next(line for line in lines if line["event"] == "run")
+    run = next((line for line in lines if line["event"] == "run"), None)
+    assigned = next((line for line in lines if line["event"] == "assignment"), None)
+    if run is None or assigned is None:
+        raise ValueError(f"{path}: the run has not begun to train")
     _add_joules(lines, {name: len(samples) for name, samples in run["clusters"].items()})
-    assigned = next(line for line in lines if line["event"] == "assignment")
     points = [line for line in lines if line["event"] in ("evaluate", "end") and "accuracy" in line]
     if not points or points[-1]["event"] != "end":
         raise ValueError(f"{path}: the run has not ended")
     end = points[-1]
-    flushed = any(line["event"] == "flush" for line in lines)
-    end["cycle"] = end["cycles"] + (1 if flushed else 0)
+    end["cycle"] = end["cycles"] + (1 if end["late"] else 0)
     target = run["target"]
     reached = next((p for p in points if target is not None and p["accuracy"] >= target), None)
     return {

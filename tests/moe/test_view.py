@@ -324,10 +324,13 @@ def test_layer_parts_mask_their_layer_only():
     assert (counts_LM > 0).tolist() == [[False, True, True, False], [True, False, False, True]]
 
 
-def test_a_mask_that_leaves_a_layer_without_experts_is_refused():
+def test_a_layer_without_an_allowed_expert_stays_unmasked_and_no_expert_at_all_is_refused():
     view = View(plain("mixtral"), granularity="layer")
-    with pytest.raises(ValueError, match="MoE layer 1"):
-        view.route({"expert:0.1"})
+    view.route({"expert:0.1"})
+    assert view.sites[0].router.allowed_E.tolist() == [m == 1 for m in range(view.experts)]
+    assert view.sites[1].router.allowed_E is None
+    with pytest.raises(ValueError, match="without any expert"):
+        view.route(set())
 
 
 def test_the_zero_mask_is_passed_on_to_the_routers():

@@ -17,8 +17,10 @@ from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
+from fedexperts.train.device import LocalTraining
 
 NONE = Faults()
+ADAM = LocalTraining(local_steps=1, batch_size=None, optimizer="adamw", lr_expert=0.1, lr_gate=0.1)
 PROTOCOLS = [EmsFl, EnhancedEmsFl, Sync]
 
 
@@ -31,14 +33,18 @@ def play(
     experts: int = 2,
     closes_s: dict[int, float] | None = None,
     faults: Faults = NONE,
+    seconds_per_round: float = 1.0,
+    local: LocalTraining = toy.HALF,
     **start: Any,
 ) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
     data = {c: [toy.samples(min(mine, default=0), 8.0, experts=experts)] for c, mine in owned.items()}
-    _, model, devices = toy.make(data, values=(0.0,) * experts)
+    _, model, devices = toy.make(data, values=(0.0,) * experts, local=local)
     parts = {c: frozenset(f"expert:{m}" for m in mine) for c, mine in owned.items()}
     protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), parts, cycles=cycles, **start))
     ledger = Ledger(path / "ledger.jsonl")
-    simulator = Simulator(plan, devices, Pace(1.0), cycles, ledger, lambda model, cycle: {}, closes_s=closes_s, faults=faults)
+    simulator = Simulator(
+        plan, devices, Pace(seconds_per_round), cycles, ledger, lambda model, cycle: {}, closes_s=closes_s, faults=faults
+    )
     simulator.run(protocol)
     ledger.close()
     return protocol, list(read(path / "ledger.jsonl")), devices
@@ -203,13 +209,74 @@ def test_resplitting_hands_experts_over_at_contacts(protocol_class, tmp_path: Pa
 
 
 def test_a_download_longer_than_a_contact_goes_on_in_the_next(tmp_path: Path) -> None:
-    contacts = tuple(Contact("a", 10.0 * k, 10.0 * k + 1, 320, 24) for k in range(12))  # 3 B down per contact, 4 B wanted
-    protocol, lines, _ = play(EnhancedEmsFl, ContactPlan(("a",), contacts, 120), tmp_path, 9, {"a": {0}}, gate_tail_cycles=0)
+    contacts = tuple(Contact("a", 10.0 * k, 10.0 * k + 2, 320, 20) for k in range(12))  # 5 B down per contact, 12 B wanted
+    _, lines, _ = play(Sync, ContactPlan(("a",), contacts, 120), tmp_path, 9, {"a": {0}})
     sends = [x for x in lines if x["event"] == "send"]
-    assert max(x["downlink_B"] for x in sends) <= 3
-    assert any(x["parts"] == ["expert:0"] for x in sends)
-    assert any(x["parts"] == [] for x in sends)
-    assert toy.value(protocol.model, "expert:0") > 7.9
+    assert [x["downlink_B"] for x in sends[:3]] == [5, 5, 2]
+    assert [x["parts"] for x in sends[:3]] == [["expert:0"], ["expert:1"], ["head"]]
+    assert sum(x["event"] == "aggregate" and x["part"] == "head" for x in lines) >= 2
+
+
+@pytest.mark.parametrize("protocol_class", [EmsFl, EnhancedEmsFl])
+@pytest.mark.parametrize("after_s", [0.05, 0.15, 1.0])
+def test_devices_go_on_with_their_order_when_a_contact_is_cut(protocol_class, after_s: float, tmp_path: Path) -> None:
+    plan = ContactPlan(("a",), tuple(Contact("a", 10.0 * k, 10.0 * k + 4, 320, 320) for k in range(6)), 60)
+    cut = {2: 20 + after_s}
+    _, lines, _ = play(protocol_class, plan, tmp_path, 5, {"a": {0}}, closes_s=cut, gate_tail_cycles=0)
+    away = [x["rounds"] for x in lines if x["event"] == "train" and x["phase"] == "disconnected" and 20 < x["t_s"] <= 30]
+    assert away
+    assert away[0] >= 7
+
+
+def test_what_is_handed_over_starts_with_a_fresh_optimiser(tmp_path: Path) -> None:
+    plan = round_robin(["a", "b"], 9, 1.0)
+    swapped = [{"a": frozenset({"expert:1"}), "b": frozenset({"expert:0"})}] * 9
+    _, _, devices = play(
+        EmsFl, plan, tmp_path, 8, OWNED, local=ADAM, split=lambda counts, number: swapped[0], every_cycles=2, trial_samples=1
+    )
+    assert set(devices["a"][0].optimizer_state) <= {"expert:1", "head"}
+    assert set(devices["b"][0].optimizer_state) <= {"expert:0", "head"}
+
+
+@pytest.mark.parametrize("instant", range(6))
+@pytest.mark.parametrize("contact", [4, 5, 6, 7])
+def test_no_expert_has_two_owners_when_a_hand_over_is_cut(contact: int, instant: int, tmp_path: Path) -> None:
+    swapped = [{"a": frozenset({"expert:1"}), "b": frozenset({"expert:0"})}] * 9
+    _, lines, _ = play(
+        EmsFl,
+        SLOW,
+        tmp_path,
+        5,
+        OWNED,
+        closes_s={contact: 5.0 * contact + 0.05 + 0.1 * instant},
+        split=lambda counts, number: swapped[0],
+        every_cycles=2,
+        trial_samples=1,
+    )
+    owner = {"a": {"expert:0"}, "b": {"expert:1"}}
+    for x in lines:
+        if x["event"] == "hand_over":
+            owner[x["cluster"]] = (owner[x["cluster"]] - set(x["released"])) | set(x["gained"])
+            assert not owner["a"] & owner["b"]
+        if x["event"] == "train":
+            assert {part for part in x["parts"] if part != "head"} <= owner[x["cluster"]]
+    assert not [x for x in lines if x["event"] == "refuse"]
+    assert any(x["event"] == "hand_over" for x in lines)
+
+
+@pytest.mark.parametrize("slot_s", [0.1, 0.7, 1.1, 33.3])
+@pytest.mark.parametrize("clusters", [1, 2, 3])
+@pytest.mark.parametrize("protocol_class", PROTOCOLS)
+def test_slots_that_do_not_add_up_in_binary(protocol_class, clusters: int, slot_s: float, tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(clusters)]
+    owned = {name: {i} for i, name in enumerate(names)}
+    results = []
+    for slot, folder in ((slot_s, "odd"), (1.0, "even")):
+        (tmp_path / folder).mkdir()
+        plan = round_robin(names, 6, slot)
+        protocol, lines, _ = play(protocol_class, plan, tmp_path / folder, 5, owned, experts=clusters, seconds_per_round=slot)
+        results.append((lines[-1]["steps"], {part: toy.value(protocol.model, part) for part in protocol.model}))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("protocol_class", PROTOCOLS)

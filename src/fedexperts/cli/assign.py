@@ -24,7 +24,7 @@ def command(
     prepared = prepare(loaded)
     prepared.warm_up()
     counts = prepared.trial()
-    report = assignment_report(loaded, counts, split_experts(loaded, counts, prepared.view.layers))
+    report = assignment_report(loaded, counts, split_experts(loaded, counts))
     if json:
         print_json(report)
         return

@@ -127,4 +127,4 @@ def before_training(scenario: Scenario) -> dict[str, Any]:
     """Trial pass and Algorithm 1 on the warmed-up model."""
     prepared = prepare(scenario)
     counts = prepared.trial()
-    return assignment_report(scenario, counts, split_experts(scenario, counts, prepared.view.layers))
+    return assignment_report(scenario, counts, split_experts(scenario, counts))

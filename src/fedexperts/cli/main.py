@@ -53,7 +53,6 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
+        console.print("interrupted")
         code = INTERRUPTED
-    if code == INTERRUPTED:
-        console.print("interrupted; the run can go on with --resume")
     sys.exit(code if isinstance(code, int) else 0)

@@ -24,10 +24,13 @@ def command(
     for directory in runs:
         if not (directory / "ledger.jsonl").is_file():
             raise InputError(f"{directory}: holds no ledger.jsonl; give a run directory")
-    named = {directory.name: directory for directory in runs}
+    names = [directory.resolve().name for directory in runs]
+    named = {name if names.count(name) == 1 else str(d): d for name, d in zip(names, runs, strict=True)}
+    if len(named) < len(runs):
+        raise InputError("a run directory is given twice; name each one once")
     try:
         summaries = {name: summary(directory / "ledger.jsonl") for name, directory in named.items()}
-    except (ValueError, StopIteration) as error:
+    except ValueError as error:
         raise InputError(f"{error}; finish it with fedexperts run --resume first") from error
     write_report(named, out, "runs")
     if json:

@@ -39,13 +39,31 @@ def command(
             if line["event"] == "evaluate":
                 bars.update(bar, completed=line["cycle"], accuracy=f"accuracy {line['accuracy']:.1%}")
 
-        result = drive_run.run(loaded, out, resume=resume, listener=show)
+        try:
+            result = drive_run.run(loaded, out, resume=resume, listener=show)
+        except KeyboardInterrupt:
+            console.print("interrupted; go on with the same command and --resume")
+            raise typer.Exit(130) from None
+    for warning in warnings(loaded, result.summary):
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
     write_report({loaded.protocol: result.directory}, result.directory / "report.html", loaded.name)
     if json:
         print_json({"directory": str(result.directory), "protocols": {loaded.protocol: result.summary}})
     else:
         output.print(results_table({loaded.protocol: result.summary}))
         console.print(f"{result.directory}: ledger.jsonl, report.html, model/")
+
+
+def warnings(scenario: Scenario, summary: dict[str, Any]) -> list[str]:
+    """What a user should know before reading the result."""
+    found = []
+    if summary["cycles"] < scenario.train.cycles:
+        found.append(f"the plan ended after {summary['cycles']} of train.cycles = {scenario.train.cycles} orbital cycles")
+    if summary["steps"] == 0:
+        found.append("no gradient step was made: no round fits the contacts; see train.seconds_per_round and the radio")
+    if summary["unsent_rounds"]:
+        found.append(f"up to {summary['unsent_rounds']} local rounds of a device were never uploaded; the plan ended before")
+    return found
 
 
 def load(path: Path, protocol: str | None, seed: int | None, overrides: list[str]) -> Scenario:

@@ -23,7 +23,7 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
     """Run every scenario into ``out/<folder of its name>``; return the summaries by name, in the order of the jobs."""
     workers = min(len(jobs), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, context) as pool:
         futures = {name: pool.submit(_run, job, out / folder(name), resume) for name, job in jobs.items()}
         while progress and not all(future.done() for future in futures.values()):
             _report(jobs, out, progress)
@@ -38,10 +38,6 @@ def folder(name: str) -> str:
     """A run's folder: its name in plain characters."""
     plain = name.replace("γ ≈ 1", "gamma-1").lower()
     return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-")
-
-
-def _one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _run(scenario: Scenario, directory: Path, resume: bool) -> dict[str, Any]:

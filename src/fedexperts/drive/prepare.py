@@ -92,6 +92,8 @@ def prepare(scenario: Scenario) -> Prepared:
         _check_fit(view, f"test data of cluster {name!r}", _test(splits[name]))
     for i, samples in enumerate(shared):
         _check_fit(view, f"warmup.data[{i}]", samples)
+    _check_forward(view, next(iter(splits.values())).train)
+    _check_time(scenario, plan)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     local = _local_training(scenario)
     devices = {
@@ -162,7 +164,7 @@ def upload_B(network: Network) -> int:
     return math.ceil(len(experts) / len(network.cluster)) * max(experts) + tensors_B(parts[GATE])
 
 
-def split_experts(scenario: Scenario, counts: Counts, layers: int, number: int = 0) -> dict[str, frozenset[str]]:
+def split_experts(scenario: Scenario, counts: Counts, number: int = 0) -> dict[str, frozenset[str]]:
     """Algorithm 1 on the relevance measured by a trial pass; ``number`` tells repeated splits apart."""
     p, top_k = _relevance(scenario, counts), _top_k(counts)
     owned: dict[str, set[str]] = {name: set() for name in counts}
@@ -170,7 +172,7 @@ def split_experts(scenario: Scenario, counts: Counts, layers: int, number: int =
     rng = np.random.default_rng([scenario.seed, 5, number])
     per_layer = table.granularity == "layer"
     for layer, p_MC in enumerate(p if per_layer else p[None]):
-        result = split(p_MC, min(top_k, len(p_MC)), rng, table.threshold, table.order, table.repair)
+        result = split(p_MC, top_k, rng, table.threshold, table.order, table.repair)
         for name, group in zip(counts, result.owned, strict=True):
             owned[name] |= {expert(m, layer if per_layer else None) for m in group}
     return {name: frozenset(parts) for name, parts in owned.items()}
@@ -245,7 +247,8 @@ def _top_k(counts: Counts) -> int:
 def _splits(scenario: Scenario, i: int) -> Splits:
     table = scenario.cluster[i]
     splits = load(table.data, scenario.base, scenario.seed)
-    test = load(table.test, scenario.base, scenario.seed).train if table.test else splits.test
+    given = load(table.test, scenario.base, scenario.seed) if table.test else None
+    test = splits.test if given is None else given.train if given.test is None else given.test
     if test is None:
         raise InputError(f"cluster[{i}].test: is missing; a file as data ({table.data}) needs a test file beside it")
     return Splits(splits.train, test, splits.shared)
@@ -293,6 +296,31 @@ def _check_fit(view: View, what: str, samples: Samples) -> None:
         raise InputError(
             f"{what}: token {wrong[0]} is outside the model's vocabulary of {config.vocab_size}; "
             "use the model's own tokenizer or a model with a larger vocab_size"
+        )
+
+
+def _check_forward(view: View, samples: Samples) -> None:
+    """Two samples through the model: what a config gets wrong shows here and not after work has begun."""
+    try:
+        with torch.no_grad():
+            view(first(samples, 2))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise InputError(f"model: cannot run two samples ({error}); correct model.config or the checkpoint") from error
+
+
+def _check_time(scenario: Scenario, plan: ContactPlan) -> None:
+    """Rounds must fit the slots, and the plan must leave enhanced EMS-FL cycles before its gate tail."""
+    table, train = scenario.plan, scenario.train
+    if table.kind in ("round-robin", "always-on") and train.seconds_per_round > table.slot_s:
+        raise InputError(
+            f"train.seconds_per_round = {train.seconds_per_round:g}: no local round fits a slot of plan.slot_s = "
+            f"{table.slot_s:g}; make the slots longer or the devices faster"
+        )
+    cycles = min(train.cycles, len(plan.cycle_ends_s))
+    if scenario.protocol == "ems-fl-enhanced" and train.gate_tail_cycles >= cycles:
+        raise InputError(
+            f"train.gate_tail_cycles = {train.gate_tail_cycles}: the plan has only {cycles} orbital cycles, so no expert would "
+            "be trained; make the plan longer or the tail shorter"
         )
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .. import __version__
 from ..data.classify import evaluate
@@ -26,9 +28,10 @@ from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
 from ..protocol.link import ServerProtocol, Start
 from ..protocol.sync import Sync
 from ..scenario import Scenario
+from ..train.device import Device
 from . import checkpoint
 from .faults import Faults
-from .prepare import Counts, Prepared, assignment_report, prepare, split_experts
+from .prepare import Prepared, assignment_report, prepare, split_experts
 from .simulate import Pace, Simulator
 
 PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
@@ -77,7 +80,10 @@ def run(
     torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
     prepared = prepare(scenario)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "scenario.toml").write_text(_header(label) + scenario.to_toml())
+    if not resume:
+        unfinished = directory / "scenario.unfinished"
+        unfinished.write_text(_header(label) + scenario.to_toml())
+        unfinished.rename(directory / "scenario.toml")
     if not (directory / "model").is_dir():
         _Run(prepared, build, label, directory, listener).play()
     return Result(directory, summary(directory / "ledger.jsonl"))
@@ -89,6 +95,8 @@ def _header(label: str) -> str:
 
 def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> None:
     kept = directory / "scenario.toml"
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out {directory}: is a file; name a folder")
     if not resume:
         if directory.exists() and any(directory.iterdir()):
             raise InputError(
@@ -131,6 +139,7 @@ class _Run:
         self.number, saved = found if found else (0, None)
         self.ledger = Ledger(self.directory / "ledger.jsonl", saved["ledger_B"] if saved else 0, self.listener)
         self.runtime = (self.directory / "runtime.jsonl").open("a")
+        self.trial_uplink_B = 0
         owned = saved["owned"] if saved else self._begin()
         protocol = self.build(self._start(owned))
         train = self.scenario.train
@@ -144,6 +153,8 @@ class _Run:
             train.final_flush,
             faults=Faults(**self.scenario.faults.model_dump(), seed=self.scenario.seed),
             kinds=self.prepared.kinds,
+            trial_B=self._trial_B,
+            first_uplink_B=self.trial_uplink_B,
         )
         if saved:
             vars(protocol).update(saved["protocol"])
@@ -174,22 +185,24 @@ class _Run:
         )
         prepared.warm_up()
         counts = prepared.trial()
-        owned = split_experts(self.scenario, counts, prepared.view.layers)
-        self.ledger.write(
-            "assignment", 0, trial_uplink_B=self._trial_B(counts), **assignment_report(self.scenario, counts, owned)
-        )
+        owned = split_experts(self.scenario, counts)
+        if self.label != "sync":  # the baseline has no use for the trial; for it the report is only there to be read
+            self.trial_uplink_B = sum(
+                self._trial_B(d, counts[name][0]) for name, group in prepared.devices.items() for d in group
+            )
+        report = assignment_report(self.scenario, counts, owned)
+        self.ledger.write("assignment", 0, trial_uplink_B=self.trial_uplink_B, **report)
         return owned
 
-    def _trial_B(self, counts: Counts) -> int:
+    def _trial_B(self, device: Device, counts_LM: NDArray[np.int64]) -> int:
         """Counts are uploaded, or, as the paper may mean, the trial samples themselves."""
-        groups = self.prepared.devices.values()
         if self.scenario.assignment.trial == "device":
-            return sum(len(group) * counts_LM.nbytes for group, (counts_LM, _) in zip(groups, counts.values(), strict=True))
+            return counts_LM.nbytes
         n = self.scenario.assignment.trial_samples
-        return sum(t[:n].numel() * t.element_size() for group in groups for device in group for t in device.data.values())
+        return sum(t[:n].numel() * t.element_size() for t in device.data.values())
 
     def _start(self, owned: dict[str, frozenset[str]]) -> Start:
-        scenario, layers = self.scenario, self.prepared.view.layers
+        scenario = self.scenario
         cycles = min(scenario.train.cycles, len(self.prepared.plan.cycle_ends_s))
         return Start(
             model=self.prepared.model,
@@ -198,7 +211,7 @@ class _Run:
             owned=owned,
             cycles=cycles,
             gate_tail_cycles=scenario.train.gate_tail_cycles,
-            split=lambda counts, number: split_experts(scenario, counts, layers, number),
+            split=lambda counts, number: split_experts(scenario, counts, number),
             every_cycles=scenario.assignment.every_cycles,
             trial_samples=scenario.assignment.trial_samples,
         )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..contact.plan import TIGHT_S, Contact, ContactPlan
 from ..ledger import Ledger
-from ..moe.parts import Piece, in_order
+from ..moe.parts import Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.device import Device
 from ..train.task import Task, Update
@@ -103,6 +103,8 @@ class Simulator:
         closes_s: contacts (by their number in the plan) whose signal is lost before the planned end, and when.
         faults: random ones, from a seed.
         kinds: what the devices of each cluster are; phones where it does not say.
+        trial_B: what a device uploads for a trial pass with these counts_LM.
+        first_uplink_B: what was uploaded before the first contact.
     """
 
     def __init__(
@@ -117,6 +119,8 @@ class Simulator:
         closes_s: Mapping[int, float] | None = None,
         faults: Faults = NO_FAULTS,
         kinds: Mapping[str, DeviceClass] = types.MappingProxyType({}),
+        trial_B: Callable[[Device, NDArray[np.int64]], int] = lambda device, counts_LM: counts_LM.nbytes,
+        first_uplink_B: int = 0,
     ):
         self.plan, self.pace, self.ledger, self.evaluate = plan, pace, ledger, evaluate
         self.clusters = {name: ClusterState(group, kinds.get(name, PHONE)) for name, group in devices.items()}
@@ -132,7 +136,10 @@ class Simulator:
             self.visits += [("flush", c) for c in sorted(flushes.values(), key=lambda c: c.start_s)]
         self.next_visit = self.next_cycle = 0
         self.training_over = False
-        self.totals = {"steps": 0, "uplink_B": 0, "downlink_B": 0}
+        self.totals = {"steps": 0, "uplink_B": first_uplink_B, "downlink_B": 0}
+        self.cycle_uplink_B = 0
+        self.flops: dict[tuple[int, frozenset[str], bool, int], int] = {}
+        self.trial_B = trial_B
         self.open = 0
 
     def run(self, protocol: ServerProtocol, pause: Callable[[], None] = lambda: None) -> None:
@@ -160,6 +167,8 @@ class Simulator:
             "next_visit": self.next_visit,
             "next_cycle": self.next_cycle,
             "training_over": self.training_over,
+            "cycle_uplink_B": self.cycle_uplink_B,
+            "flops": self.flops,
             "totals": self.totals,
         }
 
@@ -176,6 +185,7 @@ class Simulator:
     def _end_cycle(self, t_s: float) -> None:
         self.next_cycle += 1
         self._read_meters(t_s, self.next_cycle)
+        self.cycle_uplink_B = self.totals["uplink_B"]
         facts = self.evaluate(self.protocol.model, self.next_cycle)
         if facts:
             self.ledger.write("evaluate", t_s, cycle=self.next_cycle, **self.totals, **facts)
@@ -196,15 +206,18 @@ class Simulator:
         self._read_meters(t_s, self.next_cycle + 1)  # the rest: training up to the end, and the flush
         facts = {"energy_per_device": {name: shown(cluster.meter.total_J) for name, cluster in self.clusters.items()}}
         facts |= self.evaluate(self.protocol.model, 0)
-        self.ledger.write("end", t_s, cycles=len(self.cycle_ends_s), unsent_rounds=unsent, **self.totals, **facts)
+        late = self.totals["uplink_B"] > self.cycle_uplink_B  # something arrived after the last whole cycle
+        cycles = len(self.cycle_ends_s)
+        self.ledger.write("end", t_s, cycles=cycles, late=late, unsent_rounds=unsent, **self.totals, **facts)
         self.ledger.flush()
 
     def _begin(self, t_s: float) -> None:
         kind, contact = self.visits[self.next_visit]
         self.next_visit += 1
+        standing = self.clusters[contact.cluster].order  # holds until a new one has arrived
         self._catch_up(contact.cluster, t_s)
         self.ledger.write(kind, t_s, cluster=contact.cluster, satellite=contact.satellite, until_s=round(contact.end_s, 6))
-        link = SimulatedLink(self, contact, min(self.next_cycle, max(len(self.cycle_ends_s) - 1, 0)))
+        link = SimulatedLink(self, contact, min(self.next_cycle, max(len(self.cycle_ends_s) - 1, 0)), standing)
         verb = self.protocol.contact if kind == "contact" else getattr(self.protocol, "flush", None)
         if verb is None:
             return
@@ -234,7 +247,7 @@ class Simulator:
             self._step(link, coroutine, now_s, SignalLost())
 
         if done_s <= link.closes_s + TIGHT_S:
-            self._at(done_s, COMPLETION, complete)
+            self._at(max(t_s, min(done_s, link.closes_s)), COMPLETION, complete)  # not a rounding error after the end
         else:
             self._at(max(t_s, link.closes_s), COMPLETION, lose)
 
@@ -244,12 +257,21 @@ class Simulator:
             return
         cluster, steps = self.clusters[name], 0
         for device in cluster.devices:
-            flops_per_step = device.flops_per_step(task)
+            flops_per_step = self._flops_per_step(device, task)
             made = device.train(task, rounds)
             cluster.meter.flops += flops_per_step * made
             steps += made
         self.totals["steps"] += steps
         self.ledger.write("train", t_s, cluster=name, phase=phase, parts=in_order(task.parts), rounds=rounds, steps=steps)
+
+    def _flops_per_step(self, device: Device, task: Task) -> int:
+        """Measured once for each kind of task: how many experts, which shared parts, masked or not, what batch."""
+        shared = frozenset(part for part in task.parts if not is_expert(part))
+        batch = min(device.local.batch_size or device.samples, device.samples)
+        kind = (len(task.parts) - len(shared), shared, task.route is not None, batch)
+        if kind not in self.flops:
+            self.flops[kind] = device.flops_per_step(task)
+        return self.flops[kind]
 
     def _catch_up(self, name: str, until_s: float) -> None:
         """Disconnected phase: the rounds of the standing order between the last contact and now."""
@@ -265,19 +287,20 @@ class Simulator:
 class SimulatedLink:
     """`Link` to the devices of one cluster in this process."""
 
-    def __init__(self, simulator: Simulator, contact: Contact, cycle: int):
+    def __init__(self, simulator: Simulator, contact: Contact, cycle: int, standing: Task | None):
         self.simulator, self.contact, self.cycle = simulator, contact, cycle
         self.cluster = contact.cluster
         self.state = simulator.clusters[contact.cluster]
-        self.standing = self.state.order
+        self.standing = standing
         self.now_s = contact.start_s
         self.closes_s = simulator.closes_s.get(contact, contact.end_s)
 
-    def rounds_left(self, upload: Collection[str] = ()) -> int:
+    def rounds_left(self, up: Collection[str] = (), down: Collection[str] = ()) -> int:
         """See `Link`."""
-        size_B = sum(self.simulator.protocol.model[part].size_B for part in upload)
-        down_s = self.contact.begin_s("down", self.contact.end_s, size_B)
-        left_s = (self.contact.begin_s("up", down_s, size_B) if math.isfinite(down_s) else down_s) - self.now_s
+        model = self.simulator.protocol.model
+        down_s = self.contact.begin_s("down", self.contact.end_s, sum(model[part].size_B for part in down))
+        up_B = sum(model[part].size_B for part in up)
+        left_s = (self.contact.begin_s("up", down_s, up_B) if math.isfinite(down_s) else down_s) - self.now_s
         return max(0, math.floor(left_s / self.simulator.pace.seconds_per_round + TIGHT_S)) if math.isfinite(left_s) else 0
 
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
@@ -316,7 +339,9 @@ class SimulatedLink:
 
     async def train(self, task: Task) -> None:
         """See `Link`; rounds that end before a loss are done, and then the standing order counts."""
-        rounds = task.rounds or 0
+        if task.rounds is None:
+            raise ValueError("task.rounds = None: training in contact needs a number of rounds, for example link.rounds_left()")
+        rounds = task.rounds
         pace_s = self.simulator.pace.seconds_per_round
 
         began_s = self.now_s
@@ -375,9 +400,10 @@ class SimulatedLink:
         """See `Link`; counts are a few numbers per layer and travel in no time to speak of."""
 
         def done() -> tuple[NDArray[np.int64], int]:
-            results = [device.observe(samples) for device in self.state.devices]
+            devices = self.state.devices
+            results = [device.observe(samples) for device in devices]
             counts_LM = np.sum([counts for counts, _ in results], axis=0)
-            size_B = counts_LM.nbytes * len(results)
+            size_B = sum(self.simulator.trial_B(device, counts) for device, (counts, _) in zip(devices, results, strict=True))
             self.simulator.totals["uplink_B"] += size_B
             self.log("trial", tokens=sum(n for _, n in results), uplink_B=size_B)
             return counts_LM, sum(n for _, n in results)
@@ -398,7 +424,7 @@ class SimulatedLink:
         return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.now_s)))
 
     def _stand(self, order: Task | None) -> None:
-        if self.standing is not None and order is not None:
+        if self.standing is not None and order is not None:  # None rests, it gives nothing up
             gone = self.standing.parts - order.parts
             for device in self.state.devices:
                 device.release(gone)

@@ -25,6 +25,8 @@ from .layer import MoELayer, combine
 from .parts import BACKBONE, GATE, HEAD, Tensors, expert, expert_index
 from .routing import Mask, Router, Top1
 
+ROUTERS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "MiniMax")
+"""Families whose gate is a softmax, a Top-K and, by the config, a renormalisation."""
 HEADS = ("score", "classifier", "lm_head", "head")
 Batch = Mapping[str, Tensor]
 
@@ -34,7 +36,7 @@ class NotMoEError(InputError):
 
 
 @dataclass(frozen=True)
-class Site:
+class MoEBlock:
     """One MoE layer of a model: its router, and the tensors of its gate and of each expert by parameter name."""
 
     router: Router
@@ -151,14 +153,17 @@ class View:
         return logits
 
     def route(self, allowed: Collection[str] | None) -> None:
-        """Mask the gate (39) so that only the expert parts in ``allowed`` can be picked; None removes the mask."""
+        """Mask the gate (39) so that only the expert parts in ``allowed`` can be picked; None removes the mask.
+
+        With layer granularity, a layer of which ``allowed`` names no expert stays unmasked.
+        """
+        if allowed is not None and not allowed:
+            raise ValueError("allowed = (): the gate would be left without any expert")
         for layer, site in enumerate(self.sites):
-            if allowed is None:
+            mine = [m for at, m in map(expert_index, allowed or ()) if at in (None, layer)]
+            if not mine:
                 site.router.allowed_E = None
                 continue
-            mine = [m for at, m in map(expert_index, allowed) if at in (None, layer)]
-            if not mine:
-                raise ValueError(f"allowed = {sorted(allowed)}: MoE layer {layer} would be left without any expert")
             device = next(iter(site.gate.values())).device
             site.router.allowed_E = torch.zeros(self.experts, dtype=torch.bool, device=device)
             site.router.allowed_E[mine] = True
@@ -204,20 +209,22 @@ def _tokens(batch: Batch) -> int:
     return first.numel() if not first.is_floating_point() else first.numel() // first.shape[-1]
 
 
-def _site(name: str, module: nn.Module, top1: Top1, mask: Mask, noise_std: float) -> Site | None:
+def _site(name: str, module: nn.Module, top1: Top1, mask: Mask, noise_std: float) -> MoEBlock | None:
     if isinstance(module, MoELayer):
         experts: list[dict[str, Tensor]] = [
             {f"{name}.experts.{m}.{k}": p for k, p in body.named_parameters()} for m, body in enumerate(module.experts)
         ]
-        return Site(module.router, {f"{name}.gate.{k}": p for k, p in module.gate.named_parameters()}, experts)
+        return MoEBlock(module.router, {f"{name}.gate.{k}": p for k, p in module.gate.named_parameters()}, experts)
     fused, gate = getattr(module, "experts", None), getattr(module, "gate", None)
     if not isinstance(getattr(fused, "gate_up_proj", None), nn.Parameter) or not isinstance(gate, nn.Module):
         return None
     return _fused_site(name, fused, gate, top1, mask, noise_std)
 
 
-def _fused_site(name: str, fused: Any, gate: Any, top1: Top1, mask: Mask, noise_std: float) -> Site:
+def _fused_site(name: str, fused: Any, gate: Any, top1: Top1, mask: Mask, noise_std: float) -> MoEBlock:
     """Take over the router and the experts of one transformers MoE block."""
+    if type(gate).__name__.removesuffix("TopKRouter") not in ROUTERS:
+        raise NotMoEError(f"{type(gate).__name__}: this kind of routing is not supported yet; {', '.join(ROUTERS)} are")
     if fused.is_transposed or fused.has_bias or not fused.is_concatenated or not fused.has_gate:
         raise NotMoEError(f"{type(fused).__name__}: this expert layout is not supported yet (Mixtral, Qwen3-MoE and OLMoE are)")
     router = Router(
@@ -252,4 +259,4 @@ def _fused_site(name: str, fused: Any, gate: Any, top1: Top1, mask: Mask, noise_
     experts = [
         {f"{name}.experts.gate_up_proj": up, f"{name}.experts.down_proj": down} for up, down in zip(ups, downs, strict=True)
     ]
-    return Site(router, {f"{name}.gate.weight": gate.weight}, experts)
+    return MoEBlock(router, {f"{name}.gate.weight": gate.weight}, experts)

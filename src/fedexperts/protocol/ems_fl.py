@@ -42,16 +42,23 @@ class ExpertOwners:
                 continue
             link.log("aggregate", part=part, version=version, behind=behind, digest=self.model[part].digest)
 
+    async def flush(self, link: Link) -> None:
+        """After training: experts that were trained since the last contact."""
+        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))
+        await link.leave(None)
+
     async def joint_contact(self, link: Link, experts_frozen: bool = False) -> None:
         """The connected phase of Algorithm 2, then the standing order for the disconnected phase."""
         self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)
-        mine = self.hand_over(link)
-        disconnected = Task(mine) if mine and not experts_frozen else None
+        mine = self.next_owned(link.cluster)
+        disconnected = None if experts_frozen else Task(mine)
         await self.send_model(link, disconnected)  # model download and local initialisation
+        self.hand_over(link, mine)
         joint = self.shared if experts_frozen else mine | self.shared
-        await link.train(Task(joint, rounds=link.rounds_left(self.shared)))  # local update, (34) and (36)
+        await link.train(Task(joint, rounds=link.rounds_left(self.shared, self.shared)))  # local update, (34) and (36)
         self.accept(link, await link.collect(self.shared))  # local gate upload; gate update (32)
-        await self.trial(link)
+        if not experts_frozen:
+            await self.trial(link)
         self.remember_shared(link)
         await link.send(picked(self.model, self.shared), disconnected)  # gate download
         await link.leave(disconnected)  # else-branch: local expert update
@@ -68,7 +75,8 @@ class ExpertOwners:
 
     async def trial(self, link: Link) -> None:
         """Every R cycles each cluster counts its routing once; when all have, Algorithm 1 runs again."""
-        if not self._resplit.due(link.cycle, self.splits) or link.cluster in self.counts or self.target:
+        wanted = self._resplit.due(link.cycle, self.splits)
+        if not wanted or link.cluster in self.counts or self.target:
             return
         self.counts[link.cluster] = await link.trial(self._resplit.samples)
         if len(self.counts) == len(self.clusters):
@@ -78,19 +86,20 @@ class ExpertOwners:
             self.counts = {}
             link.log("split", owned={c: in_order(parts) for c, parts in owned.items()})
 
-    def hand_over(self, link: Link) -> frozenset[str]:
-        """Re-splitting: the old owner, whose update has just arrived, releases; the new one starts when it is next here."""
-        cluster = link.cluster
-        lost = {part for part in self.owned[cluster] if self.target.get(part, cluster) != cluster}
-        self.owned[cluster] -= lost
+    def next_owned(self, cluster: str) -> frozenset[str]:
+        """What the cluster owns from this contact on: less what it gives up, and what others have given up for it."""
+        kept = {part for part in self.owned[cluster] if self.target.get(part, cluster) == cluster}
         held = frozenset().union(*self.owned.values())
-        gained = {part for part, to in self.target.items() if to == cluster and part not in held}
-        self.owned[cluster] |= gained
-        if lost or gained:
-            link.log("hand_over", released=in_order(lost), gained=in_order(gained))
+        return frozenset(kept | {part for part, to in self.target.items() if to == cluster and part not in held})
+
+    def hand_over(self, link: Link, mine: frozenset[str]) -> None:
+        """Re-splitting: the old owner has its new order, so the next owner may start at its first contact."""
+        before = self.owned[link.cluster]
+        self.owned[link.cluster] = mine
+        if before != mine:
+            link.log("hand_over", released=in_order(before - mine), gained=in_order(mine - before))
         if all(part in self.owned[to] for part, to in self.target.items()):
             self.target = {}
-        return self.owned[cluster]
 
 
 class EmsFl(ExpertOwners):
@@ -99,11 +108,6 @@ class EmsFl(ExpertOwners):
     async def contact(self, link: Link) -> None:
         """Algorithm 2, the branch of the connected cluster."""
         await self.joint_contact(link)
-
-    async def flush(self, link: Link) -> None:
-        """Experts that were trained since the last contact."""
-        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))
-        await link.leave(None)
 
 
 class EnhancedEmsFl(ExpertOwners):
@@ -115,18 +119,14 @@ class EnhancedEmsFl(ExpertOwners):
             await self.joint_contact(link, experts_frozen=True)  # train gate with standard EMS-FL
             return
         self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)
-        mine = self.hand_over(link)
-        order = Task(mine, route=mine) if mine else None  # masking (39)
+        mine = self.next_owned(link.cluster)
+        order = Task(mine, route=mine)  # masking (39)
         await link.send(picked(self.model, mine), order)  # model download and local initialisation
+        self.hand_over(link, mine)
         if mine:
             await link.train(Task(mine, rounds=link.rounds_left(), route=mine))  # local update
         await self.trial(link)
         await link.leave(order)  # else-branch: local expert update
-
-    async def flush(self, link: Link) -> None:
-        """Experts that were trained since the last contact; none after a gate tail."""
-        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))
-        await link.leave(None)
 
 
 class Resplit:
@@ -134,10 +134,11 @@ class Resplit:
 
     def __init__(self, start: Start):
         self.every_cycles, self.samples, self.algorithm = start.every_cycles, start.trial_samples, start.split
+        self.cycles = start.cycles
 
     def due(self, cycle: int, done: int) -> bool:
-        """Whether the trial for the split after the ``done``-th belongs into this cycle (the last of R)."""
-        return self.every_cycles > 0 and cycle + 1 >= self.every_cycles * (done + 1)
+        """Whether the trial for the split after the ``done``-th belongs into this cycle (the last of R, but not of all)."""
+        return self.every_cycles > 0 and self.every_cycles * (done + 1) <= cycle + 1 < self.cycles
 
     def split(self, counts: Mapping[str, Any], number: int) -> dict[str, frozenset[str]]:
         """The new owners."""

@@ -36,8 +36,8 @@ class Link(Protocol):
     cycle: int
     """Orbital cycle in which the contact began, counted from 0."""
 
-    def rounds_left(self, upload: Collection[str] = ()) -> int:
-        """Local rounds that still fit when the named parts must then travel up, and down again."""
+    def rounds_left(self, up: Collection[str] = (), down: Collection[str] = ()) -> int:
+        """Local rounds that still fit when parts ``up`` must then be uploaded, and parts ``down`` sent."""
 
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
         """Broadcast pieces; devices that hold a piece already are spared it. ``order`` is what to do if the signal is lost."""
@@ -46,7 +46,11 @@ class Link(Protocol):
         """Let every device of the cluster do ``task.rounds`` local rounds."""
 
     async def collect(self, parts: Collection[str]) -> list[Update]:
-        """Upload what the devices have trained of ``parts`` and not delivered yet; complete for all devices."""
+        """Upload what the devices have trained of ``parts`` and not delivered yet; complete for all devices.
+
+        Snapshots whose upload began in an earlier contact come along, whatever parts are named. Collect before you send: a
+        piece that is sent takes the place of what the devices have trained of that part.
+        """
 
     async def trial(self, samples: int) -> tuple[NDArray[np.int64], int]:
         """Routing counts_LM of up to ``samples`` samples per device, and the number of tokens, summed over the cluster."""

@@ -22,7 +22,7 @@ class Sync:
         pieces = picked(self.model, self.trained)
         self.sent[link.cluster] = {piece.part: piece for piece in pieces}
         await link.send(pieces)  # model broadcast
-        await link.train(Task(self.trained, rounds=link.rounds_left(self.trained)))  # (20)-(25)
+        await link.train(Task(self.trained, rounds=link.rounds_left(up=self.trained)))  # (20)-(25)
         await self.gather(link)  # model upload and aggregation
         await link.leave(None)
 

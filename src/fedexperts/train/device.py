@@ -144,6 +144,8 @@ class Device:
     def delivered(self, update: Update) -> None:
         """The server has the snapshot; what was trained after it stays pending."""
         part = update.piece.part
+        if update.piece.version != self.held[part].version:
+            return  # the part was replaced since; what has been trained of the new version is not delivered by this
         left = self.pending.get(part, 0) - update.rounds
         if left > 0:
             self.pending[part] = left

@@ -26,7 +26,7 @@ from fedexperts.moe.load import new_classifier
 from fedexperts.moe.parts import is_expert
 from fedexperts.scenario import Scenario
 
-CYCLES = 4
+CYCLES = 12  # the whole demo on the round robin
 
 
 def driver_s(scenario: Scenario, folder: Path) -> tuple[float, int]:

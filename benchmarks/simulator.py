@@ -58,10 +58,16 @@ def bare_s(model: Callable, leaves: list[torch.Tensor], prepared: Prepared, step
 
 
 def view_loop_s(scenario: Scenario, steps: int, parts: set[str]) -> float:
+    """EMS-FL trains the gate beside the experts in one round of C, so the bare loop does the same share of steps with it."""
     prepared = prepare(scenario)
     prepared.view.model.train()
-    leaves = [leaf for _, _, leaf in prepared.view.freeze(but=parts)]
-    return bare_s(lambda tokens: prepared.view({"input_ids": tokens}), leaves, prepared, steps)
+    joint = steps if scenario.protocol == "sync" else steps // len(scenario.cluster)
+    total_s = 0.0
+    for trained, n in ((parts | {"gate"}, joint), (parts, steps - joint)):
+        if n:
+            leaves = [leaf for _, _, leaf in prepared.view.freeze(but=trained)]
+            total_s += bare_s(lambda tokens: prepared.view({"input_ids": tokens}), leaves, prepared, n)
+    return total_s
 
 
 def plain_loop_s(scenario: Scenario, steps: int) -> float:

@@ -179,3 +179,18 @@ def test_empty_data_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no samples"):
         run(scenario, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("granularity", ["global", "layer"])
+def test_ratios_agree_with_a_sum_by_hand(granularity: str) -> None:
+    """α of a cluster is the mean over layers of its own experts' share of its picks (decision 18)."""
+    scenario = small.scenario(assignment={"granularity": granularity})
+    prepared = fedexperts.drive.prepare.prepare(scenario)
+    counts = prepared.trial()
+    owned = fedexperts.drive.prepare.split_experts(scenario, counts)
+    report = fedexperts.drive.prepare.assignment_report(scenario, counts, owned)
+    for name, (counts_LM, _) in counts.items():
+        shares_LM = counts_LM / counts_LM.sum(axis=1, keepdims=True)
+        mine = [str(label).rpartition(".") for label in report["assignment"][name]]
+        alpha = sum(shares_LM[int(ell), int(m)] if ell else shares_LM[:, int(m)].sum() for ell, _, m in mine) / len(counts_LM)
+        assert report["alpha"][name] == pytest.approx(alpha, abs=1e-5)

@@ -117,14 +117,14 @@ def cluster_table(document: dict[str, Any]) -> Table:
     )
     for column in (
         "cluster",
-        "passes/day",
+        "a day",
         "median",
         "longest",
-        "median gap",
-        "longest gap",
+        "gap",
+        "max gap",
         "idle",
-        "MB up/day",
-        "MB down/day",
+        "MB up/d",
+        "MB down/d",
     ):
         table.add_column(column, justify="left" if column == "cluster" else "right")
     for name, row in document["clusters"].items():

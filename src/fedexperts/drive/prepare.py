@@ -29,7 +29,7 @@ from ..data.partition import deal
 from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
 from ..moe.load import load_classifier, new_classifier
-from ..moe.parts import GATE, Piece, expert, is_expert, tensors_B
+from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert, tensors_B
 from ..moe.view import View
 from ..scenario import Model, Network, Scenario
 from ..train.device import Device, LocalTraining
@@ -196,7 +196,7 @@ def assignment_report(scenario: Scenario, counts: Counts, owned: Mapping[str, fr
         "truncated": _rounded(truncate(p_MC, threshold)),
         "probability": _rounded(assignment_probability(p_MC, threshold)),
         "classes": expert_classes(p_MC, threshold),
-        "assignment": {name: sorted(_index(part) for part in owned[name]) for name in names},
+        "assignment": {name: [_label(part) for part in in_order(owned[name])] for name in names},
         "alpha": dict(zip(names, _rounded(alpha_C), strict=True)),
         "beta": dict(zip(names, _rounded(beta_C), strict=True)),
         "gamma": dict(zip(names, _rounded(gamma_C), strict=True)),
@@ -208,22 +208,17 @@ def assignment_report(scenario: Scenario, counts: Counts, owned: Mapping[str, fr
 def _ratios(
     p: Array, names: list[str], owned: Mapping[str, frozenset[str]], top_k: int, layers: bool
 ) -> tuple[Array, Array, Array]:
-    if not layers:
-        groups = [[int(str(_index(part))) for part in owned[name]] for name in names]
-        return relevant_ratios(p, groups, top_k)
-    flat = p.reshape(-1, len(names))  # row ℓ·M + m
-    rows = [[ell * p.shape[1] + m for ell, m in (_pair(part) for part in owned[name])] for name in names]
-    return relevant_ratios(flat, rows, top_k * len(p))
+    flat = p.reshape(-1, len(names))  # row ℓ·M + m; one grouped layer without layer granularity
+    experts = p.shape[-2]
+    pairs = {name: [expert_index(part) for part in owned[name]] for name in names}
+    rows = [[(ell or 0) * experts + m for ell, m in pairs[name]] for name in names]
+    return relevant_ratios(flat, rows, top_k * (len(p) if layers else 1))
 
 
-def _index(part: str) -> int | str:
-    text = part.partition(":")[2]
-    return int(text) if text.isdigit() else text
-
-
-def _pair(part: str) -> tuple[int, int]:
-    layer, m = part.partition(":")[2].split(".")
-    return int(layer), int(m)
+def _label(part: str) -> int | str:
+    """An expert as a report shows it: its number, or layer.number with layer granularity."""
+    layer, m = expert_index(part)
+    return m if layer is None else f"{layer}.{m}"
 
 
 def _rounded(values: Array) -> list[Any]:

@@ -29,6 +29,7 @@ from ..data.partition import deal
 from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
 from ..moe.load import load_classifier, new_classifier
+from ..moe.lora import LoRA
 from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert, tensors_B
 from ..moe.view import View
 from ..scenario import Model, Network, Scenario
@@ -43,7 +44,7 @@ Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 
 @dataclass
 class Prepared:
-    """A checked scenario with its plan, model, data and devices; the model is not warmed up yet."""
+    """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet."""
 
     scenario: Scenario
     plan: ContactPlan
@@ -54,13 +55,22 @@ class Prepared:
     shared_sets: list[Samples]
     kinds: dict[str, DeviceClass]
 
-    def warm_up(self) -> None:
-        """Train the model on the shared set; the result is θ_0, version 0 everywhere."""
-        table = self.scenario.warmup
-        if table is None:
+    @property
+    def lora(self) -> LoRA | None:
+        """How experts are adapted."""
+        table = self.scenario.model.lora
+        return LoRA(table.rank, table.alpha, table.average) if table else None
+
+    def begin(self) -> None:
+        """Train the model on the shared set and attach the adapters; the result is θ_0, version 0 everywhere."""
+        table, seed = self.scenario.warmup, self.scenario.seed
+        if table is not None:
+            recipe = WarmUp(table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
+            warm_up(self.view, self.shared_sets, recipe, seed)
+        if self.lora is not None:
+            self.view.adapt(self.lora, seed)
+        if table is None and self.lora is None:
             return
-        recipe = WarmUp(table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
-        warm_up(self.view, self.shared_sets, recipe, self.scenario.seed)
         self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
         for device in (d for group in self.devices.values() for d in group):
             device.held = dict(self.model)
@@ -98,7 +108,7 @@ def prepare(scenario: Scenario) -> Prepared:
     local = _local_training(scenario)
     devices = {
         cluster.name: [
-            Device(f"{cluster.name}/{j}", view, samples, model, local, scenario.seed)
+            Device(f"{cluster.name}/{j}", view, samples, model, local, scenario.seed, codec=scenario.train.uplink)
             for j, samples in enumerate(
                 deal(splits[cluster.name].train, cluster.devices, cluster.partition, scenario.seed, cluster.name)
             )
@@ -106,7 +116,10 @@ def prepare(scenario: Scenario) -> Prepared:
         for cluster in scenario.cluster
     }
     tests = {name: _test(splits[name]) for name in names}
-    return Prepared(scenario, plan, view, model, devices, tests, shared, kinds)
+    prepared = Prepared(scenario, plan, view, model, devices, tests, shared, kinds)
+    if prepared.lora:
+        view.check(prepared.lora)
+    return prepared
 
 
 def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from families import FAMILIES, build
+from lora_models import FAMILIES, build
 from fedexperts.errors import InputError
 from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.lora import A, B, LoRA, combined, same

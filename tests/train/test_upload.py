@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import toy
-from families import build
+from lora_models import build
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View

@@ -14,12 +14,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 BACKBONE = "backbone"
 GATE = "gate"
 HEAD = "head"
 EXPERT = "expert:"
 
 Tensors = Mapping[str, Tensor]
+
+
+class NotMoEError(InputError):
+    """The model has no MoE layer that the view knows."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value; a piece equals only itself

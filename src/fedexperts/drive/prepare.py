@@ -28,6 +28,7 @@ from ..contact.plan import ContactPlan, PlanError, always_on, round_robin
 from ..data.partition import deal
 from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
+from ..moe.checkpoint import resolve
 from ..moe.load import load_classifier, new_classifier
 from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert, tensors_B
 from ..moe.view import View
@@ -262,7 +263,7 @@ def _shared_sets(scenario: Scenario) -> list[Samples]:
 
 def _model(table: Model, network: Network) -> nn.Module:
     if table.path is not None:
-        return load_classifier(network.file(table.path))
+        return load_classifier(resolve(table.path, network.base), seed=network.seed)
     return new_classifier(table.config or {}, network.seed)
 
 

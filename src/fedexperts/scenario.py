@@ -102,13 +102,17 @@ class Adapters(Table):
 
 
 class Model(Table):
-    """``[model]``: a checkpoint folder or hub name, or a config to start from random weights; adapters, routing options."""
+    """``[model]``: a checkpoint folder or hub name, or a config to start from random weights; adapters and uploads; routing.
+
+    ``uplink`` is how the numbers of an upload are written; ``"exact"`` sends them as they are.
+    """
 
     path: str | None = None
     config: dict[str, Any] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     accelerator: Literal["cpu", "cuda"] = "cpu"
     lora: Adapters | None = None
+    uplink: Literal["exact", "bf16", "int8"] = "bf16"
     top1: Literal["straight-through", "switch", "paper"] = "straight-through"
     mask: Literal["-inf", "zero"] = "-inf"
     noise_std: NonNegative = 0.0
@@ -163,7 +167,6 @@ class Train(Table):
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     gate_tail_cycles: Annotated[int, Field(ge=0)] = 1
     final_flush: bool = True
-    uplink: Literal["exact", "bf16", "int8"] = "bf16"
 
 
 class Assignment(Table):

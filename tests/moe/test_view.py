@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fedexperts.moe.layer import MoELayer
-from fedexperts.moe.parts import is_expert
-from fedexperts.moe.view import NotMoEError, View
+from fedexperts.moe.parts import NotMoEError, is_expert
+from fedexperts.moe.view import View
 
 VOCABULARY, PAD, M, K, L = 23, 22, 4, 2, 2
 SIZES = {

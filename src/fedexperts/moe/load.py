@@ -7,36 +7,27 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
+from .subset import load_full
 
 transformers_logging.disable_progress_bar()
 
 
-def load_classifier(path: Path) -> nn.Module:
-    """A sequence classifier from a checkpoint folder.
+def load_classifier(path: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """A sequence classifier from a checkpoint folder; a head that the checkpoint lacks depends on the seed alone.
 
     Raises:
         InputError: the folder is missing, holds no config, holds only pickled weights, or is not loadable.
+        NotMoEError: the model is dense, or of a family that the view does not know.
     """
-    if not (path / "config.json").is_file():
-        raise InputError(f"model.path = {str(path)!r}: no config.json there; give a folder written by save_pretrained")
-    if not list(path.glob("*.safetensors")):
-        pickled = [p.name for p in path.glob("*.bin")]
-        hint = f"{pickled[0]} is a pickle, which is never loaded; " if pickled else ""
-        raise InputError(f"model.path = {str(path)!r}: no safetensors file there; {hint}save it as safetensors")
-    try:
-        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise InputError(f"model.path = {str(path)!r}: cannot be loaded ({error})") from error
-    return model
+    return load_full(path, AutoModelForSequenceClassification, dtype, seed)
 
 
-def new_classifier(config: dict[str, Any], seed: int) -> nn.Module:
+def new_classifier(config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A sequence classifier with random weights that depend on the seed alone.
 
     Raises:
@@ -52,7 +43,7 @@ def new_classifier(config: dict[str, Any], seed: int) -> nn.Module:
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: nn.Module = AutoModelForSequenceClassification.from_config(parsed)
+            model: nn.Module = AutoModelForSequenceClassification.from_config(parsed, dtype=dtype)
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
         raise InputError(f"model.config: {error}") from error
     return model

@@ -15,6 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 BACKBONE = "backbone"
 GATE = "gate"
 HEAD = "head"
@@ -32,6 +34,10 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+class NotMoEError(InputError):
+    """The model has no MoE layer that the view knows."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value; a piece equals only itself

@@ -24,17 +24,13 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .layer import MoELayer, combine
 from .lora import Adapter, LoRA
-from .parts import BACKBONE, GATE, HEAD, Tensors, expert, expert_index, is_expert
+from .parts import BACKBONE, GATE, HEAD, NotMoEError, Tensors, expert, expert_index, is_expert
 from .routing import Mask, Router, Top1
 
 ROUTERS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "MiniMax")
 """Families whose gate is a softmax, a Top-K and, by the config, a renormalisation."""
 HEADS = ("score", "classifier", "lm_head", "head")
 Batch = Mapping[str, Tensor]
-
-
-class NotMoEError(InputError):
-    """The model has no MoE layer that the view knows."""
 
 
 @dataclass(frozen=True)
@@ -362,12 +358,21 @@ def _adapted(y_TO: Tensor, x_TI: Tensor, projection: Projection) -> Tensor:
     return y_TO
 
 
-def _fused_site(name: str, fused: Any, gate: Any, top1: Top1, mask: Mask, noise_std: float) -> MoEBlock:
-    """Take over the router and the experts of one transformers MoE block."""
+def check_layout(fused: Any, gate: Any) -> None:
+    """Refuse a transformers MoE block whose routing or expert layout the view does not know.
+
+    Raises:
+        NotMoEError: with the name of its class.
+    """
     if type(gate).__name__.removesuffix("TopKRouter") not in ROUTERS:
         raise NotMoEError(f"{type(gate).__name__}: this kind of routing is not supported yet; {', '.join(ROUTERS)} are")
     if fused.is_transposed or fused.has_bias or not fused.is_concatenated or not fused.has_gate:
         raise NotMoEError(f"{type(fused).__name__}: this expert layout is not supported yet (Mixtral, Qwen3-MoE and OLMoE are)")
+
+
+def _fused_site(name: str, fused: Any, gate: Any, top1: Top1, mask: Mask, noise_std: float) -> MoEBlock:
+    """Take over the router and the experts of one transformers MoE block."""
+    check_layout(fused, gate)
     router = Router(
         fused.num_experts,
         gate.top_k,

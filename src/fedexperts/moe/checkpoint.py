@@ -1,0 +1,337 @@
+"""Reading checkpoint folders of Hugging Face models tensor by tensor and expert by expert. Never from a pickle.
+
+transformers 5 fuses the experts of a layer: parameters ``….mlp.experts.gate_up_proj`` [E, 2F, D] and
+``….mlp.experts.down_proj`` [E, D, F] beside ``….mlp.gate.weight`` [E, D]. On disk they lie fused, or expert by expert
+(Mixtral's ``block_sparse_moe.experts.{m}.w1|w2|w3.weight``, ``mlp.experts.{m}.gate_proj|up_proj|down_proj.weight`` of
+others). A `Checkpoint` answers to the fused names and reads both layouts, only the bytes that are asked for.
+
+Shapes: D hidden, F intermediate, E experts of a layer, R rows asked for (experts, or rows of a gate).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig
+
+from ..errors import InputError
+from .parts import NotMoEError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+WANTED = ["*.json", "model*.safetensors", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+"""What is fetched from a hub: no pickles, no second copy of the weights in another format."""
+PER_EXPERT = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_proj": (("w2",), ("down_proj",))}
+"""The matrices that are stacked to one expert's fused tensor, by family."""
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Fill = Callable[[Tensor, str, int | None], None]
+
+
+def resolve(path_or_name: str, base: Path) -> Path:
+    """The folder of ``[model] path``: a folder (relative to ``base``), else a hub name like ``org/name``.
+
+    A hub name is looked up in the local Hugging Face cache and, unless offline, fetched into it.
+
+    Raises:
+        InputError: there is no such folder, and no such name in the cache or on the hub.
+    """
+    folder = (base / path_or_name).resolve()
+    if folder.is_dir():
+        return folder
+    what = f"model.path = {path_or_name!r}: no folder {folder}"
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path_or_name):
+        raise InputError(f"{what}, so there is no config.json; give a folder written by save_pretrained, or org/name of a hub")
+    try:
+        return Path(snapshot_download(path_or_name, allow_patterns=WANTED))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{what} (no config.json), and no model of that name in the Hugging Face cache or on the hub "
+            f"({_first_line(error)}); correct the name, go online once, unset HF_HUB_OFFLINE, or give a folder"
+        ) from error
+
+
+class Store:
+    """Tensors in safetensors files, by their names on disk; files are open only while they are read.
+
+    Attributes:
+        read_B: bytes of tensors read so far.
+    """
+
+    def __init__(self, files: dict[Path, set[str] | None]):
+        """``files`` names what each file must hold; None takes all of it.
+
+        Raises:
+            InputError: a file is missing, truncated or lacks a tensor that it should hold.
+        """
+        self.read_B = 0
+        self.where: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        for path, names in files.items():
+            self._survey(path, names)
+
+    def _survey(self, path: Path, names: set[str] | None) -> None:
+        with _open(path) as file:
+            held = set(file.keys())
+            if lost := sorted((names or set()) - held):
+                raise InputError(
+                    f"{path}: tensor {lost[0]!r} is not in it (and {len(lost) - 1} others), though the index says so; "
+                    "the shard was renamed or mixed up: copy the checkpoint again"
+                )
+            for name in held if names is None else names:
+                part = file.get_slice(name)
+                self.where[name], self.shapes[name], self.dtypes[name] = path, tuple(part.get_shape()), part.get_dtype()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.where
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The floating-point type that a tensor is stored in.
+
+        Raises:
+            InputError: it is of another type, as in quantised checkpoints.
+        """
+        if self.dtypes[name] not in DTYPES:
+            raise InputError(
+                f"{self.where[name]}: tensor {name!r} is stored as {self.dtypes[name]}; only {', '.join(DTYPES)} can be "
+                "trained: use the checkpoint before it was quantised"
+            )
+        return DTYPES[self.dtypes[name]]
+
+    @contextmanager
+    def reading(self) -> Iterator[Fill]:
+        """Within the block ``fill(out, name, row)`` copies a tensor, or one row of it, into ``out``, converting its type."""
+        with ExitStack() as stack:
+            files: dict[Path, Any] = {}
+
+            def fill(out: Tensor, name: str, row: int | None) -> None:
+                path = self.where[name]
+                if path not in files:
+                    files[path] = stack.enter_context(_open(path))
+                if out.is_floating_point():
+                    self.dtype(name)
+                part = files[path].get_tensor(name) if row is None else files[path].get_slice(name)[row]
+                self.read_B += part.numel() * part.element_size()
+                with torch.no_grad():
+                    out.copy_(part)  # a copy always: what safetensors returns may be a window on the file
+
+            yield fill
+
+
+class Checkpoint:
+    """A checkpoint folder of a Hugging Face MoE model; parameters by the names that transformers 5 gives them.
+
+    Attributes:
+        path: the folder.
+        config: its ``config.json``, parsed by transformers.
+        store: the tensors as they lie on disk.
+
+    Raises:
+        InputError: no folder, no config, no safetensors (pickles are never loaded), or a file that is broken or incomplete.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = _config(path)
+        self.store = Store(_files(path))
+
+    @property
+    def read_B(self) -> int:
+        """Bytes of tensors read so far."""
+        return self.store.read_B
+
+    @property
+    def experts(self) -> int:
+        """M.
+
+        Raises:
+            NotMoEError: the config names no number of experts.
+        """
+        return int(getattr(self.config, experts_field(self.config, f"model.path = {str(self.path)!r}")))
+
+    def __contains__(self, name: str) -> bool:
+        return self._whole(name) is not None or bool(self._pieces(name, 0))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter, fused.
+
+        Raises:
+            InputError: the checkpoint has no such parameter.
+        """
+        if whole := self._whole(name):
+            return self.store.shapes[whole]
+        shapes = [self.store.shapes[piece] for piece in self._found(name, 0)]
+        return self.experts, sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+    def read(
+        self,
+        name: str,
+        rows: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> Tensor:
+        """A parameter, or R rows of it (experts of a fused parameter, rows of a gate), in fresh memory.
+
+        Args:
+            name: the parameter's name in transformers 5.
+            rows: indices into the first dimension; None reads all.
+            dtype: what the values are converted to; None keeps the stored type.
+            shape: what the whole parameter's shape must be.
+
+        Raises:
+            InputError: no such parameter, another shape, a row out of range, or an unreadable file.
+        """
+        found = self.shape(name)
+        if shape is not None and found != tuple(shape):
+            raise InputError(
+                f"model.path = {str(self.path)!r}: tensor {name!r} has shape {list(found)}, the config asks for {list(shape)}; "
+                "config.json and the weights are of different models"
+            )
+        if wrong := [m for m in rows or () if not 0 <= m < found[0]]:
+            raise InputError(
+                f"model.path = {str(self.path)!r}: {name!r} has no row {wrong[0]}; give numbers in 0…{found[0] - 1}"
+            )
+        whole = self._whole(name)
+        stored = self.store.dtype(whole or self._found(name, 0)[0])
+        out = torch.empty(found if rows is None else (len(rows), *found[1:]), dtype=dtype or stored)
+        with self.store.reading() as fill:
+            if whole and rows is None:
+                fill(out, whole, None)
+            else:
+                for out_row, m in zip(out, range(found[0]) if rows is None else rows, strict=True):
+                    self._fill_row(fill, out_row, name, whole, m)
+        return out
+
+    def _fill_row(self, fill: Fill, out: Tensor, name: str, whole: str | None, m: int) -> None:
+        if whole:
+            return fill(out, whole, m)
+        pieces = self._found(name, m)
+        shapes = [self.store.shapes[piece] for piece in pieces]
+        if sum(shape[0] for shape in shapes) != len(out) or any(shape[1:] != out.shape[1:] for shape in shapes):
+            raise InputError(
+                f"model.path = {str(self.path)!r}: {' and '.join(pieces)} have shapes {shapes}, other experts need together "
+                f"{list(out.shape)}; the checkpoint is damaged"
+            )
+        for piece, shape, at in zip(pieces, shapes, _starts(shapes), strict=True):
+            fill(out[at : at + shape[0]], piece, None)
+        return None
+
+    def _whole(self, name: str) -> str | None:
+        """The name under which a parameter is stored in one piece."""
+        return next((alias for alias in _aliases(name) if alias in self.store), None)
+
+    def _pieces(self, name: str, m: int) -> list[str]:
+        """The names of the matrices that make up one expert's row of a fused parameter; none if it is not stored so."""
+        stem, _, kind = name.rpartition(".")
+        for names in PER_EXPERT.get(kind, ()):
+            wanted = [f"{stem}.{m}.{piece}.weight" for piece in names]
+            if found := [whole for piece in wanted if (whole := self._whole(piece))]:
+                if len(found) < len(wanted):
+                    raise self._missing(next(piece for piece in wanted if not self._whole(piece)))
+                return found
+        return []
+
+    def _found(self, name: str, m: int) -> list[str]:
+        pieces = self._pieces(name, m)
+        if not pieces:
+            raise self._missing(name if m == 0 else f"{name} of expert {m}")
+        return pieces
+
+    def _missing(self, name: str) -> InputError:
+        return InputError(
+            f"model.path = {str(self.path)!r}: tensor {name!r} is missing; the checkpoint is incomplete or of another model: "
+            "copy it again, or save it with save_pretrained"
+        )
+
+
+def experts_field(config: Any, where: str) -> str:
+    """The config's name for the number of experts, ``num_local_experts`` or ``num_experts``.
+
+    Raises:
+        NotMoEError: it has none, as a dense model's.
+    """
+    for name in ("num_local_experts", "num_experts"):
+        if getattr(config, name, None):
+            return name
+    raise NotMoEError(
+        f"{where}: model_type {config.model_type!r} has no Mixture-of-Experts layer; build one from a dense model first"
+    )
+
+
+def _aliases(name: str) -> Iterator[str]:
+    """Names under which a tensor may lie on disk: as it is called, as Mixtral calls it, and each in a headless model."""
+    for alias in (name, name.replace(".mlp.", ".block_sparse_moe.")):
+        yield alias
+        yield alias.removeprefix("model.")
+
+
+def _starts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    return [sum(shape[0] for shape in shapes[:i]) for i in range(len(shapes))]
+
+
+def _config(path: Path) -> Any:
+    where = f"model.path = {str(path)!r}"
+    if not (path / "config.json").is_file():
+        raise InputError(f"{where}: no config.json there; give a folder written by save_pretrained")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise InputError(f"{where}: config.json cannot be read ({_first_line(error)}); save it with save_pretrained") from error
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"{where}: config.json has a quantization_config; use the checkpoint before it was quantised")
+    return config
+
+
+def _files(path: Path) -> dict[Path, set[str] | None]:
+    """The weight files of a folder, with the tensors that the index promises of each."""
+    if (path / SINGLE).is_file():
+        return {path / SINGLE: None}
+    if (path / INDEX).is_file():
+        return _shards(path / INDEX)
+    where = f"model.path = {str(path)!r}"
+    if others := sorted(p.name for p in path.glob("*.safetensors")):
+        raise InputError(f"{where}: {others[0]} is neither {SINGLE} nor named in a {INDEX}; rename it or add the index")
+    pickled = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
+    hint = f"{pickled[0]} is a pickle, which is never loaded, as it could run code; " if pickled else ""
+    raise InputError(f"{where}: no safetensors file there; {hint}save the model with save_pretrained, which writes safetensors")
+
+
+def _shards(index: Path) -> dict[Path, set[str] | None]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = {str(file) for file in weight_map.values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: no weight_map in it ({_first_line(error)}); copy the checkpoint again") from error
+    for file in sorted(files):
+        if Path(file).name != file:
+            raise InputError(f"{index}: shard {file!r} lies outside the folder; name files in the folder only")
+        if not (index.parent / file).is_file():
+            raise InputError(f"{index}: shard {file!r} is missing; copy it to {index.parent}")
+    return {index.parent / file: {name for name, at in weight_map.items() if at == file} for file in sorted(files)}
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; copy the checkpoint again") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be loaded ({_first_line(error)}); it is truncated or no safetensors file: copy it again"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,220 @@
+"""Loading only some experts of a model: a device that owns two of eight never holds the other six, nor reads them.
+
+The model is built without memory (on the meta device) and filled tensor by tensor, so that the peak stays near the size of
+the result. What comes back is a plain Hugging Face model whose gate knows only the kept experts (`load_subset`), all of
+them (`load_full`), or all of them while only the kept ones are resident (`load_streamed`, for `View`'s ``stream``).
+
+Shapes: D hidden, F intermediate, E experts of a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from ..errors import InputError
+from .checkpoint import Checkpoint, Store, experts_field
+from .layer import MoELayer
+from .parts import NotMoEError
+from .view import HEADS, check_layout
+
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+NEW_HEADS = tuple(head for head in HEADS if head != "lm_head")
+"""Heads that are made when a checkpoint of a language model lacks them."""
+
+
+def load_full(
+    source: Path | Checkpoint,
+    auto_class: Any = AutoModelForSequenceClassification,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> nn.Module:
+    """The whole model of a checkpoint folder, in evaluation mode.
+
+    Args:
+        source: the folder, or its checkpoint.
+        auto_class: the transformers class that makes a model of a config, by its task.
+        dtype: type of the weights.
+        seed: of the classification head, which a checkpoint of a language model lacks.
+
+    Raises:
+        InputError: the checkpoint is incomplete, broken, pickled, or fits another config or task.
+        NotMoEError: the model is dense, or of a family that the view does not know.
+    """
+    checkpoint = _checkpoint(source)
+    model = _blank(checkpoint, checkpoint.config, auto_class, dtype)
+    return _filled(model, checkpoint, {}, seed)
+
+
+def load_subset(
+    source: Path | Checkpoint,
+    keep: Sequence[int],
+    auto_class: Any = AutoModelForSequenceClassification,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> nn.Module:
+    """A plain model of len(keep) experts: experts ``keep`` of every layer, their gate rows, and all that is no expert.
+
+    It computes what the full model does when its gate is masked with −∞ to ``keep``; K is at most len(keep). Give the same
+    ``keep`` to `View` as ``kept``. Other arguments and errors: see `load_full`.
+
+    Raises:
+        InputError: ``keep`` is empty, has doubles, or names an expert outside 0…M−1.
+    """
+    checkpoint = _checkpoint(source)
+    if not keep:
+        raise InputError("keep = (): a model needs at least one expert; without any, stream them (load_streamed)")
+    _check_keep(keep, checkpoint)
+    config = copy.deepcopy(checkpoint.config)
+    setattr(config, experts_field(config, str(checkpoint.path)), len(keep))
+    config.num_experts_per_tok = min(config.num_experts_per_tok, len(keep))
+    model = _blank(checkpoint, config, auto_class, dtype)
+    rows = {f"{name}.{tensor}": keep for name, _ in _blocks(model) for tensor in (*EXPERTS, "gate.weight")}
+    return _filled(model, checkpoint, rows, seed)
+
+
+def load_streamed(
+    source: Path | Checkpoint,
+    keep: Sequence[int],
+    auto_class: Any = AutoModelForSequenceClassification,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> nn.Module:
+    """A model whose gates have all rows while only the experts ``keep`` (possibly none) are resident.
+
+    It runs only under ``View(model, kept=keep, stream=checkpoint)``. Arguments and errors: see `load_subset`.
+    """
+    checkpoint = _checkpoint(source)
+    _check_keep(keep, checkpoint)
+    model = _blank(checkpoint, checkpoint.config, auto_class, dtype)
+    rows: dict[str, Sequence[int]] = {}
+    for name, block in _blocks(model):
+        for tensor in EXPERTS:
+            whole = block.get_parameter(tensor)
+            setattr(block.experts, tensor.rpartition(".")[2], nn.Parameter(whole[: len(keep)]))
+            rows[f"{name}.{tensor}"] = keep
+    return _filled(model, checkpoint, rows, seed)
+
+
+def load_into(module: nn.Module, path: Path, keep: Sequence[int]) -> None:
+    """Fill a module, whose `MoELayer` have len(keep) experts each, from the safetensors file of the full module.
+
+    Expert i of each layer becomes expert keep[i] of the file, with its gate row; all other tensors have the same names.
+
+    Raises:
+        InputError: a tensor is missing or of another shape, an expert does not exist, or the file is broken.
+        NotMoEError: the module has no `MoELayer`.
+    """
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, MoELayer)]
+    if not layers:
+        raise NotMoEError(f"{type(module).__name__}: no MoELayer in it")
+    store = Store({path: None})
+    with store.reading() as fill:
+        for name, tensor in module.state_dict().items():
+            layer = next((layer for layer in layers if name.startswith(f"{layer}." if layer else "")), None)
+            inner = name if layer is None else name.removeprefix(f"{layer}.")
+            if layer is not None and inner == "gate.weight":
+                _check_stored(store, path, name, (None, *tensor.shape[1:]), keep)
+                for row, m in zip(tensor, keep, strict=True):
+                    fill(row, name, m)
+                continue
+            if layer is not None and inner.startswith("experts."):
+                _, i, rest = inner.split(".", 2)
+                name = f"{name.removesuffix(inner)}experts.{keep[int(i)]}.{rest}"
+            _check_stored(store, path, name, tuple(tensor.shape))
+            fill(tensor, name, None)
+
+
+def _check_stored(
+    store: Store, path: Path, name: str, shape: tuple[int | None, ...], keep: Sequence[int] | None = None
+) -> None:
+    if name not in store:
+        raise InputError(f"{path}: tensor {name!r} is missing; save the full module's state dict with safetensors")
+    found = store.shapes[name]
+    if len(found) != len(shape) or any(want not in (None, have) for have, want in zip(found, shape, strict=True)):
+        raise InputError(f"{path}: tensor {name!r} has shape {list(found)}, the module needs {list(shape)}; build it alike")
+    if wrong := [m for m in keep or () if not 0 <= m < found[0]]:
+        raise InputError(f"keep = {list(keep or ())}: there is no expert {wrong[0]}; give numbers in 0…{found[0] - 1}")
+
+
+def _checkpoint(source: Path | Checkpoint) -> Checkpoint:
+    return source if isinstance(source, Checkpoint) else Checkpoint(source)
+
+
+def _check_keep(keep: Sequence[int], checkpoint: Checkpoint) -> None:
+    experts = checkpoint.experts
+    if wrong := [m for m in keep if not 0 <= m < experts]:
+        raise InputError(f"keep = {list(keep)}: there is no expert {wrong[0]}; give numbers in 0…{experts - 1}")
+    if len(set(keep)) < len(keep):
+        raise InputError(f"keep = {list(keep)}: an expert is named twice; name each once")
+
+
+def _blank(checkpoint: Checkpoint, config: Any, auto_class: Any, dtype: torch.dtype) -> nn.Module:
+    """The model without memory."""
+    where = f"model.path = {str(checkpoint.path)!r}"
+    experts_field(config, where)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = auto_class.from_config(config, dtype=dtype)
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
+        raise InputError(
+            f"{where}: transformers cannot build {auto_class.__name__} of a {config.model_type!r} config ({error}); "
+            "correct config.json, or use a family that has such a model"
+        ) from error
+    if not list(_blocks(model)):
+        raise NotMoEError(f"{where}: no Mixture-of-Experts layer in {type(model).__name__}; build one from a dense model first")
+    return model
+
+
+def _blocks(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The MoE blocks of a Hugging Face model, by name."""
+    for name, module in model.named_modules():
+        fused: Any = getattr(module, "experts", None)
+        if isinstance(getattr(fused, "gate_up_proj", None), nn.Parameter):
+            check_layout(fused, getattr(module, "gate", None))
+            yield name, module
+
+
+def _filled(model: Any, checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]], seed: int) -> nn.Module:
+    """Read every tensor of a blank model: ``rows`` of those named there, else all; then what no checkpoint stores."""
+    blanks: dict[int, tuple[str, Tensor]] = {}
+    for name, blank in model.state_dict(keep_vars=True).items():
+        blanks.setdefault(id(blank), (name, blank))  # tied weights once
+    tensors = {}
+    for name, blank in blanks.values():
+        if name.split(".")[0] in NEW_HEADS and name not in checkpoint:
+            tensors[name] = _new_head(blank, model.config, seed)
+        else:
+            shape = (checkpoint.experts, *blank.shape[1:]) if name in rows else blank.shape
+            tensors[name] = checkpoint.read(name, rows.get(name), blank.dtype, shape)
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    _rebuild_buffers(model)
+    if left := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
+        raise InputError(
+            f"model.path = {str(checkpoint.path)!r}: {left[0]!r} is in no checkpoint; this family is not supported"
+        )
+    return model.eval()  # type: ignore[no-any-return]  # the model is taken as Any: transformers is untyped
+
+
+def _new_head(blank: Tensor, config: Any, seed: int) -> Tensor:
+    """A classification head that depends on the seed alone."""
+    if blank.ndim < 2:
+        return torch.zeros(blank.shape, dtype=blank.dtype)
+    draw = torch.randn(blank.shape, generator=torch.Generator().manual_seed(seed))
+    return (draw * getattr(config, "initializer_range", 0.02)).to(blank.dtype)
+
+
+def _rebuild_buffers(model: nn.Module) -> None:
+    """Compute anew what is not saved: the frequencies of the rotary embeddings."""
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)) and "Rotary" in type(module).__name__:
+            fresh: Any = type(module)
+            model.set_submodule(name, fresh(config=model.config))

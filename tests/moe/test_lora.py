@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lora_models import FAMILIES, build
 from fedexperts.errors import InputError
 from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.lora import A, B, LoRA, combined, same
 from fedexperts.moe.view import View
+from lora_models import FAMILIES, build
 
 
 def scrambled(view: View) -> None:

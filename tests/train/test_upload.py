@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import toy
-from lora_models import build
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
 from fedexperts.protocol.aggregate import averaged, changed
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
+from lora_models import build
 
 DATA = {
     "input_ids": torch.randint(1, 50, (12, 6), generator=torch.Generator().manual_seed(3)),

@@ -152,7 +152,8 @@ def verdict(plan: ContactPlan, cluster: str, upload_B: int) -> str:
     """Does this upload fit a contact, in how many does it fit, and how many uploads a day does the plan allow."""
     mine = [c for c in plan.contacts if c.cluster == cluster]
     if not mine:
-        return "never seen: no contact in this plan; use a lower mask, another inclination or more days"
+        never = f"never seen: no contact in {plan.horizon_s / 86400:.3g} days"
+        return f"{never}; use a lower min_elevation_deg, another inclination_deg or more days"
     room_B = [c.carried_B("up", c.start_s, c.end_s) for c in mine]
     if math.isinf(max(room_B)):
         return f"{upload_B / 1e6:.1f} MB fit every contact (no limit)"

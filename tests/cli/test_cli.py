@@ -145,7 +145,18 @@ def test_plan_needs_neither_model_nor_data(tmp_path: Path) -> None:
     path = tmp_path / "bare.toml"
     places = [{k: v for k, v in row.items() if k != "data"} for row in ORBIT["cluster"]]
     path.write_text(tomli_w.dumps({"name": "bare", **{k: ORBIT[k] for k in ("satellite", "plan", "radio")}, "cluster": places}))
-    assert fedexperts("plan", path, folder=tmp_path).returncode == 0
+    loaded = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
+    program = [sys.executable, "-c", f"{loaded}; from fedexperts.cli.main import main; main()", "plan", path, "--out", "plan"]
+    done = subprocess.run(program, cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "False"  # and torch, which takes seconds to load, stays out
+
+
+def test_the_package_offers_training_without_loading_it() -> None:
+    lazily = "import sys, fedexperts as f; assert 'torch' not in sys.modules; assert f.run.__module__ == 'fedexperts.drive.run'"
+    subprocess.run(
+        [sys.executable, "-c", f"{lazily}; from fedexperts import Result; assert not hasattr(f, 'runs')"], check=True
+    )
 
 
 def test_training_on_an_orbit_takes_its_time_from_the_plan(orbital: Path, tmp_path: Path) -> None:

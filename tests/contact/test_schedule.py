@@ -84,7 +84,7 @@ def test_a_cluster_that_is_never_seen() -> None:
     plan = orbital_plan([Station(Site("pole", 89.0, 0.0), 1), *STATIONS], [LEO], RANGE, START, DAY_S)
     row = statistics(plan)["pole"]
     assert (row["passes"], row["idle_share"], row["median_duration_s"]) == (0, 1.0, None)
-    assert "never seen" in verdict(plan, "pole", 1000)
+    assert "never seen: no contact in 1 days" in verdict(plan, "pole", 1000)
     assert plan.reachable == ("lisbon", "nairobi")
 
 
@@ -136,6 +136,7 @@ def test_hdtn_and_ion_round_inward(plan: ContactPlan, tmp_path: Path) -> None:
     path = tmp_path / "plan.hdtn.json"
     path.write_text(plan_text(plan, "hdtn"))
     again = load_plan(path, plan.clusters)
+    assert len(again.contacts) == len(plan.contacts)  # no seconds are lost between pieces, which would cut a pass in many
     for contact in again.contacts:
         inside = [
             c
@@ -144,7 +145,7 @@ def test_hdtn_and_ion_round_inward(plan: ContactPlan, tmp_path: Path) -> None:
         ]
         assert len(inside) == 1
     total = {p: sum(c.carried_B("up", c.start_s, c.end_s) for c in p.contacts) for p in (plan, again)}
-    assert 0.9 * total[plan] < total[again] <= total[plan]
+    assert 0.98 * total[plan] < total[again] <= total[plan]
     lines = [line.split() for line in plan_text(plan, "ion", START).splitlines() if line.startswith("a contact")]
     assert {len(line) for line in lines} == {7}
     assert all(line[2].startswith("+") and line[6].isdigit() for line in lines)

@@ -1,6 +1,7 @@
 """What must hold on any plan: whatever overlaps, is cut or is slow."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import toy
-from fedexperts.contact.plan import Contact, ContactPlan, round_robin
+from fedexperts.contact.plan import Contact, ContactPlan, Rates, round_robin
 from fedexperts.drive.faults import Faults
 from fedexperts.drive.simulate import Pace, Simulator
 from fedexperts.ledger import Ledger, read
@@ -132,7 +133,12 @@ def plans(draw: st.DrawFn) -> ContactPlan:
             t += draw(st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.25]))
             length = draw(st.sampled_from([0.1, 0.35, 1.0, 2.0, 4.0]))
             rate = draw(st.sampled_from([400.0, 2500.0, FILE_bps, float("inf")]))
-            contacts.append(Contact(cluster, t, t + length, rate, draw(st.sampled_from([1500.0, float("inf")]))))
+            contact = Contact(cluster, t, t + length, rate, draw(st.sampled_from([1500.0, float("inf")])))
+            if draw(st.booleans()):
+                rates = st.sampled_from([400.0, 1500.0, FILE_bps])
+                edges = (t + length / 3, t + length)
+                contact = replace(contact, rates=tuple(Rates(edge, draw(rates), draw(rates)) for edge in edges))
+            contacts.append(contact)
             t += length
     return ContactPlan(("a", "b", "c"), tuple(contacts), max(c.end_s for c in contacts) + 5)
 
@@ -161,8 +167,8 @@ def test_any_plan(protocol_class, plan: ContactPlan, cycles: int, faults: Faults
                 carried[x["cluster"], contact.start_s, key] += x[key]
     for (cluster, start_s, key), size_B in carried.items():
         contact = by_start[cluster, start_s]
-        rate_bps = contact.uplink_bps if key == "uplink_B" else contact.downlink_bps
-        assert size_B <= rate_bps / 8 * (contact.end_s - contact.start_s) + 1e-6
+        direction = "up" if key == "uplink_B" else "down"
+        assert size_B <= contact.carried_B(direction, contact.start_s, contact.end_s) + 1e-6
     if protocol_class is not Sync:
         for part in ("expert:0", "expert:1", "expert:2", "expert:3"):
             owner = next(c for c, mine in owned.items() if int(part[-1]) in mine)

@@ -1,1 +1,1 @@
-"""The command line: one thin module per command."""
+"""The command line: one thin module per command; torch, which takes seconds, is imported where a command trains."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from rich.table import Table
 
-from ..drive.prepare import assignment_report, prepare, split_experts
 from .common import output, print_json
 from .run import Json, ScenarioPath, Seed, Set, load
 
@@ -19,6 +17,10 @@ def command(
     json: Json = False,
 ) -> None:
     """Show relevance (27)-(29), the experts of each cluster (Algorithm 1), γ and what it suggests."""
+    import torch
+
+    from ..drive.prepare import assignment_report, prepare, split_experts
+
     torch.set_num_threads(1)
     loaded = load(scenario, None, seed, set_)
     prepared = prepare(loaded)

@@ -7,12 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.markup import escape
 
-from ..drive.many import folder, run_many
-from ..drive.prepare import assignment_report, prepare, split_experts
 from ..errors import InputError
 from ..report.html import write_report
 from ..report.table import results_table
@@ -30,6 +27,8 @@ def command(
     json: Json = False,
 ) -> None:
     """Tune an MoE on handwritten digits over a satellite schedule, with every protocol and a γ ≈ 1 control."""
+    from ..drive.many import folder, run_many
+
     if out.exists() and any(out.iterdir()):
         if not force or not (out / "initial").is_dir():
             raise InputError(f"--out {out}: already holds files; name another folder" + ("" if force else ", or add --force"))
@@ -107,6 +106,10 @@ TUNED: dict[str, dict[str, Any]] = {
 
 def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[str, Scenario]:
     """Warm the model up once; every run then starts from the same checkpoint, ``out/initial``."""
+    import torch
+
+    from ..drive.prepare import prepare
+
     torch.set_num_threads(1)
     prepared = prepare(scenario)
     with console.status("warm-up on the shared set"):
@@ -125,6 +128,8 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
 
 def before_training(scenario: Scenario) -> dict[str, Any]:
     """Trial pass and Algorithm 1 on the warmed-up model."""
+    from ..drive.prepare import assignment_report, prepare, split_experts
+
     prepared = prepare(scenario)
     counts = prepared.trial()
     return assignment_report(scenario, counts, split_experts(scenario, counts))

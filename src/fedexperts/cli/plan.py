@@ -12,8 +12,7 @@ from rich.table import Table
 from ..contact.interchange import EXPORTS, plan_text
 from ..contact.plan import ContactPlan
 from ..contact.schedule import best_passes, contact_rows, statistics, tracks, verdict
-from ..drive.orbit import Orbit, orbit
-from ..drive.prepare import network_plan, upload_B
+from ..drive.orbit import Orbit, network_plan, orbit
 from ..errors import InputError
 from ..report.plan_html import write_plan
 from ..scenario import Network
@@ -21,6 +20,8 @@ from .common import console, output, print_json
 from .run import Json, ScenarioPath, Set
 
 MOST_ROWS = 40
+PAPER_UPLOAD_B = 14_155_776
+"""Without a model: Table I, one Llama-3-8B expert with LoRA of rank 4 in bf16."""
 
 
 def command(
@@ -59,7 +60,11 @@ def command(
 
 def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[str, Any]:
     """The plan as plain data: what ``--json`` prints and ``plan.html`` shows."""
-    size_B = upload_B(network)
+    size_B = PAPER_UPLOAD_B
+    if network.model is not None:
+        from ..drive.prepare import upload_B
+
+        size_B = upload_B(network)
     clusters = statistics(plan, found.stations if found else ())
     for name, row in clusters.items():
         row["verdict"] = verdict(plan, name, size_B)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..drive import run as drive_run
 from ..report.html import write_report
 from ..report.table import results_table
 from ..scenario import Scenario
@@ -31,6 +30,8 @@ def command(
     json: Json = False,
 ) -> None:
     """Run a scenario: train a model over its contact plan."""
+    from ..drive import run as drive_run
+
     loaded = load(scenario, protocol, seed, set_)
     with progress_bars() as bars:
         bar = bars.add_task(loaded.protocol, total=loaded.train.cycles, accuracy="")

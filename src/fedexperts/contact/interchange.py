@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,24 @@ def _csv(plan: ContactPlan) -> str:
     return out.getvalue()
 
 
+def _whole_seconds(contact: Contact) -> Iterator[tuple[int, int, float, float]]:
+    """As ``pieces`` in whole seconds, each with the least rates within it: none carries more than it did, none is lost."""
+    rows = list(pieces(contact))
+
+    def least(second: int) -> tuple[float, float]:
+        inside = [(up, down) for from_s, until_s, up, down in rows if from_s < second + 1 and until_s > second]
+        return min(up for up, _ in inside), min(down for _, down in inside)
+
+    for rates, run in groupby(range(math.ceil(contact.start_s), math.floor(contact.end_s)), least):
+        seconds = list(run)
+        yield seconds[0], seconds[-1] + 1, *rates
+
+
 def _directions(plan: ContactPlan) -> Iterator[tuple[Contact, int, int, int, int, float]]:
     """(contact, from node, to node, start, end, rate) in whole seconds, rounded inward."""
     nodes = {name: i for i, name in enumerate(plan.clusters, start=SERVER + 1)}
     for c in plan.contacts:
-        for from_s, until_s, up_bps, down_bps in pieces(c):
-            begin_s, end_s = math.ceil(from_s), math.floor(until_s)
-            if end_s <= begin_s:
-                continue
+        for begin_s, end_s, up_bps, down_bps in _whole_seconds(c):
             for source, dest, rate_bps in ((nodes[c.cluster], SERVER, up_bps), (SERVER, nodes[c.cluster], down_bps)):
                 if not math.isfinite(rate_bps):
                     raise PlanError(

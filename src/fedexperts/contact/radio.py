@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from ..units import STANDARD_NOISE_TEMPERATURE_K, Array, decibel
+from .atmosphere import slant_loss_dB
 from .link import (
     atmospheric_loss_dB,
     free_space_loss_dB,
@@ -35,6 +36,7 @@ from .link import (
     received_power_dBm,
     snr_dB,
 )
+from .site import Site
 
 
 class RadioError(InputError):
@@ -49,7 +51,8 @@ ZENITH_DB = np.array(
     ]
 )
 """Zenith attenuation by gases, mean global reference atmosphere: ITU-R P.676 Figure 6, as 3GPP TR 38.811 Sec. 6.6.4
-prescribes; digitised values as in ns-3 (three-gpp-propagation-loss-model). Clear sky: no rain, no cloud."""
+prescribes; digitised values as in ns-3 (three-gpp-propagation-loss-model). Clear sky: no rain, no cloud. At the
+presets' carriers P.676-12 itself gives 0.02 dB less or the same; beside the water line (15-18, 24-28 GHz) to 0.18 dB less."""
 
 SHADOWING_STD_DB: Mapping[tuple[str, str], tuple[float, ...]] = MappingProxyType(
     {
@@ -134,6 +137,8 @@ class Radio:
         downlink_noise_figure_dB: a device's receiver.
         downlink_antenna_K: noise temperature of a device's antenna.
         zenith_loss_dB: atmospheric loss straight up, both ways; None takes it from the carrier (``zenith_loss_dB``).
+        itu_exceeded_percent: share of an average year for which the loss by gases, clouds and rain at the cluster's place may
+            be higher; it then comes from ITU-R P.618 (the extra ``itu``) in place of the clear sky of ``zenith_loss_dB``.
         scintillation_loss_dB: loss kept for scintillation.
         shadowing_margin_dB: loss kept for shadowing; draw with ``shadowing_std_dB`` instead where a draw is wanted.
         margin_dB: anything else that is kept back (pointing, polarisation, rain).
@@ -162,6 +167,7 @@ class Radio:
     downlink_noise_figure_dB: float
     downlink_antenna_K: float = STANDARD_NOISE_TEMPERATURE_K
     zenith_loss_dB: float | None = None
+    itu_exceeded_percent: float | None = None
     scintillation_loss_dB: float = 0.0
     shadowing_margin_dB: float = 0.0
     margin_dB: float = 0.0
@@ -195,6 +201,16 @@ class Radio:
         for name in ("fixed_rate_bps", "fixed_downlink_bps"):
             value = getattr(self, name)
             self._need(name, value is None or value > 0, "above 0", "leave it out to compute the rate")
+
+        percent, others = self.itu_exceeded_percent, (self.zenith_loss_dB, self.fixed_path_loss_dB)
+        if percent is not None:
+            self._need("itu_exceeded_percent", 0.001 <= percent <= 50, "from 0.001 to 50", "1 is four days of a year")
+            self._need(
+                "itu_exceeded_percent",
+                others == (None, None),
+                "used without zenith_loss_dB and fixed_path_loss_dB",
+                "drop one; the preset paper has a fixed loss",
+            )
 
     def _need(self, name: str, ok: bool, bound: str, remedy: str) -> None:
         if not ok:
@@ -310,26 +326,40 @@ def from_preset(preset: str = "paper", **changes: Any) -> Radio:
 # Along a pass
 
 
-def path_loss_dB(radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLike, carrier_Hz: float) -> Array:
-    """Large-scale loss of (15): free space, atmosphere, scintillation, shadowing margin; or the radio's constant."""
+def path_loss_dB(
+    radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLike, carrier_Hz: float, site: Site | None = None
+) -> Array:
+    """Large-scale loss of (15): free space, atmosphere, scintillation, shadowing margin; or the radio's constant.
+
+    ``site`` is the cluster's place; only a radio with ``itu_exceeded_percent`` asks for it.
+
+    Raises:
+        RadioError: such a radio without a site.
+    """
     kept_dB = radio.scintillation_loss_dB + radio.shadowing_margin_dB + radio.margin_dB
     if radio.fixed_path_loss_dB is not None:
         shape = np.broadcast_shapes(np.shape(elevation_deg), np.shape(distance_m))
         return np.full(shape, radio.fixed_path_loss_dB + kept_dB)
-    zenith_dB = zenith_loss_dB(carrier_Hz) if radio.zenith_loss_dB is None else radio.zenith_loss_dB
-    return free_space_loss_dB(distance_m, carrier_Hz) + atmospheric_loss_dB(elevation_deg, zenith_dB) + kept_dB
+    if radio.itu_exceeded_percent is None:
+        zenith_dB = zenith_loss_dB(carrier_Hz) if radio.zenith_loss_dB is None else radio.zenith_loss_dB
+        air_dB = atmospheric_loss_dB(elevation_deg, zenith_dB)
+    elif site is None:
+        raise RadioError(f"radio.itu_exceeded_percent = {radio.itu_exceeded_percent:g}: needs a site; give the cluster's place")
+    else:
+        air_dB = slant_loss_dB(elevation_deg, carrier_Hz, site, radio.itu_exceeded_percent)
+    return free_space_loss_dB(distance_m, carrier_Hz) + air_dB + kept_dB
 
 
-def uplink_snr_dB(radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLike) -> Array:
+def uplink_snr_dB(radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLike, site: Site | None = None) -> Array:
     """Mean SNR at the satellite in one sub-channel, (17)."""
-    loss_dB = path_loss_dB(radio, elevation_deg, distance_m, radio.carrier_Hz)
+    loss_dB = path_loss_dB(radio, elevation_deg, distance_m, radio.carrier_Hz, site)
     received_dBm = received_power_dBm(radio.tx_power_dBm, radio.tx_gain_dB, radio.rx_gain_dB, loss_dB)
     return snr_dB(received_dBm, noise_power_dBm(radio.bandwidth_Hz, radio.noise_figure_dB))
 
 
-def downlink_snr_dB(radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLike) -> Array:
+def downlink_snr_dB(radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLike, site: Site | None = None) -> Array:
     """Mean SNR at a device over the broadcast's bandwidth."""
-    loss_dB = path_loss_dB(radio, elevation_deg, distance_m, radio.downlink_carrier_Hz)
+    loss_dB = path_loss_dB(radio, elevation_deg, distance_m, radio.downlink_carrier_Hz, site)
     received_dBm = received_power_dBm(radio.downlink_EIRP_dBm, 0.0, radio.downlink_rx_gain_dB, loss_dB)
     noise_dBm = noise_power_dBm(radio.downlink_bandwidth_Hz, radio.downlink_noise_figure_dB, radio.downlink_antenna_K)
     return snr_dB(received_dBm, noise_dBm)
@@ -347,7 +377,12 @@ def uplink_share(radio: Radio, devices: int) -> float:
 
 
 def uplink_bps(
-    radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLike, devices: int = 1, shadowing_dB: ArrayLike = 0.0
+    radio: Radio,
+    elevation_deg: ArrayLike,
+    distance_m: ArrayLike,
+    devices: int = 1,
+    shadowing_dB: ArrayLike = 0.0,
+    site: Site | None = None,
 ) -> Array:
     """Rate at which each of a cluster's devices sends, over the samples of a pass; 0 below the radio's mask (14).
 
@@ -357,9 +392,10 @@ def uplink_bps(
         distance_m: distance to it.
         devices: how many devices of the cluster share the sub-channels.
         shadowing_dB: drawn shadowing (``draw_shadowing_dB``), added to the received power; set the margin to 0 with it.
+        site: the cluster's place, for ``itu_exceeded_percent``.
     """
     if radio.fixed_rate_bps is None:
-        snr = uplink_snr_dB(radio, elevation_deg, distance_m) + np.asarray(shadowing_dB, dtype=np.float64)
+        snr = uplink_snr_dB(radio, elevation_deg, distance_m, site) + np.asarray(shadowing_dB, dtype=np.float64)
         efficiency = mean_efficiency(snr, radio.rician_K_dB)
         rate = radio.bandwidth_Hz * radio.implementation_efficiency * efficiency
     else:
@@ -367,10 +403,16 @@ def uplink_bps(
     return _masked(radio, elevation_deg, rate * uplink_share(radio, devices))
 
 
-def downlink_bps(radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLike, shadowing_dB: ArrayLike = 0.0) -> Array:
+def downlink_bps(
+    radio: Radio,
+    elevation_deg: ArrayLike,
+    distance_m: ArrayLike,
+    shadowing_dB: ArrayLike = 0.0,
+    site: Site | None = None,
+) -> Array:
     """Rate of the broadcast, which every device of the cluster receives whole; 0 below the radio's mask (14)."""
     if radio.fixed_downlink_bps is None:
-        snr = downlink_snr_dB(radio, elevation_deg, distance_m) + np.asarray(shadowing_dB, dtype=np.float64)
+        snr = downlink_snr_dB(radio, elevation_deg, distance_m, site) + np.asarray(shadowing_dB, dtype=np.float64)
         efficiency = mean_efficiency(snr, radio.rician_K_dB)
         rate = radio.downlink_bandwidth_Hz * radio.implementation_efficiency * efficiency
     else:

@@ -64,8 +64,8 @@ def _contact(
     time_s = np.linspace(begin_s, end_s, max(2, math.ceil((end_s - begin_s) / SAMPLE_S) + 1))
     view = look(satellite, site, time_s, start)
     elevation_deg = np.maximum(view.elevation_deg, site.min_elevation_deg)  # the horizon itself is in view
-    up_bps = uplink_bps(radio, elevation_deg, view.slant_range_m, station.devices)
-    down_bps = downlink_bps(radio, elevation_deg, view.slant_range_m)
+    up_bps = uplink_bps(radio, elevation_deg, view.slant_range_m, station.devices, site=site)
+    down_bps = downlink_bps(radio, elevation_deg, view.slant_range_m, site=site)
     up = rate_segments(time_s, up_bps)
     down = rate_segments(time_s, down_bps) if np.all(np.isfinite(down_bps)) else None
     edges_s = np.unique(np.concatenate([up.end_s, down.end_s if down else []]))
@@ -152,7 +152,8 @@ def verdict(plan: ContactPlan, cluster: str, upload_B: int) -> str:
     """Does this upload fit a contact, in how many does it fit, and how many uploads a day does the plan allow."""
     mine = [c for c in plan.contacts if c.cluster == cluster]
     if not mine:
-        return "never seen: no contact in this plan; use a lower mask, another inclination or more days"
+        never = f"never seen: no contact in {plan.horizon_s / 86400:.3g} days"
+        return f"{never}; use a lower min_elevation_deg, another inclination_deg or more days"
     room_B = [c.carried_B("up", c.start_s, c.end_s) for c in mine]
     if math.isinf(max(room_B)):
         return f"{upload_B / 1e6:.1f} MB fit every contact (no limit)"
@@ -196,10 +197,11 @@ def best_passes(
         mine = [c for c in plan.contacts if c.cluster == station.site.name]
         if not mine:
             continue
+        site = station.site
         best = max(mine, key=lambda c: c.max_elevation_deg or 0.0)
         time_s = np.linspace(best.start_s, best.end_s, 121)
-        view: Look = look(by_name[best.satellite], station.site, time_s, start)
-        mask_deg = max(station.site.min_elevation_deg, radio.min_elevation_deg)
+        view: Look = look(by_name[best.satellite], site, time_s, start)
+        mask_deg = max(site.min_elevation_deg, radio.min_elevation_deg)
         elevation_deg = np.maximum(view.elevation_deg, mask_deg)  # the horizon itself is in view
         rows.append(
             {
@@ -208,8 +210,10 @@ def best_passes(
                 "start_s": _round(best.start_s),
                 "t_s": np.round(time_s - best.start_s, 2).tolist(),
                 "elevation_deg": np.round(elevation_deg, 3).tolist(),
-                "snr_dB": np.round(uplink_snr_dB(radio, elevation_deg, view.slant_range_m), 3).tolist(),
-                "uplink_bps": np.round(uplink_bps(radio, elevation_deg, view.slant_range_m, station.devices), 1).tolist(),
+                "snr_dB": np.round(uplink_snr_dB(radio, elevation_deg, view.slant_range_m, site), 3).tolist(),
+                "uplink_bps": np.round(
+                    uplink_bps(radio, elevation_deg, view.slant_range_m, station.devices, site=site), 1
+                ).tolist(),
                 "uplink_B": [round(best.carried_B("up", best.start_s, t)) for t in time_s],
                 "doppler_Hz": np.round(doppler_Hz(view.range_rate_m_per_s, radio.carrier_Hz), 1).tolist(),
             }

@@ -1,4 +1,4 @@
-"""From a scenario's ``[satellite]``, ``[radio]`` and places to an orbital contact plan."""
+"""From a scenario's ``[plan]``, ``[satellite]``, ``[radio]`` and places to a contact plan; knows nothing of training."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from .. import scenario as tables
+from ..contact.interchange import load_plan
 from ..contact.orbit import Satellite, circular, epoch_warnings, read_omm, read_tle, walker
-from ..contact.plan import ContactPlan
+from ..contact.plan import ContactPlan, always_on, round_robin
 from ..contact.radio import Radio, from_preset
 from ..contact.schedule import Station, orbital_plan
 from ..contact.site import Site
@@ -73,3 +74,20 @@ def _station(network: tables.Network, place: tables.Place) -> Station:
     assert place.longitude_deg is not None
     mask_deg = network.plan.min_elevation_deg if place.min_elevation_deg is None else place.min_elevation_deg
     return Station(Site(place.name, place.latitude_deg, place.longitude_deg, place.altitude_m, mask_deg), place.devices)
+
+
+def network_plan(network: tables.Network, cycles: int | None = None) -> ContactPlan:
+    """The contact plan of any kind; a round robin and always-on last for ``cycles``, or for ``plan.days``."""
+    names = [cluster.name for cluster in network.cluster]
+    table = network.plan
+    if table.kind == "orbit":
+        return orbit(network).plan()
+    if table.kind == "file":
+        assert table.path is not None  # the scenario's own check
+        return load_plan(network.file(table.path), names)
+    slots = len(names) + table.idle_slots if table.kind == "round-robin" else 1
+    if cycles is None:
+        cycles = max(1, int(table.days * 86400 / (slots * table.slot_s)))
+    if table.kind == "round-robin":
+        return round_robin(names, cycles, table.slot_s, table.idle_slots)
+    return always_on(names, cycles, table.slot_s)

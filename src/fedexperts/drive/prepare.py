@@ -23,8 +23,7 @@ from ..assign.relevance import (
     truncate,
 )
 from ..assign.split import split
-from ..contact.interchange import load_plan
-from ..contact.plan import ContactPlan, PlanError, always_on, round_robin
+from ..contact.plan import ContactPlan, PlanError
 from ..data.partition import deal
 from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
@@ -38,7 +37,7 @@ from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
 from .energy import DeviceClass, device_class
-from .orbit import orbit
+from .orbit import network_plan
 
 Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 """Per cluster: counts_LM of a trial pass and its number of tokens."""
@@ -148,31 +147,9 @@ def contact_plan(scenario: Scenario) -> ContactPlan:
     return plan
 
 
-def network_plan(network: Network, cycles: int | None = None) -> ContactPlan:
-    """The contact plan of any kind; a round robin and always-on last for ``cycles``, or for ``plan.days``."""
-    names = [cluster.name for cluster in network.cluster]
-    table = network.plan
-    if table.kind == "orbit":
-        return orbit(network).plan()
-    if table.kind == "file":
-        assert table.path is not None  # the scenario's own check
-        return load_plan(network.file(table.path), names)
-    slots = len(names) + table.idle_slots if table.kind == "round-robin" else 1
-    if cycles is None:
-        cycles = max(1, int(table.days * 86400 / (slots * table.slot_s)))
-    if table.kind == "round-robin":
-        return round_robin(names, cycles, table.slot_s, table.idle_slots)
-    return always_on(names, cycles, table.slot_s)
-
-
-PAPER_UPLOAD_B = 14_155_776
-"""Table I: one Llama-3-8B expert with LoRA of rank 4 in bf16."""
-
-
 def upload_B(network: Network) -> int:
-    """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate (without a model: Table I)."""
-    if network.model is None:
-        return PAPER_UPLOAD_B
+    """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate."""
+    assert network.model is not None  # the caller's check
     view = View(_model(network.model, network))
     if lora := _lora(network.model):
         view.adapt(lora, network.seed)

@@ -31,7 +31,7 @@ class TurnTaking:
 
     async def gather(self, link: Link) -> None:
         for part, updates in grouped(await link.collect(self.model)).items():
-            self.model[part] = changed(self.model, self.sent[link.cluster][part], updates)
+            self.model[part], _ = changed(self.model, self.sent[link.cluster][part], updates)
 
 
 if __name__ == "__main__":

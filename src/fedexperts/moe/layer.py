@@ -52,5 +52,5 @@ def combine(x_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor, experts: Seque
     chunks = torch.split(x_TD[order_P // top_k], sizes)
     run = [f(chunk) for f, chunk, n in zip(experts, chunks, sizes, strict=True) if n]  # type: ignore[operator]  # callables
     y_PF = torch.cat(run)
-    y_PF = torch.empty_like(y_PF).index_copy(0, order_P, y_PF)  # back to token order
+    y_PF = y_PF[order_P.argsort()]  # back to token order
     return (y_PF.view(*indices_TK.shape, -1) * weights_TK.to(y_PF.dtype).unsqueeze(-1)).sum(dim=1)

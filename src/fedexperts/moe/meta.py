@@ -1,0 +1,74 @@
+"""A model of any size from its config alone: on the meta device, where tensors have shapes and no numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from ..errors import InputError
+from .view import View
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def read_config(model: str) -> dict[str, Any]:
+    """The config of a checkpoint folder, of a ``config.json``, or of a model on the hub, of which nothing else is fetched.
+
+    Raises:
+        InputError: there is no such config, the hub cannot be reached, or it is not a config in JSON.
+    """
+    path = Path(model)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        path = _fetched(model)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); give a model's config.json") from error
+    if not isinstance(document, dict) or "model_type" not in document:
+        raise InputError(f"{path}: holds no model_type; give a config.json in the format of transformers")
+    return document
+
+
+def _fetched(model: str) -> Path:
+    """A hub model's config.json, from the cache or the network."""
+    if Path(model).is_dir():
+        raise InputError(f"{model}: no config.json there; give a checkpoint folder, a config.json or a hub name")
+    if not HUB_NAME.fullmatch(model) or model.endswith(".json"):
+        raise InputError(f"{model}: no such file or folder; give a checkpoint folder, a config.json or a hub name, owner/name")
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{model}: no such folder, and no config.json of that name in the Hugging Face cache or on the hub ({reason}); "
+            "correct the name, go online once, unset HF_HUB_OFFLINE, or give the path of a config.json"
+        ) from error
+
+
+def meta_view(document: dict[str, Any]) -> View:
+    """The model that a config describes, as a view without numbers: a classifier if its architectures say so, else a causal LM.
+
+    Raises:
+        InputError: the config is inconsistent or of a model type that transformers does not know.
+        NotMoEError: the model has no MoE layer that the view knows.
+    """
+    classifier = any(name.endswith("ForSequenceClassification") for name in document.get("architectures") or ())
+    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return View(kind.from_config(AutoConfig.for_model(**document)))
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model_type = {document['model_type']!r}: no model can be built from this config ({reason}); correct the config"
+        ) from error

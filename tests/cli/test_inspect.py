@@ -1,0 +1,133 @@
+"""``fedexperts inspect`` as a stranger meets it: keys of --json, tables, exit codes, without network and without weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from fedexperts.cli.main import main
+from fedexperts.errors import InputError
+from fedexperts.moe import meta
+
+PROGRAM = [sys.executable, "-c", "from fedexperts.cli.main import main; main()"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "llama3-8b-x3.json"
+
+
+def inspect(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, "inspect", *map(str, arguments)], cwd=folder, env=ENV, capture_output=True, text=True)
+
+
+def test_json_is_the_contract(tmp_path: Path) -> None:
+    done = inspect(EXAMPLE, "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert set(document["parts"]) == {"backbone", "gate", "head", "expert:0", "expert:1", "expert:2"}
+    assert document["parts"]["expert:1"] == {"parameters": 5_637_144_576, "bytes": 11_274_289_152}
+    assert document["lora_upload_B"] == {f"expert:{m}": 14_155_776 for m in range(3)}
+    assert (document["gate_upload_B"], document["baseline_upload_B"]) == (786_432, 43_253_760)
+    assert document["ratio"] == pytest.approx(3.0556, abs=1e-4)
+    memory = document["memory_B"]
+    assert {protocol: list(phases) for protocol, phases in memory.items()} == {
+        "ems-fl-enhanced": ["trial", "training", "gate_tail"],
+        "ems-fl": ["trial", "training"],
+        "sync": ["training"],
+    }
+    assert memory["sync"]["training"]["weights_B"] == sum(row["bytes"] for row in document["parts"].values())
+
+
+def test_a_checkpoint_folder_and_every_option(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(EXAMPLE.read_text())
+    options = ("--experts", "2,0", "--rank", "8", "--precision", "float32", "--batch", "2", "--length", "128")
+    done = inspect("model", *options, "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["experts"] == [0, 2]
+    assert document["lora_upload_B"]["expert:0"] == 2 * 14_155_776
+    assert document["parts"]["gate"]["bytes"] == 4 * document["parts"]["gate"]["parameters"]
+    assert (document["batch"], document["length"]) == (2, 128)
+
+
+def test_the_tables_fit_a_terminal(tmp_path: Path) -> None:
+    done = inspect(EXAMPLE, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("expert:0 … expert:2, each", "14.156", "0.786", "43.254", "3.056 ×", "ems-fl-enhanced", "gate tail"):
+        assert words in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["nowhere.json"], "nowhere.json: no such file or folder"),
+        (["some/model"], "unset HF_HUB_OFFLINE"),
+        (["empty"], "no config.json there"),
+        (["text.json"], "cannot be read as JSON"),
+        (["list.json"], "holds no model_type"),
+        (["dense.json"], "no Mixture-of-Experts layer"),
+        (["unknown.json"], "model_type = 'no-such-type'"),
+        (["wrong.json"], "top_k = 4: must lie between 1 and the number of experts, 3"),
+        ([EXAMPLE, "--rank", "5000"], "rank = 5000: must lie between 1 and 4096"),
+        ([EXAMPLE, "--rank", "0"], "rank = 0: must lie between 1 and 4096"),
+        ([EXAMPLE, "--experts", "1,3"], "experts = 1,3: must be different numbers between 0 and 2"),
+        ([EXAMPLE, "--experts", "one"], "--experts 'one'"),
+        ([EXAMPLE, "--precision", "int8"], "int8"),
+        ([EXAMPLE, "--length", "0"], "--length"),
+    ],
+)
+def test_wrong_input_exits_2_with_one_message(
+    arguments: list[str | Path],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    document = json.loads(EXAMPLE.read_text())
+    files: dict[str, Any] = {
+        "list.json": [],
+        "dense.json": {"model_type": "llama", "num_hidden_layers": 1},
+        "unknown.json": {"model_type": "no-such-type"},
+        "wrong.json": {**document, "num_experts_per_tok": 4},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "text.json").write_text("no JSON")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fedexperts", "inspect", *map(str, arguments)])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert shown.out == ""
+    assert message in shown.err
+
+
+def test_a_hub_name_fetches_the_config_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(name: str, file: str) -> str:
+        asked.append((name, file))
+        return str(EXAMPLE)
+
+    monkeypatch.setattr(meta, "hf_hub_download", fetch)
+    assert meta.read_config("owner/name")["num_local_experts"] == 3
+    assert asked == [("owner/name", "config.json")]
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, file: str) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(meta, "hf_hub_download", fail)
+    with pytest.raises(InputError, match=r"owner/name: .*\(offline\).*path of a config\.json"):
+        meta.read_config("owner/name")

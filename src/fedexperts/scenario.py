@@ -93,11 +93,26 @@ class Radio(Table):
         return dict(self.model_extra or {})
 
 
+class Adapters(Table):
+    """``model.lora``: experts are trained through low-rank adapters, scaled by ``alpha / rank``."""
+
+    rank: Annotated[int, Field(ge=1)]
+    alpha: Positive
+    average: Literal["refactor", "merge", "factors"] = "refactor"
+
+
 class Model(Table):
-    """``[model]``: a checkpoint folder, or a config to start from random weights; routing options."""
+    """``[model]``: a checkpoint folder or hub name, or a config to start from random weights; adapters and uploads; routing.
+
+    ``uplink`` is how the numbers of an upload are written; ``"exact"`` sends them as they are.
+    """
 
     path: str | None = None
     config: dict[str, Any] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+    lora: Adapters | None = None
+    uplink: Literal["exact", "bf16", "int8"] = "bf16"
     top1: Literal["straight-through", "switch", "paper"] = "straight-through"
     mask: Literal["-inf", "zero"] = "-inf"
     noise_std: NonNegative = 0.0

@@ -45,7 +45,7 @@ def test_a_central_run_learns_the_demos_task() -> None:
 
     scenario = demo_scenario()
     prepared = prepare(scenario)
-    prepared.warm_up()
+    prepared.begin()
     pooled = pool([load(c.data, scenario.base, scenario.seed).train for c in scenario.cluster])
     model = {part: Piece(part, 0, prepared.view.export(part)) for part in prepared.view.parts}
     local = LocalTraining(local_steps=400, batch_size=32, optimizer="adamw", lr_expert=1e-3, lr_gate=1e-3)

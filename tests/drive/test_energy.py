@@ -23,7 +23,9 @@ KIND = DeviceClass("toy", tx_power_W=10.0, rx_power_W=2.0, compute_J_per_FLOP=0.
 FAST = float("inf")
 
 
-def play(path: Path, up_bps: float = 8.0, down_bps: float = 16.0, **options: Any) -> list[dict[str, Any]]:
+def play(
+    path: Path, up_bps: float = 2.0 * toy.FILE_B, down_bps: float = 4.0 * toy.FILE_B, **options: Any
+) -> list[dict[str, Any]]:
     """One cluster with two devices of 2 and 4 samples; contacts at 0-10, 20-30 and 40-50 s."""
     data = {"a": [toy.samples(0, 8.0, n=2), toy.samples(0, 4.0, n=4)]}
     _, model, devices = toy.make(data)
@@ -44,7 +46,7 @@ def joules(lines: list[dict[str, Any]]) -> list[tuple[float, ...]]:
 def test_a_run_by_hand(tmp_path: Path) -> None:
     lines = play(tmp_path)
     # FLOPs are the gate's: 2·n·2·2 for n samples, forward only (it is frozen): 16 and 32, so 12 J a round in the mean
-    # cycle 1, 0-10 s: 4 rounds; head up, 4 B at 1 B/s: 4 s · 10 W; head down, 4 B at 2 B/s: 2 s · 2 W; idle 10 − 6 s
+    # cycle 1, 0-10 s: 4 rounds; head up, a file of 92 B at 23 B/s: 4 s · 10 W; head down at 46 B/s: 2 s · 2 W; idle 10 − 6 s
     # cycle 2, 10-30 s: 10 rounds out of contact; expert up and down as before; idle 20 − 6 s
     # the rest, 30-50 s: 4 rounds after 26 s, in the ledger at 30 s; expert up in the flush; idle 20 − 4 s
     assert joules(lines) == [(44.0, 48.0, 1.0), (44.0, 120.0, 3.5), (40.0, 48.0, 4.0)]

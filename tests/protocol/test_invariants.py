@@ -67,8 +67,9 @@ def test_each_cycle_updates_every_expert_once_and_the_gate_c_times(clusters: int
         assert counts == {**{f"expert:{m}": 1 for m in range(2 * clusters)}, "head": clusters}
 
 
-SLOW = ContactPlan(  # two clusters in turn; a transfer of one number (4 B) takes 0.1 s
-    ("a", "b"), tuple(Contact("ab"[k % 2], 5.0 * k, 5.0 * k + 4, 320.0, 320.0) for k in range(12)), 60.0
+FILE_bps = 8 * toy.FILE_B / 0.1  # bit/s that carry one part in 0.1 s
+SLOW = ContactPlan(  # two clusters in turn; a transfer of one part takes 0.1 s
+    ("a", "b"), tuple(Contact("ab"[k % 2], 5.0 * k, 5.0 * k + 4, FILE_bps, FILE_bps) for k in range(12)), 60.0
 )
 OWNED = {"a": {0}, "b": {1}}
 
@@ -98,11 +99,11 @@ def test_no_round_of_training_is_lost_with_the_signal(after_s: float, tmp_path: 
     plan = ContactPlan(
         ("a",),
         (
-            Contact("a", 0, 4, 320, 320),
-            Contact("a", 10, 14, 80, 320),  # an upload of 4 B takes 0.4 s
-            Contact("a", 20, 24, 320, 320),
-            Contact("a", 30, 34, 320, 320),
-            Contact("a", 40, 44, 320, 320),
+            Contact("a", 0, 4, FILE_bps, FILE_bps),
+            Contact("a", 10, 14, FILE_bps / 4, FILE_bps),  # an upload takes 0.4 s
+            Contact("a", 20, 24, FILE_bps, FILE_bps),
+            Contact("a", 30, 34, FILE_bps, FILE_bps),
+            Contact("a", 40, 44, FILE_bps, FILE_bps),
         ),
         50,
     )
@@ -114,10 +115,10 @@ def test_no_round_of_training_is_lost_with_the_signal(after_s: float, tmp_path: 
 
 
 def test_an_upload_longer_than_a_contact_goes_on_in_the_next(tmp_path: Path) -> None:
-    contacts = tuple(Contact("a", 10.0 * k, 10.0 * k + 1, 24, 320) for k in range(9))  # 3 B per contact, 4 B wanted
+    contacts = tuple(Contact("a", 10.0 * k, 10.0 * k + 1, 8 * 69, FILE_bps) for k in range(9))  # 69 B per contact, 92 wanted
     protocol, lines, _ = play(EnhancedEmsFl, ContactPlan(("a",), contacts, 90), tmp_path, 6, {"a": {0}}, gate_tail_cycles=0)
     sent = [x["uplink_B"] for x in lines if x["event"] == "collect"]
-    assert max(sent) <= 3
+    assert max(sent) <= 69
     assert sum(x["event"] == "aggregate" for x in lines) >= 2
     assert toy.value(protocol.model, "expert:0") > 7.9
 
@@ -130,8 +131,8 @@ def plans(draw: st.DrawFn) -> ContactPlan:
         for _ in range(draw(st.integers(1, 6))):
             t += draw(st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.25]))
             length = draw(st.sampled_from([0.1, 0.35, 1.0, 2.0, 4.0]))
-            rate = draw(st.sampled_from([16.0, 100.0, 320.0, float("inf")]))
-            contacts.append(Contact(cluster, t, t + length, rate, draw(st.sampled_from([64.0, float("inf")]))))
+            rate = draw(st.sampled_from([400.0, 2500.0, FILE_bps, float("inf")]))
+            contacts.append(Contact(cluster, t, t + length, rate, draw(st.sampled_from([1500.0, float("inf")]))))
             t += length
     return ContactPlan(("a", "b", "c"), tuple(contacts), max(c.end_s for c in contacts) + 5)
 
@@ -209,10 +210,10 @@ def test_resplitting_hands_experts_over_at_contacts(protocol_class, tmp_path: Pa
 
 
 def test_a_download_longer_than_a_contact_goes_on_in_the_next(tmp_path: Path) -> None:
-    contacts = tuple(Contact("a", 10.0 * k, 10.0 * k + 2, 320, 20) for k in range(12))  # 5 B down per contact, 12 B wanted
+    contacts = tuple(Contact("a", 10.0 * k, 10.0 * k + 2, FILE_bps, 8 * 57.5) for k in range(12))  # 115 B down each, 276 wanted
     _, lines, _ = play(Sync, ContactPlan(("a",), contacts, 120), tmp_path, 9, {"a": {0}})
     sends = [x for x in lines if x["event"] == "send"]
-    assert [x["downlink_B"] for x in sends[:3]] == [5, 5, 2]
+    assert [x["downlink_B"] for x in sends[:3]] == [115, 115, 46]
     assert [x["parts"] for x in sends[:3]] == [["expert:0"], ["expert:1"], ["head"]]
     assert sum(x["event"] == "aggregate" and x["part"] == "head" for x in lines) >= 2
 
@@ -220,7 +221,7 @@ def test_a_download_longer_than_a_contact_goes_on_in_the_next(tmp_path: Path) ->
 @pytest.mark.parametrize("protocol_class", [EmsFl, EnhancedEmsFl])
 @pytest.mark.parametrize("after_s", [0.05, 0.15, 1.0])
 def test_devices_go_on_with_their_order_when_a_contact_is_cut(protocol_class, after_s: float, tmp_path: Path) -> None:
-    plan = ContactPlan(("a",), tuple(Contact("a", 10.0 * k, 10.0 * k + 4, 320, 320) for k in range(6)), 60)
+    plan = ContactPlan(("a",), tuple(Contact("a", 10.0 * k, 10.0 * k + 4, FILE_bps, FILE_bps) for k in range(6)), 60)
     cut = {2: 20 + after_s}
     _, lines, _ = play(protocol_class, plan, tmp_path, 5, {"a": {0}}, closes_s=cut, gate_tail_cycles=0)
     away = [x["rounds"] for x in lines if x["event"] == "train" and x["phase"] == "disconnected" and 20 < x["t_s"] <= 30]

@@ -22,7 +22,7 @@ def command(
     torch.set_num_threads(1)
     loaded = load(scenario, None, seed, set_)
     prepared = prepare(loaded)
-    prepared.warm_up()
+    prepared.begin()
     counts = prepared.trial()
     report = assignment_report(loaded, counts, split_experts(loaded, counts))
     if json:

@@ -110,7 +110,7 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
     torch.set_num_threads(1)
     prepared = prepare(scenario)
     with console.status("warm-up on the shared set"):
-        prepared.warm_up()
+        prepared.begin()
     initial = (out / "initial").resolve()
     initial.mkdir(parents=True, exist_ok=True)
     prepared.view.model.save_pretrained(initial)  # type: ignore[operator]  # a Hugging Face model

@@ -30,9 +30,11 @@ from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
 from ..moe.checkpoint import resolve
 from ..moe.load import load_classifier, new_classifier
-from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert, tensors_B
+from ..moe.lora import LoRA
+from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert
 from ..moe.view import View
 from ..scenario import Model, Network, Scenario
+from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
 from .energy import DeviceClass, device_class
@@ -44,7 +46,7 @@ Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 
 @dataclass
 class Prepared:
-    """A checked scenario with its plan, model, data and devices; the model is not warmed up yet."""
+    """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet."""
 
     scenario: Scenario
     plan: ContactPlan
@@ -55,13 +57,21 @@ class Prepared:
     shared_sets: list[Samples]
     kinds: dict[str, DeviceClass]
 
-    def warm_up(self) -> None:
-        """Train the model on the shared set; the result is θ_0, version 0 everywhere."""
-        table = self.scenario.warmup
-        if table is None:
+    @property
+    def lora(self) -> LoRA | None:
+        """How experts are adapted."""
+        return _lora(self.scenario.model)
+
+    def begin(self) -> None:
+        """Train the model on the shared set and attach the adapters; the result is θ_0, version 0 everywhere."""
+        table, seed = self.scenario.warmup, self.scenario.seed
+        if table is not None:
+            recipe = WarmUp(table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
+            warm_up(self.view, self.shared_sets, recipe, seed)
+        if self.lora is not None:
+            self.view.adapt(self.lora, seed)
+        if table is None and self.lora is None:
             return
-        recipe = WarmUp(table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
-        warm_up(self.view, self.shared_sets, recipe, self.scenario.seed)
         self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
         for device in (d for group in self.devices.values() for d in group):
             device.held = dict(self.model)
@@ -99,7 +109,7 @@ def prepare(scenario: Scenario) -> Prepared:
     local = _local_training(scenario)
     devices = {
         cluster.name: [
-            Device(f"{cluster.name}/{j}", view, samples, model, local, scenario.seed)
+            Device(f"{cluster.name}/{j}", view, samples, model, local, scenario.seed, codec=scenario.model.uplink)
             for j, samples in enumerate(
                 deal(splits[cluster.name].train, cluster.devices, cluster.partition, scenario.seed, cluster.name)
             )
@@ -107,7 +117,10 @@ def prepare(scenario: Scenario) -> Prepared:
         for cluster in scenario.cluster
     }
     tests = {name: _test(splits[name]) for name in names}
-    return Prepared(scenario, plan, view, model, devices, tests, shared, kinds)
+    prepared = Prepared(scenario, plan, view, model, devices, tests, shared, kinds)
+    if prepared.lora:
+        view.check(prepared.lora)
+    return prepared
 
 
 def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
@@ -160,9 +173,12 @@ def upload_B(network: Network) -> int:
     """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate (without a model: Table I)."""
     if network.model is None:
         return PAPER_UPLOAD_B
-    parts = View(_model(network.model, network)).parts
-    experts = [tensors_B(tensors) for part, tensors in parts.items() if is_expert(part)]
-    return math.ceil(len(experts) / len(network.cluster)) * max(experts) + tensors_B(parts[GATE])
+    view = View(_model(network.model, network))
+    if lora := _lora(network.model):
+        view.adapt(lora, network.seed)
+    size_B = {part: payload_B(leaves, network.model.uplink) for part, leaves in view.leaves.items()}
+    experts = [size_B[part] for part in filter(is_expert, size_B)]
+    return math.ceil(len(experts) / len(network.cluster)) * max(experts) + size_B[GATE]
 
 
 def split_experts(scenario: Scenario, counts: Counts, number: int = 0) -> dict[str, frozenset[str]]:
@@ -261,10 +277,19 @@ def _shared_sets(scenario: Scenario) -> list[Samples]:
     return [first(load(spec, scenario.base, scenario.seed).shared, scenario.warmup.samples) for spec in scenario.warmup.data]
 
 
+def _lora(table: Model) -> LoRA | None:
+    return LoRA(table.lora.rank, table.lora.alpha, table.lora.average) if table.lora else None
+
+
 def _model(table: Model, network: Network) -> nn.Module:
+    dtype = getattr(torch, table.precision)
+    if table.accelerator == "cuda" and not torch.cuda.is_available():
+        raise InputError("model.accelerator = 'cuda': no GPU that torch can use is here; use \"cpu\" or install torch for CUDA")
     if table.path is not None:
-        return load_classifier(resolve(table.path, network.base), seed=network.seed)
-    return new_classifier(table.config or {}, network.seed)
+        model = load_classifier(resolve(table.path, network.base), dtype, network.seed)
+    else:
+        model = new_classifier(table.config or {}, network.seed, dtype)
+    return model.to(table.accelerator)
 
 
 def _view(scenario: Scenario) -> View:

@@ -140,6 +140,8 @@ class _Run:
         self.ledger = Ledger(self.directory / "ledger.jsonl", saved["ledger_B"] if saved else 0, self.listener)
         self.runtime = (self.directory / "runtime.jsonl").open("a")
         self.trial_uplink_B = 0
+        if not saved or self.prepared.lora:  # weights under adapters are in no checkpoint, but repeat bit for bit
+            self.prepared.begin()
         owned = saved["owned"] if saved else self._begin()
         protocol = self.build(self._start(owned))
         train = self.scenario.train
@@ -167,8 +169,9 @@ class _Run:
         self._save_model(protocol.model)
 
     def _begin(self) -> dict[str, frozenset[str]]:
-        """Warm-up, trial pass and Algorithm 1, before round 0 (Algorithms 2 and 3: "Initialize")."""
+        """Trial pass and Algorithm 1, before round 0 (Algorithms 2 and 3: "Initialize")."""
         prepared, train = self.prepared, self.scenario.train
+        device = next(iter(prepared.devices.values()))[0]
         self.ledger.write(
             "run",
             0,
@@ -178,12 +181,12 @@ class _Run:
             version=__version__,
             clusters={name: [d.samples for d in group] for name, group in prepared.devices.items()},
             parts_B={part: prepared.model[part].size_B for part in in_order(prepared.model)},
+            upload_B={part: device.upload_B(part) for part in in_order(prepared.model)},
             shared=in_order(train.shared),
             cycles=train.cycles,
             local_steps=train.local_steps,
             target=self.scenario.evaluation.target,
         )
-        prepared.warm_up()
         counts = prepared.trial()
         owned = split_experts(self.scenario, counts)
         if self.label != "sync":  # the baseline has no use for the trial; for it the report is only there to be read
@@ -214,6 +217,7 @@ class _Run:
             split=lambda counts, number: split_experts(scenario, counts, number),
             every_cycles=scenario.assignment.every_cycles,
             trial_samples=scenario.assignment.trial_samples,
+            lora=self.prepared.lora,
         )
 
     def _evaluate(self, model: dict[str, Piece], cycle: int) -> dict[str, Any]:
@@ -252,6 +256,7 @@ class _Run:
         view = self.prepared.view
         for part, piece in model.items():
             view.install(part, piece.tensors)
+        view.merge()
         temporary = self.directory / "model.unfinished"
         shutil.rmtree(temporary, ignore_errors=True)
         view.model.save_pretrained(temporary)  # type: ignore[operator]  # a Hugging Face model

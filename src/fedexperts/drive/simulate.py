@@ -299,7 +299,7 @@ class SimulatedLink:
         """See `Link`."""
         model = self.simulator.protocol.model
         down_s = self.contact.begin_s("down", self.contact.end_s, sum(model[part].size_B for part in down))
-        up_B = sum(model[part].size_B for part in up)
+        up_B = max(sum(device.upload_B(part) for part in up) for device in self.state.devices)
         left_s = (self.contact.begin_s("up", down_s, up_B) if math.isfinite(down_s) else down_s) - self.now_s
         return max(0, math.floor(left_s / self.simulator.pace.seconds_per_round + TIGHT_S)) if math.isfinite(left_s) else 0
 
@@ -362,7 +362,7 @@ class SimulatedLink:
         for device in state.devices:
             self._freeze(device, parts)
         left_B = {
-            device.name: sum(u.piece.size_B * sends for u, sends in state.outbox[device.name]) - state.sent_B[device.name]
+            device.name: sum(u.size_B * sends for u, sends in state.outbox[device.name]) - state.sent_B[device.name]
             for device in state.devices
         }
 
@@ -440,7 +440,7 @@ class SimulatedLink:
         for update, sends in state.outbox.get(device.name, []):
             if offset < state.sent_B.get(device.name, 0):
                 kept.append((update, sends))
-            offset += update.piece.size_B * sends
+            offset += update.size_B * sends
         begun = {update.piece.part for update, _ in kept}
         fresh = device.snapshot(set(parts) - begun)
         state.outbox[device.name] = kept + [

@@ -7,6 +7,7 @@ of MoE layer ℓ is the part ``expert:ℓ.m``. Tensors inside a piece are never 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,17 @@ HEAD = "head"
 EXPERT = "expert:"
 
 Tensors = Mapping[str, Tensor]
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class NotMoEError(InputError):
@@ -45,15 +57,27 @@ class Piece:
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()[:16]
 
-    @property
+    @cached_property
     def size_B(self) -> int:
-        """Bytes on the link: the tensors' own, without framing."""
-        return tensors_B(self.tensors)
+        """Bytes on the link: a safetensors file."""
+        return file_B(self.tensors)
 
 
 def tensors_B(tensors: Tensors) -> int:
     """Bytes of all tensors."""
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def file_B(tensors: Tensors) -> int:
+    """Size of a safetensors file: 8 bytes, a JSON header padded to a multiple of 8, and the numbers."""
+    header: dict[str, object] = {}
+    offset = 0
+    for name, tensor in sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0])):
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text_B = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-text_B // 8) * 8 + offset
 
 
 def expert(m: int, layer: int | None = None) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
+from .lora import LoRA
 from .parts import Tensors, expert_index
 
 Body = Callable[[Tensor], Tensor]
@@ -30,29 +31,31 @@ class Stream:
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint, self.experts = checkpoint, checkpoint.experts
-        self._over: dict[tuple[str, int], Tensor] = {}  # by parameter name and expert
+        self.lora: LoRA | None = None  # how experts are adapted, where pieces hold adapters
+        self._over: dict[int, dict[str, Tensor]] = {}  # by expert; replaced, never changed
 
     def install(self, part: str, tensors: Tensors) -> None:
-        """Use these tensors from now on instead of the file's; they are referred to, not copied."""
+        """Use these from now on, weights instead of the file's or adapters beside them; they are referred to, not copied."""
         _, m = expert_index(part)
-        self._over.update({(name, m): tensor for name, tensor in tensors.items()})
+        self._over[m] = {**self._over.get(m, {}), **tensors}
 
-    def body(self, block: str, m: int, make: Callable[[Tensor, Tensor], Body], like: Tensor) -> Body:
+    def body(self, block: str, m: int, make: Callable[[Tensor, Tensor, Tensors], Body], like: Tensor) -> Body:
         """Expert m of one MoE block.
 
         Args:
             block: the block's name in the model.
             m: global number of the expert.
-            make: from up_FD and down_DF to the expert's function.
+            make: from up_FD, down_DF and what was installed over them to the expert's function.
             like: any tensor of the type and on the device that the model computes with.
         """
         names = (f"{block}.experts.gate_up_proj", f"{block}.experts.down_proj")
 
         def run(x_TD: Tensor) -> Tensor:
-            over = [self._over.get((name, m)) for name in names]  # those of now, in the backward pass too
+            over = self._over.get(m, {})  # those of now, in the backward pass too
 
             def once(x_TD: Tensor) -> Tensor:
-                return make(*(self._weight(name, m, o, like) for name, o in zip(names, over, strict=True)))(x_TD)
+                up_FD, down_DF = (self._weight(name, m, over.get(name), like) for name in names)
+                return make(up_FD, down_DF, over)(x_TD)
 
             y_TD: Tensor = _Streamed.apply(x_TD, once)  # type: ignore[no-untyped-call]  # torch ships it untyped
             return y_TD

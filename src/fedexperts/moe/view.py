@@ -9,6 +9,7 @@ Shapes: T tokens, D hidden, F intermediate, E experts, K picks, L MoE layers.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .checkpoint import Checkpoint
 from .layer import MoELayer, combine
+from .lora import A, Adapter, B, LoRA
 from .parts import BACKBONE, GATE, HEAD, NotMoEError, Tensors, expert, expert_index, is_expert
 from .routing import Mask, Router, Top1
 from .stream import Stream
@@ -34,12 +36,27 @@ Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Projection:
+    """A matrix of an expert that can be adapted: x ↦ x Wᵀ.
+
+    ``rows`` is the slice of the tensor ``weight`` that holds W. ``adapter`` is asked for in every forward pass.
+    """
+
+    name: str
+    weight: str
+    rows: slice
+    weight_OI: Tensor
+    adapter: list[Adapter]  # empty or one: set by `View.adapt`
+
+
+@dataclass(frozen=True)
 class MoEBlock:
-    """One MoE layer of a model: its router, and the tensors of its gate and of each expert by parameter name."""
+    """One MoE layer: its router, the tensors of its gate and of each expert by parameter name, and what LoRA can adapt."""
 
     router: Router
     gate: dict[str, Tensor]
     experts: list[dict[str, Tensor]]
+    projections: list[list[Projection]]
 
 
 class View:
@@ -80,13 +97,20 @@ class View:
         """Global numbers of the experts that the model holds."""
         self._check_kept()
         self.parts: dict[str, dict[str, Tensor]] = {}
+        """What the pieces of each part hold."""
         for layer, site in enumerate(self.sites):
             self.parts.setdefault(GATE, {}).update(site.gate)
             for m, tensors in zip(self.kept, site.experts, strict=True):
                 name = expert(m) if granularity == "global" else expert(m, layer)
                 self.parts.setdefault(name, {}).update(tensors)
         self._add_rest()
-        self._resident: dict[str, Tensors] = {}  # which tensors a part was last copied from or to
+        self.leaves = dict(self.parts)
+        """What training changes in each part: the same tensors, or adapters."""
+        self._fresh: dict[str, Tensors] = {}  # adapters as they start, where pieces do not hold them
+        self._resident: dict[str, tuple[Tensors, Tensors | None]] = {}  # which tensors a part was last copied from
+        self._dirty: set[str] = set()  # parts that may have been trained since
+        self._granularity = granularity
+        self.lora: LoRA | None = None
         self.freeze()
 
     def _add_rest(self) -> None:
@@ -128,9 +152,86 @@ class View:
         return self.sites[0].router.top_k
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is computed."""
+        return next(iter(self.sites[0].gate.values())).device
+
+    @property
     def layers(self) -> int:
         """L."""
         return len(self.sites)
+
+    def adapt(self, lora: LoRA, seed: int, only: Collection[str] | None = None) -> None:
+        """From here on experts are trained through adapters; their weights stay as they are.
+
+        Pieces of experts then hold adapters; with ``average = "merge"`` they hold weights, and training starts from fresh
+        adapters. ``only`` names the experts that carry adapters; the others are frozen for good and cost nothing.
+
+        Raises:
+            InputError: see `check`.
+        """
+        self.check(lora)
+        for layer, site in enumerate(self.sites):
+            for m, group in zip(self.kept, site.projections, strict=True):
+                part = self._part(m, layer)
+                if only is not None and part not in only:
+                    continue
+                generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{layer}/{part}".encode()))
+                for p in group:
+                    p.adapter[:] = [Adapter(p.name, (p.weight, p.rows), p.weight_OI, lora, generator)]
+        for part in filter(is_expert, list(self.parts)):
+            self.leaves[part] = {name: leaf for a in self._adapters(part) for name, leaf in a.leaves.items()}
+            if lora.average == "merge":
+                self._fresh[part] = {name: leaf.cpu().clone() for name, leaf in self.leaves[part].items()}
+            else:
+                self.parts[part] = self.leaves[part]
+        self.lora, self._resident = lora, {}
+        if self.stream:
+            self.stream.lora = lora
+
+    def check(self, lora: LoRA) -> None:
+        """Whether all experts can be adapted like this.
+
+        Raises:
+            InputError: an expert has no linear layer, or the rank is above one of its dimensions.
+        """
+        for m, group in [pair for site in self.sites for pair in zip(self.kept, site.projections, strict=True)]:
+            if not group:
+                raise InputError(
+                    f"model.lora: expert {m} has no linear layer to adapt; leave out lora to train full parameters"
+                )
+            for p in group:
+                if lora.rank > min(p.weight_OI.shape):
+                    raise InputError(
+                        f"model.lora.rank = {lora.rank}: must be at most {min(p.weight_OI.shape)}, the smaller dimension of "
+                        f"{p.name} {tuple(p.weight_OI.shape)}; lower it, or leave out lora to train full parameters"
+                    )
+
+    def start(self, part: str, piece: Tensors) -> Tensors:
+        """Where training of a part starts from when it holds this piece: its tensors, or fresh adapters."""
+        return self._fresh.get(part, piece)
+
+    def merge(self) -> None:
+        """Add all adapters to the weights, so that the model can be saved without them; they start again at zero."""
+        for part in filter(is_expert, self.parts):
+            for adapter in self._adapters(part):
+                adapter.merge()
+        self._resident = {}
+
+    def merged(self, part: str, weights: Tensors, adapters: Tensors) -> Tensors:
+        """Remark 1: the local expert as the server reconstructs it, weights plus products of the adapters."""
+        full = dict(weights)
+        for adapter in self._adapters(part):
+            adapter.add(full, adapters)
+        return full
+
+    def _part(self, m: int, layer: int) -> str:
+        return expert(m) if self._granularity == "global" else expert(m, layer)
+
+    def _adapters(self, part: str) -> list[Adapter]:
+        at, m = expert_index(part)
+        sites = self.sites if at is None else [self.sites[at]]
+        return [a for site in sites for p in site.projections[self.kept.index(m)] for a in p.adapter]
 
     def freeze(self, but: Collection[str] = ()) -> list[tuple[str, str, Tensor]]:
         """Freeze every part except ``but``; return the trainable leaves as (part, tensor name, tensor).
@@ -144,35 +245,52 @@ class View:
             raise KeyError(f"parts {sorted(unknown)}: the model has {sorted(self.parts)}")
         leaves = []
         for part, tensors in self.parts.items():
-            for name, leaf in tensors.items():
+            for leaf in tensors.values():
+                leaf.requires_grad_(False)
+            for name, leaf in self.leaves[part].items():
                 leaf.requires_grad_(part in but)
                 if part in but:
                     leaves.append((part, name, leaf))
-        for part in but:
-            self._resident.pop(part, None)
+        self._dirty |= set(but)
         return leaves
 
-    def install(self, part: str, tensors: Tensors) -> None:
-        """Copy a part's tensors into the model, unless they are there already.
+    def install(self, part: str, piece: Tensors, trained: Tensors | None = None) -> None:
+        """Copy a piece's tensors into the model, and over them what was trained of it, unless they are there already.
 
-        Of a full gate, a subset takes its rows. The tensors of a streamed expert are used in place of the file's.
+        Adapters that neither holds start afresh. Of a full gate, a subset takes its rows. The tensors of a streamed expert
+        are used in place of the file's.
         """
         if self.stream and part not in self.parts and is_expert(part) and expert_index(part)[1] < self.experts:
-            return self.stream.install(part, tensors)
-        if self._resident.get(part) is tensors:
+            return self.stream.install(part, piece)
+        held = self._resident.get(part)
+        if held is not None and held[0] is piece and held[1] is trained and part not in self._dirty:
             return None
         with torch.no_grad():
-            for name, leaf in self.parts[part].items():
-                rows = part == GATE and len(tensors[name]) > len(leaf)
-                leaf.copy_(tensors[name][list(self.kept)] if rows else tensors[name])
-        self._resident[part] = tensors
+            for name, tensor in (self.parts[part] | self.leaves[part]).items():
+                source = next((t[name] for t in (trained, piece, self._fresh.get(part)) if t is not None and name in t), None)
+                if source is not None and part == GATE and len(source) > len(tensor):
+                    source = source[list(self.kept)]
+                if source is None or source.shape != tensor.shape:
+                    raise InputError(
+                        f"{part}: {name} {'is missing' if source is None else f'has shape {tuple(source.shape)}'} where the "
+                        f"model has shape {tuple(tensor.shape)}; it belongs to another model"
+                    )
+                tensor.copy_(source)
+        self._resident[part] = piece, trained
+        self._dirty.discard(part)
         return None
 
     def export(self, part: str) -> dict[str, Tensor]:
-        """A copy of a part's tensors."""
-        tensors = {name: leaf.detach().clone() for name, leaf in self.parts[part].items()}
-        self._resident[part] = tensors
-        return tensors
+        """A copy of a part's tensors, as pieces hold them."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.parts[part].items()}
+
+    def trained(self, part: str) -> dict[str, Tensor]:
+        """A copy of what training has changed of a part; installing it again over the same piece costs nothing."""
+        copy = {name: leaf.detach().cpu().clone() for name, leaf in self.leaves[part].items()}
+        if part in self._resident:
+            self._resident[part] = self._resident[part][0], copy
+            self._dirty.discard(part)
+        return copy
 
     def __call__(self, batch: Batch) -> Tensor:
         """Run the model on every entry of the batch but ``labels``; return its logits.
@@ -260,16 +378,39 @@ def _site(
     if isinstance(module, MoELayer):
         if stream is not None:
             raise NotMoEError(f"{name}: a MoELayer of our own cannot be streamed; load a subset with load_into")
-        numbers = kept if kept is not None and len(kept) == len(module.experts) else range(len(module.experts))
-        experts: list[dict[str, Tensor]] = [
-            {f"{name}.experts.{m}.{k}": p for k, p in body.named_parameters()}
-            for m, body in zip(numbers, module.experts, strict=True)
-        ]
-        return MoEBlock(module.router, {f"{name}.gate.{k}": p for k, p in module.gate.named_parameters()}, experts)
+        return _own_site(name, module, kept)
     fused, gate = getattr(module, "experts", None), getattr(module, "gate", None)
     if not isinstance(getattr(fused, "gate_up_proj", None), nn.Parameter) or not isinstance(gate, nn.Module):
         return None
     return _fused_site(name, fused, gate, top1, mask, noise_std, kept, stream)
+
+
+def _own_site(name: str, layer: MoELayer, kept: Sequence[int] | None) -> MoEBlock:
+    """Our own layer: adapters hang on the linear layers of its experts, which are named by their global numbers."""
+    numbers = kept if kept is not None and len(kept) == len(layer.experts) else range(len(layer.experts))
+    experts: list[dict[str, Tensor]] = []
+    groups: list[list[Projection]] = []
+    for m, body in zip(numbers, layer.experts, strict=True):
+        prefix = f"{name}.experts.{m}"
+        experts.append({f"{prefix}.{k}": p for k, p in body.named_parameters()})
+        linears = [(f"{prefix}.{k}".rstrip("."), f) for k, f in body.named_modules() if isinstance(f, nn.Linear)]
+        groups.append([Projection(at, f"{at}.weight", slice(None), f.weight.detach(), []) for at, f in linears])
+        for (_, linear), projection in zip(linears, groups[-1], strict=True):
+            _hook(linear, projection)
+    return MoEBlock(layer.router, {f"{name}.gate.{k}": p for k, p in layer.gate.named_parameters()}, experts, groups)
+
+
+def _hook(linear: nn.Linear, projection: Projection) -> None:
+    def forward(x: Tensor) -> Tensor:
+        return _adapted(F.linear(x, linear.weight, linear.bias), x, projection)
+
+    linear.forward = forward  # type: ignore[assignment, method-assign]  # on this instance alone
+
+
+def _adapted(y_TO: Tensor, x_TI: Tensor, projection: Projection) -> Tensor:
+    for adapter in projection.adapter:
+        y_TO = y_TO + adapter(x_TI)
+    return y_TO
 
 
 def check_layout(fused: Any, gate: Any) -> None:
@@ -312,18 +453,31 @@ def _fused_site(
         weights_TK, indices_TK = router(logits_TE, gate.training)
         return logits_TE, weights_TK, indices_TK
 
-    def expert_forward(up_FD: Tensor, down_DF: Tensor) -> Callable[[Tensor], Tensor]:
+    groups = [_fused_projections(f"{name}.experts", up, down) for up, down in zip(ups, downs, strict=True)]
+
+    def expert_forward(up_FD: Tensor, down_DF: Tensor, group: list[Projection]) -> Callable[[Tensor], Tensor]:
+        gate, up, down = group
+
         def run(x_TD: Tensor) -> Tensor:
             gate_TF, up_TF = F.linear(x_TD, up_FD).chunk(2, dim=-1)
-            return F.linear(fused.act_fn(gate_TF) * up_TF, down_DF)
+            h_TF = fused.act_fn(_adapted(gate_TF, x_TD, gate)) * _adapted(up_TF, x_TD, up)
+            return _adapted(F.linear(h_TF, down_DF), h_TF, down)
 
         return run
 
-    bodies = [expert_forward(up, down) for up, down in zip(ups, downs, strict=True)]
+    def streamed(up_FD: Tensor, down_DF: Tensor, over: Tensors) -> Callable[[Tensor], Tensor]:
+        group = _fused_projections(f"{name}.experts", up_FD, down_DF)
+        for p in group:
+            if p.name + A in over and stream is not None and stream.lora is not None:
+                adapter = Adapter(p.name, (p.weight, p.rows), p.weight_OI, stream.lora, torch.Generator())
+                adapter.a_RI, adapter.b_OR = (over[p.name + factor].to(p.weight_OI.device) for factor in (A, B))
+                p.adapter.append(adapter)
+        return expert_forward(up_FD, down_DF, group)
+
+    bodies = [expert_forward(*of) for of in zip(ups, downs, groups, strict=True)]
     if stream is not None:
         resident = dict(zip(kept if kept is not None else range(len(bodies)), bodies, strict=False))
-        streamed = (stream.body(name, m, expert_forward, gate.weight.detach()) for m in range(router.experts))
-        bodies = [resident.get(m, body) for m, body in enumerate(streamed)]
+        bodies = [resident.get(m) or stream.body(name, m, streamed, gate.weight.detach()) for m in range(router.experts)]
 
     def run_experts(hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         return combine(hidden_TD, weights_TK, indices_TK, bodies)
@@ -332,4 +486,15 @@ def _fused_site(
     experts = [
         {f"{name}.experts.gate_up_proj": up, f"{name}.experts.down_proj": down} for up, down in zip(ups, downs, strict=True)
     ]
-    return MoEBlock(router, {f"{name}.gate.weight": gate.weight}, experts)
+    return MoEBlock(router, {f"{name}.gate.weight": gate.weight}, experts, groups)
+
+
+def _fused_projections(name: str, up_FD: Tensor, down_DF: Tensor) -> list[Projection]:
+    """Gate, up and down projection of one expert; the first two lie in one tensor."""
+    half = up_FD.shape[0] // 2
+    gate, up = slice(0, half), slice(half, None)
+    return [
+        Projection(f"{name}.gate_proj", f"{name}.gate_up_proj", gate, up_FD[gate], []),
+        Projection(f"{name}.up_proj", f"{name}.gate_up_proj", up, up_FD[up], []),
+        Projection(f"{name}.down_proj", f"{name}.down_proj", slice(None), down_DF, []),
+    ]

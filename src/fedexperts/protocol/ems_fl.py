@@ -24,6 +24,7 @@ class ExpertOwners:
         self.sent: Sent = {}
         self.tail_from = start.cycles - start.gate_tail_cycles
         self._resplit = Resplit(start)
+        self._lora = start.lora
         self.target: dict[str, str] = {}  # expert part -> next owner, while a re-split is under way
         self.counts: dict[str, Any] = {}  # cluster -> (counts_LM, tokens) of the trial that is under way
         self.splits = 0
@@ -34,13 +35,13 @@ class ExpertOwners:
             version, behind = group[0].piece.version, self.model[part].version - group[0].piece.version
             sent = self.sent.get(link.cluster, {}).pop(part, None)
             if part in self.owned[link.cluster]:
-                self.model[part] = averaged(self.model, group)
+                self.model[part], facts = averaged(self.model, group, self._lora)
             elif sent and sent.version == version:
-                self.model[part] = changed(self.model, sent, group)
+                self.model[part], facts = changed(self.model, sent, group)
             else:
                 link.log("refuse", part=part, version=version)
                 continue
-            link.log("aggregate", part=part, version=version, behind=behind, digest=self.model[part].digest)
+            link.log("aggregate", part=part, version=version, behind=behind, digest=self.model[part].digest, **facts)
 
     async def flush(self, link: Link) -> None:
         """After training: experts that were trained since the last contact."""

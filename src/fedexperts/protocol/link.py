@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..moe.lora import LoRA
 from ..moe.parts import Piece
 from ..train.task import Task, Update
 
@@ -86,6 +87,7 @@ class Start:
         split: for re-splitting, from (counts_LM, tokens) of each cluster and a seed to a new ``owned``.
         every_cycles: re-split every that many cycles; 0: never.
         trial_samples: samples per device in a trial pass.
+        lora: how experts are adapted; None where their full parameters are trained.
     """
 
     model: Mapping[str, Piece]
@@ -97,3 +99,4 @@ class Start:
     split: Any = None
     every_cycles: int = 0
     trial_samples: int = 0
+    lora: LoRA | None = None

@@ -15,6 +15,7 @@ class Sync:
         self.model = dict(start.model)
         self.trained = frozenset(filter(is_expert, start.model)) | start.shared
         self.sent: Sent = {}
+        self._lora = start.lora
 
     async def contact(self, link: Link) -> None:
         """One training round t (three steps of Sec. III-A)."""
@@ -40,5 +41,5 @@ class Sync:
         for part, group in grouped(updates).items():
             sent = self.sent[link.cluster].pop(part)
             behind = self.model[part].version - sent.version
-            self.model[part] = changed(self.model, sent, group)
-            link.log("aggregate", part=part, version=sent.version, behind=behind, digest=self.model[part].digest)
+            self.model[part], facts = changed(self.model, sent, group, self._lora)
+            link.log("aggregate", part=part, version=sent.version, behind=behind, digest=self.model[part].digest, **facts)

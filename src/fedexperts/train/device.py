@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..moe.lora import combined, projections
 from ..moe.parts import Piece, Tensors, in_order, is_expert
 from ..moe.view import Batch, View
+from .codec import Codec, decode, encode, payload_B
 from .task import Task, Update
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -50,6 +52,7 @@ class Device:
         view: the process's resident model.
         data: the device's own samples as tensors with a common first dimension, ``labels`` among them.
         model: the parts it starts with (version 0, loaded from the checkpoint that everybody has).
+        codec: what uploads look like on the link.
     """
 
     def __init__(
@@ -61,17 +64,23 @@ class Device:
         local: LocalTraining,
         seed: int,
         objective: Objective = F.cross_entropy,
+        codec: Codec = "exact",
     ):
         self.name, self.view, self.data, self.local, self.objective = name, view, data, local, objective
+        self.codec = codec
         self.samples = len(data["labels"])
         self.key = (seed, zlib.crc32(name.encode()))
         self.held = dict(model)
         self.trained: dict[str, Tensors] = {}  # parts that differ from what is held
         self.pending: dict[str, int] = {}  # part -> local rounds not delivered yet
+        self.frozen: dict[str, tuple[Tensors, Tensors]] = {}  # snapshots under way, and what the codec loses of them
         self.snapshots: dict[str, Tensors] = {}  # delivered ones that training had gone past when they arrived
+        self.lost: dict[str, Tensors] = {}  # what the codec lost of delivered ones
+        self.residual: dict[str, Tensors] = {}  # what it lost before the held version; goes with the next upload
         self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
         self.steps = 0
         self.flops: dict[tuple[frozenset[str], frozenset[str] | None, int], int] = {}  # see `flops_per_step`
+        self.sizes_B: dict[str, int] = {}  # see `upload_B`
         self._order: tuple[int, Tensor] | None = None  # the epoch's order of samples, a cache
 
     def receive(self, pieces: Collection[Piece]) -> None:
@@ -85,9 +94,19 @@ class Device:
             self.held[part] = piece
             local, snapshot = self.trained.pop(part, None), self.snapshots.pop(part, None)
             if local is not None and snapshot is not None:
-                self.trained[part] = {n: value + (local[n] - snapshot[n]) for n, value in piece.tensors.items()}
+                self.trained[part] = self._moved(piece, local, snapshot)
             else:
                 self.pending.pop(part, None)
+            if part in self.lost:
+                self.residual[part] = self.lost.pop(part)
+
+    def _moved(self, piece: Piece, local: Tensors, snapshot: Tensors) -> Tensors:
+        """The piece with the change from ``snapshot`` to ``local`` on it; for adapters, the change of their products."""
+        lora = self.view.lora
+        if lora is None or lora.average == "factors" or not projections(local):
+            return {name: value + (local[name] - snapshot[name]) for name, value in piece.tensors.items()}
+        start = [] if lora.average == "merge" else [(1.0, piece.tensors)]
+        return combined([*start, (1.0, local), (-1.0, snapshot)])[0]
 
     def holds(self, piece: Piece) -> bool:
         """Whether the device has exactly this version, untouched."""
@@ -131,25 +150,49 @@ class Device:
 
     def snapshot(self, parts: Collection[str]) -> list[Update]:
         """Frozen copies of those parts that were trained and not yet delivered, in travelling order."""
-        return [
-            Update(
-                self.name,
-                Piece(part, self.held[part].version, self.trained[part]),
-                self.pending[part],
-                self.samples,
-            )
-            for part in in_order(set(parts) & set(self.pending))
-        ]
+        return [self._upload(part) for part in in_order(set(parts) & set(self.pending))]
+
+    def _upload(self, part: str) -> Update:
+        """Through the codec: the server gets the held piece and the change since, as far as the codec keeps it."""
+        piece, trained = self.held[part], self.trained[part]
+        if self.codec == "exact":
+            payload, arrived, lost = encode(trained, "exact"), trained, {}
+        else:
+            start = self.view.start(part, piece.tensors)
+            carry: Tensors = self.residual.get(part, {})
+            change = {n: t.float() - start[n].float() + carry.get(n, 0.0) for n, t in trained.items()}
+            payload = encode(change, self.codec)
+            coded = decode(payload)
+            arrived = {n: (start[n].float() + coded[n].float()).to(t.dtype) for n, t in trained.items()}
+            lost = {n: change[n] - coded[n] for n in change} if self._feeds_back(trained) else {}
+        self.frozen[part] = trained, lost
+        if self.view.lora and self.view.lora.average == "merge" and projections(trained):
+            arrived = self.view.merged(part, piece.tensors, arrived)
+        return Update(self.name, Piece(part, piece.version, arrived), self.pending[part], self.samples, len(payload))
+
+    def _feeds_back(self, trained: Tensors) -> bool:
+        """Error feedback: not for factors that the server factors again, where a residual of the old ones means nothing."""
+        lora = self.view.lora
+        return self.codec == "int8" and (lora is None or lora.average == "factors" or not projections(trained))
+
+    def upload_B(self, part: str) -> int:
+        """Bytes of an upload of the part."""
+        if part not in self.sizes_B:
+            self.sizes_B[part] = payload_B(self.view.leaves[part], self.codec)
+        return self.sizes_B[part]
 
     def delivered(self, update: Update) -> None:
         """The server has the snapshot; what was trained after it stays pending."""
         part = update.piece.part
+        trained, lost = self.frozen.pop(part)
         if update.piece.version != self.held[part].version:
             return  # the part was replaced since; what has been trained of the new version is not delivered by this
+        if lost:
+            self.lost[part] = lost
         left = self.pending.get(part, 0) - update.rounds
         if left > 0:
             self.pending[part] = left
-            self.snapshots[part] = update.piece.tensors
+            self.snapshots[part] = trained
         else:
             self.pending.pop(part, None)
 
@@ -157,12 +200,14 @@ class Device:
         """Give up parts for good: their optimiser state goes too."""
         for part in parts:
             self.optimizer_state.pop(part, None)
+            self.lost.pop(part, None)
+            self.residual.pop(part, None)
 
     def observe(self, samples: int) -> tuple[NDArray[np.int64], int]:
         """Trial pass (27) over at most ``samples`` of its own samples: counts_LM and the number of tokens."""
         self._enter(frozenset(), None)
         chosen = np.random.default_rng([*self.key, 1]).permutation(self.samples)[:samples]
-        return self.view.observe(_chunks(self.data, torch.from_numpy(chosen)))
+        return self.view.observe(_chunks(self.data, torch.from_numpy(chosen), self.view.device))
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for a checkpoint."""
@@ -170,7 +215,10 @@ class Device:
             "held": self.held,
             "trained": self.trained,
             "pending": self.pending,
+            "frozen": self.frozen,
             "snapshots": self.snapshots,
+            "lost": self.lost,
+            "residual": self.residual,
             "optimizer_state": self.optimizer_state,
             "steps": self.steps,
             "flops": self.flops,
@@ -182,7 +230,7 @@ class Device:
 
     def _enter(self, parts: Collection[str], route: Collection[str] | None) -> list[tuple[str, str, Tensor]]:
         for part, piece in self.held.items():
-            self.view.install(part, self.trained.get(part, piece.tensors))
+            self.view.install(part, piece.tensors, self.trained.get(part))
         self.view.route(route)
         self.view.model.train()
         return self.view.freeze(but=parts)
@@ -203,7 +251,7 @@ class Device:
         optimizer = kind(groups, lr=self.local.lr_expert, weight_decay=self.local.weight_decay)
         for part, name, leaf in leaves:
             if saved := self.optimizer_state.get(part, {}).get(name):
-                optimizer.state[leaf] = saved
+                optimizer.state[leaf] = {key: _to(value, leaf) for key, value in saved.items()}
         return optimizer
 
     def _leave(
@@ -214,7 +262,7 @@ class Device:
         rounds: int,
     ) -> None:
         for part in parts:
-            self.trained[part] = self.view.export(part)
+            self.trained[part] = self.view.trained(part)
             self.pending[part] = self.pending.get(part, 0) + rounds
         for part, name, leaf in leaves:
             leaf.grad = None
@@ -227,17 +275,21 @@ class Device:
         self.view.seed_noise(seed)
 
     def _batch(self, step: int) -> dict[str, Tensor]:
-        size = self.local.batch_size
+        size, device = self.local.batch_size, self.view.device
         if size is None or size >= self.samples:
-            return dict(self.data)
+            return {key: value.to(device) for key, value in self.data.items()}
         per_epoch = self.samples // size
         epoch, at = divmod(step, per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, torch.from_numpy(np.random.default_rng([*self.key, 0, epoch]).permutation(self.samples))
         chosen = self._order[1][at * size : (at + 1) * size]
-        return {key: value[chosen] for key, value in self.data.items()}
+        return {key: value[chosen].to(device) for key, value in self.data.items()}
 
 
-def _chunks(data: Batch, chosen: Tensor, size: int = 64) -> Iterator[dict[str, Tensor]]:
+def _to(value: Any, leaf: Tensor) -> Any:
+    return value.to(leaf.device) if isinstance(value, Tensor) and value.dim() else value  # Adam's step counter stays put
+
+
+def _chunks(data: Batch, chosen: Tensor, device: torch.device, size: int = 64) -> Iterator[dict[str, Tensor]]:
     for part in torch.split(chosen, size):
-        yield {key: value[part] for key, value in data.items()}
+        yield {key: value[part].to(device) for key, value in data.items()}

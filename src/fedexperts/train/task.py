@@ -27,12 +27,15 @@ class Update:
     """A frozen snapshot of one trained part of one device.
 
     Attributes:
-        piece: the trained tensors; ``piece.version`` is the global version that training started from.
+        piece: the part as the server has it once the upload is decoded; ``piece.version`` is the global version that
+            training started from.
         rounds: local rounds since that part was last delivered.
         samples: size of the device's data set.
+        size_B: of the file that travels, see `codec`.
     """
 
     device: str
     piece: Piece
     rounds: int
     samples: int
+    size_B: int

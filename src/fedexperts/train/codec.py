@@ -1,0 +1,73 @@
+"""What an upload is on the link: a safetensors file of the changes of one part, exact, in bf16, or in int8 with scales.
+
+A change is quantised and not a value: its numbers are small, so their rounding is, and what is lost in one upload can be
+added to the next (error feedback).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..moe.parts import Tensors, file_B
+
+Codec = Literal["exact", "bf16", "int8"]
+SCALE = ".scale"
+
+
+def encode(tensors: Tensors, codec: Codec) -> bytes:
+    """The file that travels.
+
+    ``"int8"`` gives every slice along the shorter of a matrix's outer dimensions a scale of its own, the largest magnitude
+    over 127: for LoRA's factors, one for each rank-one component.
+    """
+    return save({name: part.contiguous() for name, part in _wire(tensors, codec).items()})
+
+
+def decode(payload: bytes) -> dict[str, Tensor]:
+    """Inverse of `encode`, up to rounding: quantised tensors come back in float32."""
+    tensors = load(payload)
+    return {
+        name: _expand(tensor, tensors[name + SCALE]) if name + SCALE in tensors else tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(SCALE)
+    }
+
+
+def payload_B(tensors: Tensors, codec: Codec) -> int:
+    """Size of the file that `encode` would make of tensors of these shapes and types; their values do not matter."""
+    return file_B(_wire(_on_meta(tensors), codec))
+
+
+def _on_meta(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+
+
+def _wire(tensors: Tensors, codec: Codec) -> dict[str, Tensor]:
+    if codec == "exact":
+        return dict(tensors)
+    if codec == "bf16":
+        return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    wire = {}
+    for name, tensor in tensors.items():
+        scale = _scale(tensor.float())
+        wire[name] = torch.round(tensor.float() / scale).to(torch.int8)
+        wire[name + SCALE] = scale
+    return wire
+
+
+def _scale(tensor: Tensor) -> Tensor:
+    """Shaped so that it broadcasts over the tensor; 1 where all numbers are zero."""
+    if tensor.dim() < 2:
+        largest = tensor.abs().amax().reshape((1,) * tensor.dim())
+    else:
+        largest = tensor.abs().amax(dim=0 if tensor.shape[0] > tensor.shape[-1] else -1, keepdim=True)
+    scale = largest / 127
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _expand(quantised: Tensor, scale: Tensor) -> Tensor:
+    return quantised.float() * scale

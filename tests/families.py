@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -60,6 +61,17 @@ def saved(model: Any, folder: Path, layout: str = "as published") -> Path:
     """The folder, with the model in it."""
     model.save_pretrained(folder, **LAYOUTS[layout])
     return folder
+
+
+def hub_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ``org/tiny`` lies in a Hugging Face cache at ``cache``, the only one from here on and without network."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    refs = cache / "models--org--tiny" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return cache / "models--org--tiny" / "snapshots" / revision
 
 
 def batch(n: int = 5, length: int = 7) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from families import FAMILIES, LAYOUTS, SIZES, D, M, plain, saved
+from families import FAMILIES, LAYOUTS, SIZES, D, M, hub_folder, plain, saved
 from fedexperts.errors import InputError
 from fedexperts.moe.checkpoint import Checkpoint, resolve
 from fedexperts.moe.parts import NotMoEError
@@ -223,14 +223,7 @@ def test_an_expert_that_does_not_exist(mixtral, m):
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Path:
     """A Hugging Face cache without network that holds ``org/tiny``."""
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / revision
-    saved(plain("mixtral"), snapshot)
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text(revision)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return snapshot
+    return saved(plain("mixtral"), hub_folder(tmp_path / "hub", monkeypatch))
 
 
 def test_a_folder_is_found_from_the_base(mixtral):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from families import FAMILIES, LAYOUTS, D, K, M, auto_class, batch, plain, saved
+from families import FAMILIES, LAYOUTS, D, K, L, M, auto_class, batch, objective, plain, saved
 from fedexperts.errors import InputError
 from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.load import load_classifier, new_classifier
-from fedexperts.moe.parts import NotMoEError
-from fedexperts.moe.subset import load_full, load_into, load_subset
+from fedexperts.moe.lora import LoRA
+from fedexperts.moe.parts import GATE, NotMoEError, Piece, expert, is_expert
+from fedexperts.moe.subset import load_full, load_into, load_streamed, load_subset
 from fedexperts.moe.view import View
+from fedexperts.train.device import Device, LocalTraining
+from fedexperts.train.task import Task
 
 KEEP = (2, 5)
 
@@ -149,6 +154,269 @@ def test_a_wrong_choice_of_experts_is_refused(keep, message, tmp_path):
         load_subset(folder_of("mixtral", tmp_path), keep)
 
 
+# ---- a view of some experts
+
+
+def views(family: str, folder: Path, keep: tuple[int, ...] = KEEP, **options) -> tuple[View, View]:
+    """The full model, masked to ``keep``, and the subset."""
+    folder_of(family, folder)
+    full = View(load_full(folder, auto_class(family)), **options)
+    return full, View(load_subset(folder, keep, auto_class(family)), kept=keep, **options)
+
+
+def names(keep: tuple[int, ...]) -> frozenset[str]:
+    return frozenset(expert(m) for m in keep)
+
+
+@pytest.mark.parametrize("keep", [KEEP, (5, 0, 2), (4,)])
+def test_a_subset_computes_what_the_masked_full_model_computes(family, keep, tmp_path):
+    full, subset = views(family, tmp_path, keep)
+    full.route(names(keep))
+    assert torch.allclose(subset(batch()), full(batch()), atol=1e-5)
+    subset.route(names(keep))
+    assert torch.allclose(subset(batch()), full(batch()), atol=1e-5)
+    assert np.array_equal(subset.observe([batch()])[0], full.observe([batch()])[0][:, keep])
+
+
+def test_parts_of_a_subset_have_the_experts_global_numbers(family, tmp_path):
+    full, subset = views(family, tmp_path)
+    assert set(subset.parts) == {"expert:2", "expert:5", "gate", "backbone", "head"}
+    assert (subset.kept, subset.experts, subset.top_k, subset.layers) == (KEEP, 2, K, L)
+    for part in names(KEEP):
+        ours, theirs = subset.export(part), full.export(part)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_subset_with_layer_granularity(tmp_path):
+    full, subset = views("mixtral", tmp_path, granularity="layer")
+    assert {part for part in subset.parts if is_expert(part)} == {f"expert:{layer}.{m}" for layer in range(L) for m in KEEP}
+    allowed = {"expert:0.5", "expert:1.2", "expert:1.5"}
+    full.route(allowed)
+    subset.route(allowed)
+    assert torch.allclose(subset(batch()), full(batch()), atol=1e-5)
+
+
+def test_routing_to_one_of_the_kept_experts(tmp_path):
+    full, subset = views("mixtral", tmp_path)
+    for view in (full, subset):
+        view.route({"expert:5"})
+    assert torch.allclose(subset(batch()), full(batch()), atol=1e-5)
+    with pytest.raises(KeyError, match=r"experts \[3\]: the gate knows \[2, 5\]"):
+        subset.route({"expert:3"})
+
+
+def test_a_subset_takes_its_rows_of_a_full_gate(tmp_path):
+    full, subset = views("mixtral", tmp_path)
+    gate = {name: tensor + 1 for name, tensor in full.export("gate").items()}
+    subset.install("gate", gate)
+    assert all(torch.equal(tensor, gate[name][[2, 5]]) for name, tensor in subset.parts["gate"].items())
+
+
+@pytest.mark.parametrize("kept", [None, (0, 1), (2,), (2, 2), (2, 5, 1)])
+def test_kept_must_fit_the_model(kept, tmp_path):
+    model = load_subset(folder_of("mixtral", tmp_path), KEEP)
+    if kept in (None, (0, 1)):
+        assert View(model, kept=kept).kept == (0, 1)
+    else:
+        with pytest.raises(InputError, match="the model holds 2 experts in each layer"):
+            View(model, kept=kept)
+
+
+def devices(full: View, other: View, optimizer: str = "adamw") -> list[Device]:
+    local = LocalTraining(local_steps=2, batch_size=4, optimizer=optimizer, lr_expert=1e-2, lr_gate=1e-2)
+    return [
+        Device("a/0", v, batch(12), {part: Piece(part, 0, v.export(part)) for part in v.parts}, local, 7, objective)
+        for v in (full, other)
+    ]
+
+
+def trained_alike(pair: tuple[View, View], keep: tuple[int, ...], gate: bool) -> float:
+    """Enhanced EMS-FL's local training on both views; the largest change that training made."""
+    full, subset = pair
+    both, task = devices(full, subset), Task(names(keep) | ({GATE} if gate else set()), route=names(keep))
+    assert [device.train(task, rounds=3) for device in both] == [6, 6]
+    largest = 0.0
+    for part in task.parts:
+        for name, tensor in both[1].trained[part].items():
+            theirs, start = both[0].trained[part][name], both[0].held[part].tensors[name]
+            if part == GATE and len(tensor) < M:
+                others = [m for m in range(M) if m not in keep]
+                assert torch.equal(theirs[others], start[others])
+                theirs, start = theirs[list(keep)], start[list(keep)]
+            assert torch.allclose(tensor, theirs, atol=1e-5), (part, name)
+            largest = max(largest, float((tensor - start).abs().max()))
+    assert torch.allclose(subset(batch()), full(batch()), atol=1e-5)
+    return largest
+
+
+@pytest.mark.parametrize("gate", [False, True], ids=["experts", "experts and gate"])
+def test_local_training_on_a_subset_equals_that_on_the_masked_full_model(family, gate, tmp_path):
+    assert trained_alike(views(family, tmp_path, KEEP), KEEP, gate) > 1e-2
+
+
+def test_so_does_training_of_a_single_expert_where_the_gate_has_no_say(tmp_path):
+    """With ``straight-through`` it does not: the full model's lower layers see the gradient of the unmasked softmax."""
+    assert trained_alike(views("mixtral", tmp_path, (4,), top1="paper"), (4,), gate=False) > 1e-2
+
+
+# ---- experts that are streamed
+
+
+def streamed(family: str, folder: Path, keep: tuple[int, ...] = KEEP, **options) -> tuple[View, View, Checkpoint]:
+    """The full model, and one whose experts but ``keep`` are streamed."""
+    checkpoint = Checkpoint(folder_of(family, folder))
+    full = View(load_full(folder, auto_class(family)), **options)
+    model = load_streamed(checkpoint, keep, auto_class(family))
+    assert checkpoint.read_B == sum(p.numel() * 4 for p in model.parameters())
+    return full, View(model, kept=keep, stream=checkpoint, **options), checkpoint
+
+
+@pytest.mark.parametrize("keep", [KEEP, ()])
+def test_streamed_experts_compute_and_count_as_resident_ones(family, keep, tmp_path):
+    full, view, _ = streamed(family, tmp_path, keep)
+    assert (view.experts, view.kept, view.top_k) == (M, keep, K)
+    assert {part for part in view.parts if is_expert(part)} == names(keep)
+    assert torch.allclose(view(batch()), full(batch()), atol=1e-5)
+    assert np.array_equal(view.observe([batch()])[0], full.observe([batch()])[0])
+
+
+@pytest.mark.parametrize("keep", [KEEP, ()])
+def test_gradients_of_the_gate_and_all_below_pass_through_streamed_experts(family, keep, tmp_path):
+    full, view, _ = streamed(family, tmp_path, keep)
+    for v in (full, view):
+        v.freeze(but=set(view.parts))
+        objective(v(batch()), batch()["labels"]).backward()
+    for part, tensors in view.parts.items():
+        for name, leaf in tensors.items():
+            theirs = full.parts[part][name].grad
+            assert (leaf.grad is None) == (theirs is None), (part, name)
+            assert theirs is None or torch.allclose(leaf.grad, theirs, atol=1e-5), (part, name)
+    assert max(leaf.grad.abs().max() for leaf in view.parts[GATE].values()) > 1e-3
+
+
+def test_a_gate_tail_on_streamed_experts_equals_that_on_the_full_model(family, tmp_path):
+    full, view, _ = streamed(family, tmp_path)
+    pair = devices(full, view)
+    for device in pair:
+        device.train(Task(frozenset({GATE})), rounds=2)
+    ours, theirs = (device.trained[GATE] for device in pair)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+@pytest.mark.parametrize(("keep", "gate"), [(KEEP, True), ((4,), True), ((4,), False)])
+def test_training_under_the_mask_needs_no_other_expert_and_is_that_of_the_full_model(keep, gate, tmp_path):
+    full, view, checkpoint = streamed("mixtral", tmp_path, keep)
+    before = checkpoint.read_B
+    changed = trained_alike((full, view), keep, gate)
+    assert changed > 1e-2
+    assert checkpoint.read_B == before
+
+
+def test_only_experts_that_tokens_meet_are_read_and_again_in_the_backward_pass(tmp_path):
+    full, view, checkpoint = streamed("mixtral", tmp_path)
+    one = {"input_ids": batch()["input_ids"][:1, :2]}
+    met = full.observe([one])[0] > 0
+    met[:, KEEP] = False
+    assert 0 < met.sum() < L * (M - len(KEEP))
+    expert_B = sum(t[0].numel() * 4 for n, t in full.model.state_dict().items() if "layers.0.mlp.experts" in n)
+    before = checkpoint.read_B
+    view.freeze(but={GATE, "backbone"})
+    output = view(one)
+    assert checkpoint.read_B - before == met.sum() * expert_B
+    output.sum().backward()
+    assert checkpoint.read_B - before == 2 * met.sum() * expert_B
+
+
+def test_masked_to_its_own_experts_nothing_is_read(tmp_path):
+    _, view, checkpoint = streamed("mixtral", tmp_path)
+    before = checkpoint.read_B
+    view.route(names(KEEP))
+    view(batch())
+    assert checkpoint.read_B == before
+
+
+def test_streamed_experts_are_dropped_after_use(tmp_path, monkeypatch):
+    _, view, _ = streamed("mixtral", tmp_path)
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+    read = Checkpoint.read
+
+    def watched(*args, **kwargs):
+        nonlocal most
+        tensor = read(*args, **kwargs)
+        alive.append(weakref.ref(tensor.untyped_storage()))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "read", watched)
+    view.freeze(but={GATE, "backbone"})
+    output = view(batch())
+    assert len(alive) > 2 * L
+    assert not [ref for ref in alive if ref() is not None]  # while the graph is alive
+    output.sum().backward()
+    assert not [ref for ref in alive if ref() is not None]
+    assert 2 <= most <= 4  # one expert's two tensors, and while the next is read
+
+
+@pytest.mark.parametrize("granularity", ["global", "layer"])
+def test_newer_values_are_put_over_a_streamed_expert_without_a_copy(granularity, tmp_path):
+    full, view, checkpoint = streamed("mixtral", tmp_path, (), granularity=granularity)
+    parts = [part for part in full.parts if is_expert(part)]
+    for part in parts:
+        newer = {name: tensor * 1.5 for name, tensor in full.export(part).items()}
+        full.install(part, newer)
+        view.install(part, newer)
+    before = checkpoint.read_B
+    assert torch.allclose(view(batch()), full(batch()), atol=1e-5)
+    assert checkpoint.read_B == before
+    with pytest.raises(KeyError, match="expert:6"):
+        view.install("expert:6", {})
+
+
+@pytest.mark.parametrize("average", ["refactor", "merge"])
+def test_adapters_of_streamed_and_of_kept_experts(average, tmp_path):
+    """A gate tail after training with adapters: whatever pieces hold, streamed experts compute as resident ones."""
+    full, view, _ = streamed("mixtral", tmp_path)
+    for v in (full, view):
+        v.adapt(LoRA(2, 4.0, average), seed=0)
+    for part in filter(is_expert, full.parts):
+        newer = {name: tensor + 0.1 for name, tensor in full.export(part).items()}
+        full.install(part, newer)
+        view.install(part, newer)
+    assert torch.allclose(view(batch()), full(batch()), atol=1e-5)
+    pair = devices(full, view, "sgd")  # AdamW blows up the rounding of gradients near zero
+    for device in pair:
+        device.train(Task(frozenset({GATE, "expert:5"})), rounds=2)
+    for part in (GATE, "expert:5"):
+        ours, theirs = (device.trained[part] for device in pair)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours), part
+
+
+def test_streaming_runs_in_bfloat16(tmp_path):
+    checkpoint = Checkpoint(folder_of("mixtral", tmp_path))
+    view = View(load_streamed(checkpoint, (1,), dtype=torch.bfloat16), kept=(1,), stream=checkpoint)
+    full = View(load_full(tmp_path, dtype=torch.bfloat16))
+    assert view(batch()).dtype == torch.bfloat16
+    assert torch.equal(view(batch()), full(batch()))
+
+
+def test_a_streamed_model_without_its_stream_is_refused(tmp_path):
+    checkpoint = Checkpoint(folder_of("mixtral", tmp_path))
+    with pytest.raises(InputError, match="the gate has 6 rows; give stream"):
+        View(load_streamed(checkpoint, KEEP), kept=KEEP)
+    with pytest.raises(InputError, match=r"kept = \(2, 6\)"):
+        View(load_streamed(checkpoint, KEEP), kept=(2, 6), stream=checkpoint)
+    with pytest.raises(InputError, match="the gate has 2 rows, the stream's checkpoint 6"):
+        View(load_subset(checkpoint, KEEP), kept=KEEP, stream=checkpoint)
+
+
+def test_our_own_layer_is_not_streamed(tmp_path):
+    with pytest.raises(NotMoEError, match="cannot be streamed"):
+        View(own(2), stream=Checkpoint(folder_of("mixtral", tmp_path)))
+
+
 # ---- our own layer
 
 
@@ -165,6 +433,22 @@ def test_our_own_layer_is_filled_from_the_file_of_the_full_module(tmp_path):
     full[2].router.allowed_E = torch.tensor([m in KEEP for m in range(M)])
     x_TD = torch.randn(9, D)
     assert torch.allclose(part(x_TD), full(x_TD), atol=1e-6)
+
+
+def test_a_view_of_our_own_layer_names_the_kept_experts_by_their_global_numbers(tmp_path):
+    full, part = own(M), own(len(KEEP))
+    save_file(full.state_dict(), tmp_path / "full.safetensors")
+    load_into(part, tmp_path / "full.safetensors", KEEP)
+    whole, subset = View(full), View(part, kept=KEEP)
+    assert {p for p in subset.parts if is_expert(p)} == names(KEEP)
+    for name in subset.parts:
+        ours, theirs = subset.export(name), whole.export(name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(t, theirs[n][[2, 5]] if name == GATE else theirs[n]) for n, t in ours.items()), name
+    whole.route({"expert:5"})
+    subset.route({"expert:5"})
+    x_TD = {"x": torch.randn(9, D)}
+    assert torch.allclose(part(x_TD["x"]), full(x_TD["x"]), atol=1e-6)
 
 
 def test_a_bare_layer_is_filled_too(tmp_path):

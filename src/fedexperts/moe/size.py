@@ -186,8 +186,8 @@ def activations_B(s: Shape, work: Work, own: float = 1.0, rank: int = 0, gate: b
     - ``experts``: gate, up and SiLU(gate), 3·e·F; in the first layer only of trained experts. A trained expert also keeps
       the input of its down projection, e·F, and what lies between the factors of its adapters, 3·e·r. The input of gate
       and up is a slice of the gathered picks, which then stay whole: e·D for every pick.
-    - ``outputs``: the expert's result, which ``index_copy`` keeps, e·D; and once more in token order wherever the picks'
-      weights have a gradient: in all layers but the first, or all if the gate is trained.
+    - ``outputs``: where each pick goes back to, 8; and the experts' results in token order, e·D, wherever the picks' weights
+      have a gradient: in all layers but the first, or all if the gate is trained.
     - ``gate``, in the same layers: the softmax in float32, 4·E a token; and order, indices, probabilities and weights,
       28 + e for each pick; its input, e·D a token, if it is trained.
 
@@ -210,7 +210,7 @@ def activations_B(s: Shape, work: Work, own: float = 1.0, rank: int = 0, gate: b
         "norms": T * FLOAT32_B * ((2 * s.blocks + 1) * (s.D + 1) + s.blocks * s.normed * (s.d + 1) * (s.H + s.G)),
         "dense": T * e * (3 * (s.dense_F + s.shared_F) + bool(s.shared_F) * after * (s.D + 1)),
         "experts": P * e * (3 * s.F * (after + own) + trained),
-        "outputs": P * e * s.D * (weighted + (s.moe_blocks if own > 0 else after)),
+        "outputs": P * (e * s.D * weighted + 8 * (s.moe_blocks if own > 0 else after)),
         "gate": weighted * (T * FLOAT32_B * s.E + P * (28 + e)) + gate * weighted * T * e * s.D,
         "logits": T * FLOAT32_B * s.V,
     }

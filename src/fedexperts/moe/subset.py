@@ -96,6 +96,7 @@ def load_streamed(
     model = _blank(checkpoint, checkpoint.config, auto_class, dtype)
     rows: dict[str, Sequence[int]] = {}
     for name, block in _blocks(model):
+        block.experts.num_experts = len(keep)
         for tensor in EXPERTS:
             whole = block.get_parameter(tensor)
             setattr(block.experts, tensor.rpartition(".")[2], nn.Parameter(whole[: len(keep)]))

@@ -10,7 +10,7 @@ Shapes: T tokens, D hidden, F intermediate, E experts, K picks, L MoE layers.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .checkpoint import Checkpoint
 from .layer import MoELayer, combine
-from .lora import Adapter, LoRA
+from .lora import A, Adapter, B, LoRA
 from .parts import BACKBONE, GATE, HEAD, NotMoEError, Tensors, expert, expert_index, is_expert
 from .routing import Mask, Router, Top1
+from .stream import Stream
 
 ROUTERS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "MiniMax")
 """Families whose gate is a softmax, a Top-K and, by the config, a renormalisation."""
@@ -64,9 +66,12 @@ class View:
         model: a Hugging Face model with fused experts (Mixtral and its relatives) or a module with `MoELayer` inside.
         top1, mask, noise_std: routing options for Hugging Face models, see `Router`; our own layers carry theirs.
         granularity: ``"global"`` groups expert m across layers into one part, ``"layer"`` makes a part of each.
+        kept: global numbers of the experts that the model holds in each layer, in its order (see `subset`); None: all.
+        stream: the checkpoint from which experts that are not kept are read when tokens meet them (see `load_streamed`).
 
     Raises:
         NotMoEError: no MoE layer was found.
+        InputError: ``kept`` names more or fewer experts than the model holds, or the gate knows others and none are streamed.
     """
 
     def __init__(
@@ -76,19 +81,26 @@ class View:
         mask: Mask = "-inf",
         noise_std: float = 0.0,
         granularity: str = "global",
+        kept: Sequence[int] | None = None,
+        stream: Checkpoint | None = None,
     ):
         self.model = model
-        self.sites = [site for site in (_site(n, m, top1, mask, noise_std) for n, m in model.named_modules()) if site]
+        self.stream = None if stream is None else Stream(stream)
+        options = (top1, mask, noise_std, kept, self.stream)
+        self.sites = [site for site in (_site(n, m, *options) for n, m in model.named_modules()) if site]
         if not self.sites:
             raise NotMoEError(f"{type(model).__name__}: no Mixture-of-Experts layer found; build one from a dense model first")
         sizes = {len(site.experts) for site in self.sites}
         if len(sizes) > 1:
             raise NotMoEError(f"{type(model).__name__}: layers with different numbers of experts, {sorted(sizes)}")
+        self.kept = tuple(range(*sizes) if kept is None else kept)
+        """Global numbers of the experts that the model holds."""
+        self._check_kept()
         self.parts: dict[str, dict[str, Tensor]] = {}
         """What the pieces of each part hold."""
         for layer, site in enumerate(self.sites):
             self.parts.setdefault(GATE, {}).update(site.gate)
-            for m, tensors in enumerate(site.experts):
+            for m, tensors in zip(self.kept, site.experts, strict=True):
                 name = expert(m) if granularity == "global" else expert(m, layer)
                 self.parts.setdefault(name, {}).update(tensors)
         self._add_rest()
@@ -103,15 +115,36 @@ class View:
 
     def _add_rest(self) -> None:
         taken = {name for site in self.sites for part in (site.gate, *site.experts) for name in part}
+        own = {id(leaf) for site in self.sites for tensors in site.experts for leaf in tensors.values()}  # globally named
         for name, parameter in self.model.named_parameters():
-            if name not in taken:
+            if name not in taken and id(parameter) not in own and parameter.numel():
                 part = HEAD if name.split(".")[0] in HEADS else BACKBONE
                 self.parts.setdefault(part, {})[name] = parameter
 
+    def _check_kept(self) -> None:
+        held = len(self.sites[0].experts)
+        if len(set(self.kept)) != len(self.kept) or len(self.kept) != held:
+            raise InputError(f"kept = {self.kept}: the model holds {held} experts in each layer; name those, each once")
+        if self.stream is None and self.experts != held:
+            raise InputError(f"kept = {self.kept}: the gate has {self.experts} rows; give stream, or load a subset")
+        if self.stream and not set(self.kept) <= set(range(self.experts)) == set(range(self.stream.experts)):
+            raise InputError(
+                f"kept = {self.kept}: the gate has {self.experts} rows, the stream's checkpoint {self.stream.experts} experts; "
+                "load the model with load_streamed from the same checkpoint"
+            )
+
     @property
     def experts(self) -> int:
-        """M."""
-        return len(self.sites[0].experts)
+        """How many experts the gate can pick: M, or of a subset without a stream those that are kept."""
+        return self.sites[0].router.experts
+
+    def _rows(self, parts: Iterable[str], layer: int) -> list[int]:
+        """The gate's rows of those expert parts that are in a layer."""
+        rows = range(self.experts) if self.stream else self.kept
+        numbers = [m for at, m in map(expert_index, parts) if at in (None, layer)]
+        if unknown := set(numbers) - set(rows):
+            raise KeyError(f"experts {sorted(unknown)}: the gate knows {list(rows)}")
+        return [rows.index(m) for m in numbers]
 
     @property
     def top_k(self) -> int:
@@ -139,7 +172,7 @@ class View:
         """
         self.check(lora)
         for layer, site in enumerate(self.sites):
-            for m, group in enumerate(site.projections):
+            for m, group in zip(self.kept, site.projections, strict=True):
                 part = self._part(m, layer)
                 if only is not None and part not in only:
                     continue
@@ -153,6 +186,8 @@ class View:
             else:
                 self.parts[part] = self.leaves[part]
         self.lora, self._resident = lora, {}
+        if self.stream:
+            self.stream.lora = lora
 
     def check(self, lora: LoRA) -> None:
         """Whether all experts can be adapted like this.
@@ -160,7 +195,7 @@ class View:
         Raises:
             InputError: an expert has no linear layer, or the rank is above one of its dimensions.
         """
-        for m, group in [pair for site in self.sites for pair in enumerate(site.projections)]:
+        for m, group in [pair for site in self.sites for pair in zip(self.kept, site.projections, strict=True)]:
             if not group:
                 raise InputError(
                     f"model.lora: expert {m} has no linear layer to adapt; leave out lora to train full parameters"
@@ -196,7 +231,7 @@ class View:
     def _adapters(self, part: str) -> list[Adapter]:
         at, m = expert_index(part)
         sites = self.sites if at is None else [self.sites[at]]
-        return [a for site in sites for p in site.projections[m] for a in p.adapter]
+        return [a for site in sites for p in site.projections[self.kept.index(m)] for a in p.adapter]
 
     def freeze(self, but: Collection[str] = ()) -> list[tuple[str, str, Tensor]]:
         """Freeze every part except ``but``; return the trainable leaves as (part, tensor name, tensor).
@@ -222,14 +257,19 @@ class View:
     def install(self, part: str, piece: Tensors, trained: Tensors | None = None) -> None:
         """Copy a piece's tensors into the model, and over them what was trained of it, unless they are there already.
 
-        Adapters that neither holds start afresh.
+        Adapters that neither holds start afresh. Of a full gate, a subset takes its rows. The tensors of a streamed expert
+        are used in place of the file's.
         """
+        if self.stream and part not in self.parts and is_expert(part) and expert_index(part)[1] < self.experts:
+            return self.stream.install(part, piece)
         held = self._resident.get(part)
         if held is not None and held[0] is piece and held[1] is trained and part not in self._dirty:
-            return
+            return None
         with torch.no_grad():
             for name, tensor in (self.parts[part] | self.leaves[part]).items():
                 source = next((t[name] for t in (trained, piece, self._fresh.get(part)) if t is not None and name in t), None)
+                if source is not None and part == GATE and len(source) > len(tensor):
+                    source = source[list(self.kept)]
                 if source is None or source.shape != tensor.shape:
                     raise InputError(
                         f"{part}: {name} {'is missing' if source is None else f'has shape {tuple(source.shape)}'} where the "
@@ -238,6 +278,7 @@ class View:
                 tensor.copy_(source)
         self._resident[part] = piece, trained
         self._dirty.discard(part)
+        return None
 
     def export(self, part: str) -> dict[str, Tensor]:
         """A copy of a part's tensors, as pieces hold them."""
@@ -273,7 +314,7 @@ class View:
         if allowed is not None and not allowed:
             raise ValueError("allowed = (): the gate would be left without any expert")
         for layer, site in enumerate(self.sites):
-            mine = [m for at, m in map(expert_index, allowed or ()) if at in (None, layer)]
+            mine = self._rows(allowed or (), layer)
             if not mine:
                 site.router.allowed_E = None
                 continue
@@ -282,7 +323,10 @@ class View:
             site.router.allowed_E[mine] = True
 
     def observe(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], int]:
-        """Trial pass: how often each layer's gate picks each expert (counts_LM) over how many tokens, without padding."""
+        """Trial pass: how often each layer's gate picks each expert (counts_LM) over how many tokens, without padding.
+
+        The gate of a subset without a stream knows only the kept experts: its columns are those of ``kept``.
+        """
         self.model.eval()
         tokens = 0
         for site in self.sites:
@@ -322,20 +366,31 @@ def _tokens(batch: Batch) -> int:
     return first.numel() if not first.is_floating_point() else first.numel() // first.shape[-1]
 
 
-def _site(name: str, module: nn.Module, top1: Top1, mask: Mask, noise_std: float) -> MoEBlock | None:
+def _site(
+    name: str,
+    module: nn.Module,
+    top1: Top1,
+    mask: Mask,
+    noise_std: float,
+    kept: Sequence[int] | None,
+    stream: Stream | None,
+) -> MoEBlock | None:
     if isinstance(module, MoELayer):
-        return _own_site(name, module)
+        if stream is not None:
+            raise NotMoEError(f"{name}: a MoELayer of our own cannot be streamed; load a subset with load_into")
+        return _own_site(name, module, kept)
     fused, gate = getattr(module, "experts", None), getattr(module, "gate", None)
     if not isinstance(getattr(fused, "gate_up_proj", None), nn.Parameter) or not isinstance(gate, nn.Module):
         return None
-    return _fused_site(name, fused, gate, top1, mask, noise_std)
+    return _fused_site(name, fused, gate, top1, mask, noise_std, kept, stream)
 
 
-def _own_site(name: str, layer: MoELayer) -> MoEBlock:
-    """Our own layer: adapters hang on the linear layers of its experts."""
+def _own_site(name: str, layer: MoELayer, kept: Sequence[int] | None) -> MoEBlock:
+    """Our own layer: adapters hang on the linear layers of its experts, which are named by their global numbers."""
+    numbers = kept if kept is not None and len(kept) == len(layer.experts) else range(len(layer.experts))
     experts: list[dict[str, Tensor]] = []
     groups: list[list[Projection]] = []
-    for m, body in enumerate(layer.experts):
+    for m, body in zip(numbers, layer.experts, strict=True):
         prefix = f"{name}.experts.{m}"
         experts.append({f"{prefix}.{k}": p for k, p in body.named_parameters()})
         linears = [(f"{prefix}.{k}".rstrip("."), f) for k, f in body.named_modules() if isinstance(f, nn.Linear)]
@@ -370,11 +425,20 @@ def check_layout(fused: Any, gate: Any) -> None:
         raise NotMoEError(f"{type(fused).__name__}: this expert layout is not supported yet (Mixtral, Qwen3-MoE and OLMoE are)")
 
 
-def _fused_site(name: str, fused: Any, gate: Any, top1: Top1, mask: Mask, noise_std: float) -> MoEBlock:
+def _fused_site(
+    name: str,
+    fused: Any,
+    gate: Any,
+    top1: Top1,
+    mask: Mask,
+    noise_std: float,
+    kept: Sequence[int] | None,
+    stream: Stream | None,
+) -> MoEBlock:
     """Take over the router and the experts of one transformers MoE block."""
     check_layout(fused, gate)
     router = Router(
-        fused.num_experts,
+        len(gate.weight),  # all experts, also where only some are resident
         gate.top_k,
         top1,
         mask,
@@ -401,7 +465,19 @@ def _fused_site(name: str, fused: Any, gate: Any, top1: Top1, mask: Mask, noise_
 
         return run
 
+    def streamed(up_FD: Tensor, down_DF: Tensor, over: Tensors) -> Callable[[Tensor], Tensor]:
+        group = _fused_projections(f"{name}.experts", up_FD, down_DF)
+        for p in group:
+            if p.name + A in over and stream is not None and stream.lora is not None:
+                adapter = Adapter(p.name, (p.weight, p.rows), p.weight_OI, stream.lora, torch.Generator())
+                adapter.a_RI, adapter.b_OR = (over[p.name + factor].to(p.weight_OI.device) for factor in (A, B))
+                p.adapter.append(adapter)
+        return expert_forward(up_FD, down_DF, group)
+
     bodies = [expert_forward(*of) for of in zip(ups, downs, groups, strict=True)]
+    if stream is not None:
+        resident = dict(zip(kept if kept is not None else range(len(bodies)), bodies, strict=False))
+        bodies = [resident.get(m) or stream.body(name, m, streamed, gate.weight.detach()) for m in range(router.experts)]
 
     def run_experts(hidden_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
         return combine(hidden_TD, weights_TK, indices_TK, bodies)

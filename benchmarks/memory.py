@@ -161,7 +161,8 @@ def report(size_B: int, runs: dict[str, list[dict[str, Any]]]) -> None:
 
     base = middle("interpreter", "anonymous_B")
     print(
-        f"checkpoint {size_B / 1e6:.0f} MB, 8 experts, device owns {list(OWNED)}, rank {RANK}; MB, median of {len(runs['full'])}"
+        f"checkpoint {size_B / 1e6:.0f} MB, 8 experts, device owns {list(OWNED)}, rank {RANK}; MB, median of "
+        f"{len(runs['full'])}"
     )
     print(f"{'':12}{'anonymous':>12}{'RSS':>10}{'floor':>10}{'/ floor':>9}{'/ full':>8}   anonymous peak by phase")
     for mode, results in runs.items():

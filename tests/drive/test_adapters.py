@@ -11,7 +11,11 @@ from transformers import AutoModelForSequenceClassification
 
 import small
 from fedexperts import InputError, run
+from fedexperts.data.classify import evaluate
+from fedexperts.drive.prepare import prepare
+from fedexperts.drive.prepare import upload_B as planned_B
 from fedexperts.ledger import read
+from fedexperts.moe.view import View
 
 LORA = {"rank": 4, "alpha": 8.0}
 QUICK = {"train": {"cycles": 2, "local_steps": 2, "batch_size": 8, "lr_expert": 1e-2}}
@@ -41,10 +45,6 @@ def test_runs_with_adapters(protocol: str, average: str, tmp_path: Path) -> None
 
 
 def test_the_saved_model_holds_what_the_adapters_learnt(tmp_path: Path) -> None:
-    from fedexperts.data.classify import evaluate
-    from fedexperts.drive.prepare import prepare
-    from fedexperts.moe.view import View
-
     scenario = small.scenario(model=model(lora=LORA), **QUICK)
     result = run(scenario, tmp_path / "run")
     prepared = prepare(scenario)
@@ -62,8 +62,16 @@ def test_the_codec_decides_the_bytes(codec: str, tmp_path: Path) -> None:
     width = {"exact": 4, "bf16": 2, "int8": 1}[codec]
     assert width * numbers < upload_B < width * numbers + 1200
     assert parts_B > 4 * numbers
-    own = [x["uplink_B"] for x in lines if x["event"] == "collect" and x["parts"] == ["expert:0"]]
-    assert not own or set(own) == {2 * upload_B}
+    assert planned_B(scenario.model, scenario) == 2 * upload_B + lines[0]["upload_B"]["gate"]  # two experts each
+
+
+@pytest.mark.parametrize("changes", [{"lora": LORA}, {"precision": "bfloat16", "uplink": "exact"}, {"uplink": "int8"}])
+def test_a_plan_knows_the_upload_from_the_config_alone(changes: dict[str, Any]) -> None:
+    scenario = small.scenario(model=model(**changes))
+    prepared = prepare(scenario)
+    prepared.begin()
+    device = next(iter(prepared.devices.values()))[0]
+    assert planned_B(scenario.model, scenario) == 2 * device.upload_B("expert:0") + device.upload_B("gate")
 
 
 def test_bf16_weights_run_and_are_saved_as_such(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[s
     if network.model is not None:
         from ..drive.prepare import upload_B
 
-        size_B = upload_B(network)
+        size_B = upload_B(network.model, network)
     clusters = statistics(plan, found.stations if found else ())
     for name, row in clusters.items():
         row["verdict"] = verdict(plan, name, size_B)

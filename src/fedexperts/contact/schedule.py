@@ -148,6 +148,10 @@ def contact_rows(plan: ContactPlan) -> list[dict[str, Any]]:
     return rows
 
 
+def _size(size_B: float) -> str:
+    return f"{size_B / 1e6:.1f} MB" if size_B >= 1e5 else f"{size_B / 1e3:.1f} kB"
+
+
 def verdict(plan: ContactPlan, cluster: str, upload_B: int) -> str:
     """Does this upload fit a contact, in how many does it fit, and how many uploads a day does the plan allow."""
     mine = [c for c in plan.contacts if c.cluster == cluster]
@@ -156,13 +160,13 @@ def verdict(plan: ContactPlan, cluster: str, upload_B: int) -> str:
         return f"{never}; use a lower min_elevation_deg, another inclination_deg or more days"
     room_B = [c.carried_B("up", c.start_s, c.end_s) for c in mine]
     if math.isinf(max(room_B)):
-        return f"{upload_B / 1e6:.1f} MB fit every contact (no limit)"
+        return f"{_size(upload_B)} fit every contact (no limit)"
     median_B, days = float(np.median(room_B)), plan.horizon_s / 86400
     whole = sum(size >= upload_B for size in room_B)
     need = math.ceil(upload_B / median_B)
     fits = f"fits {whole} of {len(mine)} contacts" if whole else "fits no single contact"
     often = f"takes {need} median contact{'s' if need > 1 else ''}; {len(mine) / need / days:.1f} uploads a day"
-    return f"{upload_B / 1e6:.1f} MB {fits}, {often}"
+    return f"{_size(upload_B)} {fits}, {often}"
 
 
 def tracks(

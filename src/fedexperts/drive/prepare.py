@@ -30,6 +30,7 @@ from ..errors import InputError
 from ..moe.checkpoint import resolve
 from ..moe.load import load_classifier, new_classifier
 from ..moe.lora import LoRA
+from ..moe.meta import meta_view, read_config
 from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert
 from ..moe.view import View
 from ..scenario import Model, Network, Scenario
@@ -147,13 +148,13 @@ def contact_plan(scenario: Scenario) -> ContactPlan:
     return plan
 
 
-def upload_B(network: Network) -> int:
-    """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate."""
-    assert network.model is not None  # the caller's check
-    view = View(_model(network.model, network))
-    if lora := _lora(network.model):
+def upload_B(model: Model, network: Network) -> int:
+    """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate; from the config alone."""
+    document = model.config or read_config(str(resolve(model.path or "", network.base)))
+    view = meta_view({**document, "dtype": model.precision})
+    if lora := _lora(model):
         view.adapt(lora, network.seed)
-    size_B = {part: payload_B(leaves, network.model.uplink) for part, leaves in view.leaves.items()}
+    size_B = {part: payload_B(leaves, model.uplink) for part, leaves in view.leaves.items()}
     experts = [size_B[part] for part in filter(is_expert, size_B)]
     return math.ceil(len(experts) / len(network.cluster)) * max(experts) + size_B[GATE]
 

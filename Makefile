@@ -40,6 +40,9 @@ bench: $(STAMP)  ## every figure that the docs claim
 	$(BIN)/python benchmarks/demo.py --plan round-robin
 	$(BIN)/python benchmarks/demo.py --plan orbit --out runs/bench-orbit
 	$(BIN)/python benchmarks/passes.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/lora.py
+	$(BIN)/python benchmarks/uplink.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

@@ -14,7 +14,7 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,10 +52,10 @@ def frozen(model: Any, ids: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def ours(model: Any, ids: torch.Tensor) -> Callable[[], None]:
+def ours(model: Any, ids: torch.Tensor, owned: Sequence[str]) -> Callable[[], None]:
     view = View(copy.deepcopy(model))
-    view.adapt(LoRA(RANK, 2 * RANK), seed=0, only=OWNED)
-    leaves = [leaf for _, _, leaf in view.freeze(but=OWNED)]
+    view.adapt(LoRA(RANK, 2 * RANK), seed=0, only=owned)
+    leaves = [leaf for _, _, leaf in view.freeze(but=owned)]
 
     def step() -> None:
         for leaf in leaves:
@@ -117,7 +117,8 @@ def main() -> None:
     ids = torch.randint(0, 1000, (8, args.tokens // 8))
     rows = {
         "frozen, no adapter": frozen(model, ids),
-        "ours, 2 of 8 experts": ours(model, ids),
+        "ours, 2 of 8 experts": ours(model, ids, OWNED),
+        "ours, all 8 experts": ours(model, ids, [f"expert:{m}" for m in range(8)]),
         "PEFT, all 8 experts": with_peft(model, ids),
         "limit: expert products": products(args),
     }

@@ -72,6 +72,21 @@ class Peaks:
         return peaks
 
 
+def imports() -> None:
+    """One step of a tiny model: torch and transformers import and set up much of themselves on first use."""
+    import torch
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    from fedexperts.moe.view import View
+
+    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    view = View(AutoModelForCausalLM.from_config(MixtralConfig(vocab_size=8, num_key_value_heads=2, **tiny)))
+    leaves = [leaf for _, _, leaf in view.freeze(but=["gate"])]
+    optimizer = torch.optim.AdamW(leaves)
+    view({"input_ids": torch.zeros(1, 4, dtype=torch.long)}).sum().backward()
+    optimizer.step()
+
+
 def child(mode: str, folder: Path) -> dict[str, Any]:
     """One mode in this process: peaks by phase, and what the model and its training must hold."""
     import torch
@@ -79,12 +94,14 @@ def child(mode: str, folder: Path) -> dict[str, Any]:
 
     from fedexperts.moe.checkpoint import Checkpoint
     from fedexperts.moe.lora import LoRA
+    from fedexperts.moe.meta import meta_view, read_config
+    from fedexperts.moe.size import Work, activations_B, shape
     from fedexperts.moe.subset import load_full, load_streamed, load_subset
     from fedexperts.moe.view import View
 
     torch.set_num_threads(1)
     ids = torch.randint(0, 2000, TOKENS, generator=torch.Generator().manual_seed(0))
-    (torch.randn(8, 8, requires_grad=True) @ torch.randn(8, 8)).sum().backward()  # what torch sets up for itself
+    imports()
     peaks = Peaks()
     phases = {"start": peaks.read()}
     if mode == "interpreter":
@@ -99,7 +116,6 @@ def child(mode: str, folder: Path) -> dict[str, Any]:
         trained = [p for p in adapted.parameters() if p.requires_grad]
         logits = lambda: adapted(input_ids=ids).logits  # noqa: E731  # as short as its twin below
     else:
-        load = {"full": lambda: load_full(folder, AutoModelForCausalLM)}.get(mode)
         if mode == "subset":
             model = load_subset(folder, OWNED, AutoModelForCausalLM)
             view = View(model, kept=OWNED)
@@ -107,7 +123,8 @@ def child(mode: str, folder: Path) -> dict[str, Any]:
             model = load_streamed(folder, OWNED, AutoModelForCausalLM)
             view = View(model, kept=OWNED, stream=Checkpoint(folder))
         else:
-            view = View(load())
+            model = load_full(folder, AutoModelForCausalLM)
+            view = View(model)
         phases["load"] = peaks.read()
         parts = [f"expert:{m}" for m in OWNED]
         view.adapt(LoRA(RANK, 8), seed=0, only=parts)
@@ -122,9 +139,12 @@ def child(mode: str, folder: Path) -> dict[str, Any]:
     torch.nn.functional.cross_entropy(logits()[0, :-1], ids[0, 1:]).backward()
     optimizer.step()
     phases["gate tail" if mode == "streamed" else "training"] = peaks.read()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters()) if mode != "full" else None
-    numbers = sum(t.numel() for t in trained)
-    return {"phases": phases, "weights_B": weights or sum(p.nbytes for p in view.model.parameters()), "trained": numbers}
+    numbers = sum(tensor.numel() for tensor in trained)
+    own = {"full": len(OWNED) / 8, "streamed": 0.0}.get(mode, 1.0)  # share of the picks that meet a trained expert
+    size = shape(meta_view(read_config(str(folder))))
+    saved = activations_B(size, Work(*TOKENS, "float32"), own, RANK, gate=mode == "streamed")
+    held = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
+    return {"phases": phases, "must_B": held + 16 * numbers + sum(saved.values())}
 
 
 def measured(mode: str, folder: Path) -> dict[str, Any]:
@@ -164,15 +184,15 @@ def report(size_B: int, runs: dict[str, list[dict[str, Any]]]) -> None:
         f"checkpoint {size_B / 1e6:.0f} MB, 8 experts, device owns {list(OWNED)}, rank {RANK}; MB, median of "
         f"{len(runs['full'])}"
     )
-    print(f"{'':12}{'anonymous':>12}{'RSS':>10}{'floor':>10}{'/ floor':>9}{'/ full':>8}   anonymous peak by phase")
+    print(f"{'':12}{'anonymous':>12}{'RSS':>10}{'floor':>10}{'× floor':>9}{'/ full':>8}   anonymous peak by phase")
     for mode, results in runs.items():
         anonymous = middle(mode, "anonymous_B")
-        must = results[0].get("weights_B", 0) + 16 * results[0].get("trained", 0)  # value, gradient, two moments
-        floor = base + must / 1e6
+        floor = results[0].get("must_B", 0) / 1e6
         phases = {p: statistics.median(r["phases"][p]["anonymous_B"] / 1e6 for r in results) for p in results[0]["phases"]}
         shown = ", ".join(f"{phase} {value:.0f}" for phase, value in phases.items())
+        above = (anonymous - base) / floor if floor else 0.0
         print(
-            f"{mode:12}{anonymous:12.0f}{middle(mode, 'rss_B'):10.0f}{floor:10.0f}{anonymous / floor:9.2f}"
+            f"{mode:12}{anonymous:12.0f}{middle(mode, 'rss_B'):10.0f}{floor:10.0f}{above:9.2f}"
             f"{anonymous / middle('full', 'anonymous_B'):8.2f}   {shown}"
         )
 

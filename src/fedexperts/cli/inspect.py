@@ -8,10 +8,6 @@ import typer
 from rich.table import Table
 
 from ..errors import InputError
-from ..moe.meta import meta_view, read_config
-from ..moe.parts import expert, is_expert
-from ..moe.size import Work, memory, owned, parts, uploads
-from ..moe.view import View
 from .common import output, print_json
 from .run import Json
 
@@ -36,6 +32,9 @@ def command(
     json: Json = False,
 ) -> None:
     """Show parts, uploads (Table I) and a device's memory by protocol and phase; reads the config and no weights."""
+    from ..moe.meta import meta_view, read_config
+    from ..moe.size import Work, describe
+
     view = meta_view(read_config(model))
     document = describe(view, _numbers(experts), rank, Work(batch, length, precision, padded=batch > 1))
     if json:
@@ -44,29 +43,6 @@ def command(
     output.print(parts_table(model, document))
     output.print(upload_table(document))
     output.print(memory_table(document))
-
-
-def describe(view: View, experts: list[int], rank: int, work: Work) -> dict[str, Any]:
-    """What ``--json`` prints and the tables show.
-
-    Raises:
-        InputError: experts or rank are out of range.
-        NotMoEError: the memory of this model type is not known.
-    """
-    sizes = uploads(view, rank)
-    return {
-        "parts": parts(view, work.precision),
-        "lora_upload_B": sizes.lora_B,
-        "gate_upload_B": sizes.gate_B,
-        "baseline_upload_B": sizes.baseline_B,
-        "ratio": round(sizes.ratio, 4),
-        "experts": owned(view, experts),
-        "rank": rank,
-        "precision": work.precision,
-        "batch": work.batch,
-        "length": work.length,
-        "memory_B": memory(view, experts, rank, work),
-    }
 
 
 def _numbers(experts: str) -> list[int]:
@@ -79,7 +55,7 @@ def _numbers(experts: str) -> list[int]:
 def parts_table(model: str, document: dict[str, Any]) -> Table:
     """Parameters and bytes of each part; the experts, which are all of one size, share a row."""
     rows = document["parts"]
-    experts = [name for name in rows if is_expert(name)]
+    experts = [name for name in rows if name.startswith("expert:")]
     total = {key: sum(row[key] for row in rows.values()) for key in ("parameters", "bytes")}
     table = Table(title=f"{model}: {total['parameters'] / 1e9:.1f} B parameters", box=None)
     for column in ("part", "parameters", f"GB in {document['precision']}"):
@@ -97,7 +73,7 @@ def upload_table(document: dict[str, Any]) -> Table:
     table.add_column("MB", justify="right")
     lora_B = document["lora_upload_B"]
     for m in document["experts"]:
-        table.add_row(expert(m), f"{lora_B[expert(m)] / 1e6:.3f}")
+        table.add_row(f"expert:{m}", f"{lora_B[f'expert:{m}'] / 1e6:.3f}")
     table.add_row("gate, full rank", f"{document['gate_upload_B'] / 1e6:.3f}")
     table.add_row("baseline: all experts and the gate", f"{document['baseline_upload_B'] / 1e6:.3f}")
     table.add_row("baseline over enhanced EMS-FL with one expert", f"{document['ratio']:.3f} ×", style="bold")

@@ -274,6 +274,29 @@ def memory(view: View, experts: Collection[int], rank: int, work: Work) -> dict[
     }
 
 
+def describe(view: View, experts: Collection[int], rank: int, work: Work) -> dict[str, Any]:
+    """What ``fedexperts inspect`` prints.
+
+    Raises:
+        InputError: experts or rank are out of range.
+        NotMoEError: the memory of this model type is not known.
+    """
+    sizes = uploads(view, rank)
+    return {
+        "parts": parts(view, work.precision),
+        "lora_upload_B": sizes.lora_B,
+        "gate_upload_B": sizes.gate_B,
+        "baseline_upload_B": sizes.baseline_B,
+        "ratio": round(sizes.ratio, 4),
+        "experts": owned(view, experts),
+        "rank": rank,
+        "precision": work.precision,
+        "batch": work.batch,
+        "length": work.length,
+        "memory_B": memory(view, experts, rank, work),
+    }
+
+
 def owned(view: View, experts: Collection[int]) -> list[int]:
     """The experts in order, checked.
 

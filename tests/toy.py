@@ -6,6 +6,9 @@ distance to the label. A full-batch SGD step with learning rate 1/2 then moves e
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +48,23 @@ def half_square(output: Tensor, label: Tensor) -> Tensor:
     return 0.5 * ((output - label) ** 2).mean()
 
 
+@dataclass(frozen=True)
+class Plain:
+    """An objective that is any function of logits and labels."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    metric: str = "accuracy"
+
+    def loss(self, view, batch):
+        return self.function(view(batch), batch["labels"])
+
+    def inputs(self, samples):
+        return samples
+
+    def judge(self, view, samples):
+        raise NotImplementedError
+
+
 HALF = LocalTraining(local_steps=1, batch_size=None, optimizer="sgd", lr_expert=0.5, lr_gate=0.5)
 
 
@@ -61,7 +81,7 @@ def make(
     view = View(Toy(values))
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     devices = {
-        cluster: [Device(f"{cluster}/{j}", view, d, model, local, seed=0, objective=half_square) for j, d in enumerate(sets)]
+        cluster: [Device(f"{cluster}/{j}", view, d, model, local, 0, Plain(half_square)) for j, d in enumerate(sets)]
         for cluster, sets in data.items()
     }
     return view, model, devices

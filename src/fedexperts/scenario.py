@@ -113,6 +113,7 @@ class Model(Table):
     accelerator: Literal["cpu", "cuda"] = "cpu"
     lora: Adapters | None = None
     uplink: Literal["exact", "bf16", "int8"] = "bf16"
+    tokenizer: str | None = None
     top1: Literal["straight-through", "switch", "paper"] = "straight-through"
     mask: Literal["-inf", "zero"] = "-inf"
     noise_std: NonNegative = 0.0
@@ -125,15 +126,39 @@ class Model(Table):
 
 
 class Task(Table):
-    """``[task]``: what the model is to do."""
+    """``[task]``: what the model is to do; ``task = { … }`` in a cluster changes it for that cluster's data.
 
-    kind: Literal["classification"] = "classification"
+    Without ``text`` (or, for questions, ``prompt``) samples are token numbers already, and labels are the head's outputs.
+    Clusters whose tables are equal share the rows of a classifier's head; others have rows of their own.
+    """
+
+    kind: Literal["classification", "multiple-choice", "causal-lm"] = "classification"
+    text: str | None = None
+    text_pair: str | None = None
+    label: str = "label"
+    labels: Annotated[tuple[str | int, ...], Field(min_length=2, strict=False)] | None = None
+    prompt: str = "Question: {question}\nAnswer:"
+    options: str | Annotated[tuple[str, ...], Field(min_length=2, strict=False)] = "choices"
+    normalise: Literal["tokens", "characters"] = "tokens"
+    max_length: Annotated[int, Field(ge=2)] = 128
+    metric: Literal["accuracy", "f1", "matthews", "spearman", "pearson"] = "accuracy"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Task:
+        if self.text_pair is not None and self.text is None:
+            raise ValueError(f"text_pair = {self.text_pair!r}: needs text, the column of the first sequence")
+        if self.kind == "causal-lm" and self.text is None:
+            raise ValueError('kind = "causal-lm" needs text, the column to learn from')
+        if self.kind != "classification" and self.metric != "accuracy":
+            raise ValueError(f"metric = {self.metric!r}: kind = {self.kind!r} is judged by accuracy")
+        return self
 
 
 class Warmup(Table):
     """``[warmup]``: training of the whole model on a small shared set before the run.
 
-    ``gate_fit`` weighs a loss that ties the gate to the domains, one group of experts for each entry of ``data``.
+    ``gate_fit`` weighs a loss that ties the gate to the domains, one group of experts for each entry of ``data``. ``parts``
+    says what is trained, for example ["gate"] as in the paper's Sec. V-B; nothing means everything.
     """
 
     data: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
@@ -144,6 +169,7 @@ class Warmup(Table):
     weight_decay: NonNegative = 0.0
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gate_fit: NonNegative = 0.0
+    parts: Annotated[frozenset[Literal["gate", "backbone", "head", "experts"]], Field(strict=False)] = frozenset()
 
 
 def _batch_size(value: Any) -> Any:
@@ -226,6 +252,7 @@ class Place(Table):
     test: str | None = None
     partition: Literal["iid", "by-label"] = "iid"
     device: Name = "phone"
+    task: dict[str, Any] = {}
 
 
 class Cluster(Place):
@@ -324,6 +351,23 @@ class Scenario(Network):
     faults: Faults = Faults()
     device: dict[Name, Device] = {}
     cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
+
+    def task_of(self, i: int) -> Task:
+        """The task of the i-th cluster: ``[task]``, and over it what the cluster's own table changes."""
+        return Task.model_validate({**self.task.model_dump(exclude_none=True), **self.cluster[i].task})
+
+    @model_validator(mode="after")
+    def _tasks(self) -> Scenario:
+        for i in range(len(self.cluster)):
+            try:
+                kind = self.task_of(i).kind
+            except ValidationError as error:
+                raise ValueError("; ".join(f"cluster[{i}].task.{_explain(dict(e))}" for e in error.errors())) from error
+            if kind != self.task.kind:
+                raise ValueError(
+                    f"cluster[{i}].task.kind = {kind!r}: must be task.kind = {self.task.kind!r}; all clusters tune one model"
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:

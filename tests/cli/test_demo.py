@@ -36,7 +36,8 @@ def test_a_central_run_learns_the_demos_task() -> None:
     import torch
 
     from fedexperts.cli.demo import demo_scenario
-    from fedexperts.data.classify import evaluate
+    from fedexperts.data.classify import Classification
+    from fedexperts.data.objective import evaluate
     from fedexperts.data.source import load, pool
     from fedexperts.drive.prepare import prepare
     from fedexperts.moe.parts import Piece
@@ -49,8 +50,8 @@ def test_a_central_run_learns_the_demos_task() -> None:
     pooled = pool([load(c.data, scenario.base, scenario.seed).train for c in scenario.cluster])
     model = {part: Piece(part, 0, prepared.view.export(part)) for part in prepared.view.parts}
     local = LocalTraining(local_steps=400, batch_size=32, optimizer="adamw", lr_expert=1e-3, lr_gate=1e-3)
-    central = Device("central", prepared.view, pooled, model, local, seed=0)
+    central = Device("central", prepared.view, pooled, model, local, seed=0, objective=Classification(0, 10))
     torch.set_num_threads(1)
     central.train(Task(frozenset(p for p in model if p == "gate" or p.startswith("expert"))), rounds=1)
-    facts = evaluate(prepared.view, prepared.tests)
+    facts = evaluate(prepared.view, prepared.objectives, prepared.tests)
     assert facts["accuracy"] >= 0.85

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedexperts.data.source import first, load, pool, read_jsonl, size, take
 from fedexperts.errors import InputError
-from fedexperts.moe.load import new_classifier
+from fedexperts.moe.load import new_model
 from fedexperts.moe.view import View
 
 GOOD = '{"input_ids": [1, 2, 3], "label": 0}'
@@ -169,7 +169,7 @@ def test_padding_does_not_change_what_a_classifier_says_of_a_sample(tmp_path, pa
     """transformers' classifiers look for the last token that is not ``pad_token_id``, not at the attention mask."""
     config = {"model_type": "mixtral", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_labels": 3}
     config |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5}
-    model = new_classifier({**config, "pad_token_id": pad_token_id}, seed=0).eval()
+    model = new_model({**config, "pad_token_id": pad_token_id}, seed=0).eval()
     together = read_jsonl(write(tmp_path / "a.jsonl", row([3, 4]), row([5, 6, 7, 8, 9])))
     alone = read_jsonl(write(tmp_path / "b.jsonl", row([3, 4])))
     view = View(model)

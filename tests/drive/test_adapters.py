@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 import small
 from fedexperts import InputError, run
-from fedexperts.data.classify import evaluate
+from fedexperts.data.objective import evaluate
 from fedexperts.drive.prepare import prepare
 from fedexperts.drive.prepare import upload_B as planned_B
 from fedexperts.ledger import read
@@ -49,7 +49,8 @@ def test_the_saved_model_holds_what_the_adapters_learnt(tmp_path: Path) -> None:
     result = run(scenario, tmp_path / "run")
     prepared = prepare(scenario)
     saved = View(AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model"))
-    assert evaluate(saved, prepared.tests)["accuracy"] == pytest.approx(result.summary["final_accuracy"], abs=0.02)
+    accuracy = evaluate(saved, prepared.objectives, prepared.tests)["accuracy"]
+    assert accuracy == pytest.approx(result.summary["final_accuracy"], abs=0.02)
     assert any(not torch.equal(saved.parts["expert:0"][n], t) for n, t in prepared.view.parts["expert:0"].items())
 
 

@@ -16,13 +16,14 @@ from families import FAMILIES, LAYOUTS, D, K, L, M, auto_class, batch, objective
 from fedexperts.errors import InputError
 from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.layer import MoELayer
-from fedexperts.moe.load import load_classifier, new_classifier
+from fedexperts.moe.load import load_classifier, new_model
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.parts import GATE, NotMoEError, Piece, expert, is_expert
 from fedexperts.moe.subset import load_full, load_into, load_streamed, load_subset
 from fedexperts.moe.view import View
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
+from toy import Plain
 
 KEEP = (2, 5)
 
@@ -75,7 +76,7 @@ def test_weights_are_of_the_type_asked_for_and_frequencies_stay_exact(tmp_path):
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert same(load_classifier(tmp_path, torch.bfloat16), theirs)
     config = {"model_type": "mixtral", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
-    new = new_classifier({**config, "num_key_value_heads": 2, "vocab_size": 5, "intermediate_size": 8}, 0, torch.bfloat16)
+    new = new_model({**config, "num_key_value_heads": 2, "vocab_size": 5, "intermediate_size": 8}, 0, torch.bfloat16)
     assert {parameter.dtype for parameter in new.parameters()} == {torch.bfloat16}
 
 
@@ -109,7 +110,7 @@ def test_olmoe_has_no_classifier_and_the_message_says_so(tmp_path):
 def test_a_family_that_the_view_does_not_know_is_refused(tmp_path):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 9}
     config = {"model_type": "gpt_oss", "head_dim": 4, "num_local_experts": 2, "num_experts_per_tok": 1, "pad_token_id": 0}
-    new_classifier({**config, **sizes, "intermediate_size": 8}, seed=0).save_pretrained(tmp_path)
+    new_model({**config, **sizes, "intermediate_size": 8}, seed=0).save_pretrained(tmp_path)
     with pytest.raises(NotMoEError, match="not supported yet"):
         load_classifier(tmp_path)
 
@@ -226,7 +227,7 @@ def test_kept_must_fit_the_model(kept, tmp_path):
 def devices(full: View, other: View, optimizer: str = "adamw") -> list[Device]:
     local = LocalTraining(local_steps=2, batch_size=4, optimizer=optimizer, lr_expert=1e-2, lr_gate=1e-2)
     return [
-        Device("a/0", v, batch(12), {part: Piece(part, 0, v.export(part)) for part in v.parts}, local, 7, objective)
+        Device("a/0", v, batch(12), {part: Piece(part, 0, v.export(part)) for part in v.parts}, local, 7, Plain(objective))
         for v in (full, other)
     ]
 

@@ -16,7 +16,7 @@ from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
-from toy import HALF, Toy, half_square, make, samples
+from toy import HALF, Plain, Toy, half_square, make, samples
 
 E0, E1, HEAD, GATE = "expert:0", "expert:1", "head", "gate"
 ADAM = LocalTraining(local_steps=2, batch_size=2, optimizer="adamw", lr_expert=0.1, lr_gate=0.05, weight_decay=0.01)
@@ -56,7 +56,7 @@ def pair(first: dict[str, Tensor], second: dict[str, Tensor], local: LocalTraini
 def one(data: dict[str, Tensor], local: LocalTraining = HALF, name: str = "a/0", seed: int = 0) -> Device:
     view = View(Toy())
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
-    return Device(name, view, data, model, local, seed, objective=half_square)
+    return Device(name, view, data, model, local, seed, objective=Plain(half_square))
 
 
 def mixed() -> dict[str, Tensor]:

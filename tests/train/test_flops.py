@@ -6,16 +6,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import small
 from fedexperts.drive.checkpoint import Packer
 from fedexperts.moe.layer import MoELayer
-from fedexperts.moe.load import new_classifier
+from fedexperts.moe.load import new_model
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
+from toy import Plain
 
+CROSS_ENTROPY = Plain(cross_entropy)
 N, D, F, M = 6, 5, 3, 2  # samples, features, outputs, experts
 
 
@@ -37,7 +40,9 @@ def linear(batch_size: int | None = None) -> Device:
     x[:4, 0] = x[4:, 1] = 1.0  # four samples go to expert 0, two to expert 1
     data = {"x": x, "labels": torch.zeros(N, dtype=torch.long)}
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
-    return Device("a/0", view, data, model, LocalTraining(batch_size=batch_size, optimizer="sgd"), seed=0)
+    return Device(
+        "a/0", view, data, model, LocalTraining(batch_size=batch_size, optimizer="sgd"), seed=0, objective=CROSS_ENTROPY
+    )
 
 
 FORWARD = 2 * N * D * M + 2 * N * D * F  # gate and experts
@@ -61,11 +66,11 @@ def test_a_route_counts_for_itself_and_the_batch_size_counts() -> None:
 
 
 def mixtral(noise_std: float = 0.1) -> Device:
-    view = View(new_classifier({**small.CONFIG, "attention_dropout": 0.2}, seed=0), noise_std=noise_std)
+    view = View(new_model({**small.CONFIG, "attention_dropout": 0.2}, seed=0), noise_std=noise_std)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     random = torch.Generator().manual_seed(0)
     data = {"input_ids": torch.randint(1, 50, (12, 8), generator=random), "labels": torch.arange(12) % 10}
-    return Device("a/0", view, data, model, LocalTraining(2, 4, "adamw"), seed=0)
+    return Device("a/0", view, data, model, LocalTraining(2, 4, "adamw"), seed=0, objective=CROSS_ENTROPY)
 
 
 def test_attention_is_counted() -> None:

@@ -33,7 +33,7 @@ def devices(n: int, lora: LoRA | None, codec: Any = "exact", family: str = "mixt
         view.adapt(lora, seed=0)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     local = LocalTraining(local_steps=3, batch_size=4, optimizer="adamw", lr_expert=1e-2)
-    return [Device(f"d{i}", view, DATA, model, local, seed=i, objective=loss, codec=codec) for i in range(n)]
+    return [Device(f"d{i}", view, DATA, model, local, seed=i, objective=toy.Plain(loss), codec=codec) for i in range(n)]
 
 
 def logits(device: Device, pieces: dict[str, Piece]) -> torch.Tensor:
@@ -166,7 +166,7 @@ def test_a_change_is_rounded_not_the_value(codec, within: float) -> None:
 def test_error_feedback_by_hand() -> None:
     """int8 of one number is exact, so the expert has two: 127 and 0.4 steps. What is lost goes with the next upload."""
     view, model, _ = toy.make({"a": [toy.samples(0, 1.0)]})
-    device = Device("a/0", view, toy.samples(0, 1.0), model, toy.HALF, seed=0, codec="int8")
+    device = Device("a/0", view, toy.samples(0, 1.0), model, toy.HALF, 0, toy.Plain(toy.half_square), "int8")
     name = "moe.experts.0.value"
     pair = torch.tensor([[0.0, 0.0]])
     server = Piece("expert:0", 0, {name: pair})

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedexperts.moe.load import new_classifier
+from fedexperts.data.classify import Classification
+from fedexperts.moe.load import new_model
 from fedexperts.moe.view import View
 from fedexperts.train.warmup import WarmUp, domain_groups, gate_fit_loss, warm_up
 
@@ -32,8 +33,12 @@ CONFIG = {
 FIT = WarmUp(steps=60, batch_size=16, lr=1e-2, gate_fit=1.0)
 
 
+def classified(sets):
+    return [(samples, Classification(0, 3)) for samples in sets]
+
+
 def tiny(**options) -> View:
-    return View(new_classifier({**CONFIG, **options}, seed=0))
+    return View(new_model({**CONFIG, **options}, seed=0))
 
 
 def domain(d: int, n: int = 12, length: int = 6) -> dict[str, torch.Tensor]:
@@ -86,7 +91,7 @@ def test_the_gate_loss_is_the_mean_over_layers():
 def test_gate_fit_pulls_each_domains_tokens_to_its_experts():
     view, domains = tiny(), [domain(0), domain(1)]
     before = [share_in_group(view, domains[d], group) for d, group in enumerate(domain_groups(4, 2))]
-    warm_up(view, domains, FIT, seed=0)
+    warm_up(view, classified(domains), FIT, seed=0)
     after = [share_in_group(view, domains[d], group) for d, group in enumerate(domain_groups(4, 2))]
     assert min(before) < 0.7
     assert min(after) > 0.95
@@ -94,7 +99,7 @@ def test_gate_fit_pulls_each_domains_tokens_to_its_experts():
 
 def test_the_group_follows_the_order_of_the_domains():
     view, domains = tiny(), [domain(1), domain(0)]
-    warm_up(view, domains, FIT, seed=0)
+    warm_up(view, classified(domains), FIT, seed=0)
     assert share_in_group(view, domain(1), [0, 1]) > 0.95
 
 
@@ -105,21 +110,21 @@ def test_padding_takes_no_part_in_the_loss():
         for samples in domains:
             samples["input_ids"] = torch.nn.functional.pad(samples["input_ids"], (0, padding), value=PAD)
             samples["attention_mask"] = (samples["input_ids"] != PAD).long()
-        losses.append(warm_up(tiny(), domains, WarmUp(steps=2, batch_size=16, gate_fit=1.0), seed=0))
+        losses.append(warm_up(tiny(), classified(domains), WarmUp(steps=2, batch_size=16, gate_fit=1.0), seed=0))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_warm_up_lowers_the_tasks_loss():
     view, domains = tiny(), [domain(0, n=8)]
-    first = warm_up(view, domains, WarmUp(steps=1, batch_size=8, lr=1e-2), seed=0)
-    last = warm_up(view, domains, WarmUp(steps=60, batch_size=8, lr=1e-2), seed=0)
+    first = warm_up(view, classified(domains), WarmUp(steps=1, batch_size=8, lr=1e-2), seed=0)
+    last = warm_up(view, classified(domains), WarmUp(steps=60, batch_size=8, lr=1e-2), seed=0)
     assert last < 0.5 * first
 
 
 def test_warm_up_trains_every_part_and_ends_frozen_and_unwatched():
     view = tiny(num_experts_per_tok=2)
     before = {part: view.export(part) for part in view.parts}
-    warm_up(view, [domain(0), domain(1)], WarmUp(steps=3, batch_size=16, gate_fit=1.0), seed=0)
+    warm_up(view, classified([domain(0), domain(1)]), WarmUp(steps=3, batch_size=16, gate_fit=1.0), seed=0)
     for part, old in before.items():
         assert any(not torch.equal(value, old[name]) for name, value in view.export(part).items()), part
     assert not any(leaf.requires_grad for tensors in view.parts.values() for leaf in tensors.values())
@@ -131,20 +136,20 @@ def test_one_seed_gives_one_result_whatever_the_global_generator():
     for noise, seed in ((1, 5), (2, 5), (3, 6)):
         torch.manual_seed(noise)
         view = tiny()
-        warm_up(view, [domain(0), domain(1)], WarmUp(steps=4, batch_size=4, gate_fit=0.5, token_dropout=0.2), seed)
+        warm_up(view, classified([domain(0), domain(1)]), WarmUp(steps=4, batch_size=4, gate_fit=0.5, token_dropout=0.2), seed)
         results.append(torch.cat([t.flatten() for part in view.parts for t in view.export(part).values()]))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
 
 def test_domains_of_different_length_are_pooled():
-    loss = warm_up(tiny(), [domain(0, length=4), domain(1, length=7)], WarmUp(steps=2, gate_fit=1.0), seed=0)
+    loss = warm_up(tiny(), classified([domain(0, length=4), domain(1, length=7)]), WarmUp(steps=2, gate_fit=1.0), seed=0)
     assert math.isfinite(loss)
 
 
 def test_without_gate_fit_there_may_be_more_domains_than_experts():
     view = tiny(num_local_experts=2)
-    loss = warm_up(view, [domain(0), domain(1), domain(0, n=4)], WarmUp(steps=2, gate_fit=0.0), seed=0)
+    loss = warm_up(view, classified([domain(0), domain(1), domain(0, n=4)]), WarmUp(steps=2, gate_fit=0.0), seed=0)
     assert math.isfinite(loss)
 
 
@@ -152,7 +157,7 @@ def moved(recipe: WarmUp) -> float:
     """How far one run moves the head from where it starts (AdamW's steps are as long as its learning rates)."""
     view = tiny()
     before = view.export("head")["score.weight"]
-    warm_up(view, [domain(0)], recipe, seed=0)
+    warm_up(view, classified([domain(0)]), recipe, seed=0)
     return (view.export("head")["score.weight"] - before).abs().max().item()
 
 
@@ -165,7 +170,7 @@ def test_the_learning_rate_falls_linearly_to_zero():
 def test_weight_decay_shrinks_the_model():
     def norm(decay: float) -> float:
         view = tiny()
-        warm_up(view, [domain(0)], WarmUp(steps=10, lr=1e-2, weight_decay=decay), seed=0)
+        warm_up(view, classified([domain(0)]), WarmUp(steps=10, lr=1e-2, weight_decay=decay), seed=0)
         return sum(leaf.norm().item() for leaf in view.parts["expert:0"].values())
 
     assert norm(5.0) < 0.9 * norm(0.0)
@@ -174,6 +179,6 @@ def test_weight_decay_shrinks_the_model():
 def test_token_dropout_changes_the_run_and_not_the_samples():
     samples = domain(0)
     before = samples["input_ids"].clone()
-    losses = [warm_up(tiny(), [samples], WarmUp(steps=3, token_dropout=share), seed=0) for share in (0.0, 0.5, 0.5)]
+    losses = [warm_up(tiny(), classified([samples]), WarmUp(steps=3, token_dropout=share), seed=0) for share in (0.0, 0.5, 0.5)]
     assert losses[0] != losses[1] == losses[2]
     assert torch.equal(samples["input_ids"], before)

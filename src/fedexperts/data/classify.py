@@ -1,34 +1,82 @@
-"""Judging a classifier."""
+"""Classification of sequences and pairs of sequences; several tasks can share a model, each with its own rows of the head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from ..moe.view import View
+from ..moe.view import Batch, View
+from .metrics import METRICS, OF_SCORES
+from .objective import Judged
+from .rows import columns
 from .source import Samples, size
 
+JUDGED_AT_ONCE = 256
 
-def evaluate(view: View, tests: Mapping[str, Samples], batch_size: int = 256) -> dict[str, Any]:
-    """Accuracy and loss of the model now in ``view``, over all samples and per cluster (fractions, nats)."""
-    view.route(None)
-    view.model.eval()
-    right: dict[str, int] = {}
-    loss = 0.0
-    with torch.no_grad():
-        for cluster, samples in tests.items():
-            right[cluster] = 0
-            for at in range(0, size(samples), batch_size):
-                batch = {key: value[at : at + batch_size] for key, value in samples.items()}
-                logits = view(batch)
-                right[cluster] += int((logits.argmax(dim=-1) == batch["labels"]).sum())
-                loss += float(F.cross_entropy(logits, batch["labels"], reduction="sum"))
-    total = sum(map(size, tests.values()))
-    return {
-        "accuracy": sum(right.values()) / total,
-        "loss": loss / total,
-        "accuracy_by_cluster": {cluster: n / size(tests[cluster]) for cluster, n in right.items()},
-    }
+
+@dataclass(frozen=True)
+class Classification:
+    """A task whose labels 0…n−1 are outputs ``first`` … ``first + labels − 1`` of the model's head.
+
+    With a metric of regression (correlations) there is one output, and the loss is the mean square error.
+    """
+
+    first: int
+    labels: int
+    metric: str = "accuracy"
+
+    def _own(self, logits: Tensor) -> Tensor:
+        return logits[:, self.first : self.first + self.labels]
+
+    def loss(self, view: View, batch: Batch) -> Tensor:
+        """Cross-entropy, or mean square error."""
+        return self._loss(self._own(view(batch)), batch["labels"], "mean")
+
+    def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        if self.metric in OF_SCORES:
+            return F.mse_loss(logits[:, 0].float(), labels.float(), reduction=reduction)
+        return F.cross_entropy(logits, labels, reduction=reduction)
+
+    def inputs(self, samples: Batch) -> Batch:
+        """The samples themselves."""
+        return samples
+
+    def judge(self, view: View, samples: Samples) -> Judged:
+        """The metric over all samples; the accuracy beside it."""
+        loss, predicted = 0.0, []
+        with torch.no_grad():
+            for at in range(0, size(samples), JUDGED_AT_ONCE):
+                batch = {key: value[at : at + JUDGED_AT_ONCE].to(view.device) for key, value in samples.items()}
+                own = self._own(view(batch))
+                loss += float(self._loss(own, batch["labels"], "sum"))
+                predicted.append(own[:, 0].float() if self.metric in OF_SCORES else own.argmax(dim=-1))
+        values, labels = torch.cat(predicted).cpu().numpy(), samples["labels"].cpu().numpy()
+        score = METRICS[self.metric](labels, values)
+        metrics = {self.metric: score}
+        if self.metric not in OF_SCORES:
+            metrics["accuracy"] = float(np.mean(values == labels))
+        return Judged(len(labels), loss / len(labels), score, metrics)
+
+
+def encode(
+    rows: Sequence[dict[str, Any]], tokenizer: Any, text: str, text_pair: str | None, max_length: int, where: str = "data"
+) -> Samples:
+    """Tokens of a column of text, or of pairs, cut to ``max_length`` and padded on the right; labels are left to the caller.
+
+    Raises:
+        InputError: a column is missing or has holes.
+    """
+    texts = columns(rows, [text] if text_pair is None else [text, text_pair], where)
+    coded = tokenizer(*([str(value) for value in column] for column in texts), truncation=True, max_length=max_length)
+    length = max(map(len, coded["input_ids"]))
+    samples = {}
+    for key in ("input_ids", "attention_mask", "token_type_ids"):
+        if key in coded:
+            samples[key] = torch.tensor([ids + [0] * (length - len(ids)) for ids in coded[key]])
+    return samples

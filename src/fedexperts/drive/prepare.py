@@ -24,21 +24,24 @@ from ..assign.relevance import (
 )
 from ..assign.split import split
 from ..contact.plan import ContactPlan, PlanError
+from ..data.classify import Classification
+from ..data.objective import Objective
 from ..data.partition import deal
-from ..data.source import Samples, Splits, first, load
+from ..data.source import Samples, Splits, first
 from ..errors import InputError
 from ..moe.checkpoint import resolve
-from ..moe.load import load_classifier, new_classifier
+from ..moe.load import load_classifier, load_language_model, new_model
 from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
 from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert
 from ..moe.view import View
-from ..scenario import Model, Network, Scenario
+from ..scenario import Model, Network, Scenario, Warmup
 from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
 from .energy import DeviceClass, device_class
 from .orbit import network_plan
+from .samples import datasets
 
 Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 """Per cluster: counts_LM of a trial pass and its number of tokens."""
@@ -54,7 +57,8 @@ class Prepared:
     model: dict[str, Piece]
     devices: dict[str, list[Device]]
     tests: dict[str, Samples]
-    shared_sets: list[Samples]
+    objectives: dict[str, Objective]
+    shared_sets: list[tuple[Samples, Objective]]
     kinds: dict[str, DeviceClass]
 
     @property
@@ -66,8 +70,7 @@ class Prepared:
         """Train the model on the shared set and attach the adapters; the result is θ_0, version 0 everywhere."""
         table, seed = self.scenario.warmup, self.scenario.seed
         if table is not None:
-            recipe = WarmUp(table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
-            warm_up(self.view, self.shared_sets, recipe, seed)
+            warm_up(self.view, self.shared_sets, self._recipe(table), seed)
         if self.lora is not None:
             self.view.adapt(self.lora, seed)
         if table is None and self.lora is None:
@@ -75,6 +78,11 @@ class Prepared:
         self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
         for device in (d for group in self.devices.values() for d in group):
             device.held = dict(self.model)
+
+    def _recipe(self, table: Warmup) -> WarmUp:
+        names = (table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
+        chosen = [part for part in self.view.parts if ("experts" if is_expert(part) else part) in table.parts]
+        return WarmUp(*names, parts=tuple(chosen))
 
     def trial(self) -> Counts:
         """Trial pass of every cluster before the run (27): counts are summed over its devices."""
@@ -95,29 +103,37 @@ def prepare(scenario: Scenario) -> Prepared:
     names = [cluster.name for cluster in scenario.cluster]
     kinds = device_classes(scenario)
     plan = contact_plan(scenario)
-    splits = {cluster.name: _splits(scenario, i) for i, cluster in enumerate(scenario.cluster)}
-    shared = _shared_sets(scenario)
-    view = _view(scenario)
+    data = datasets(scenario)
+    view = _view(scenario, data.outputs)
     for name in names:
-        _check_fit(view, f"cluster {name!r}", splits[name].train)
-        _check_fit(view, f"test data of cluster {name!r}", _test(splits[name]))
-    for i, samples in enumerate(shared):
-        _check_fit(view, f"warmup.data[{i}]", samples)
-    _check_forward(view, next(iter(splits.values())).train)
+        _check_fit(view, f"cluster {name!r}", data.splits[name].train, data.objectives[name])
+        _check_fit(view, f"test data of cluster {name!r}", _test(data.splits[name]), data.objectives[name])
+    for i, (samples, objective) in enumerate(data.shared):
+        _check_fit(view, f"warmup.data[{i}]", samples, objective)
+    _check_forward(view, data.splits[names[0]].train, data.objectives[names[0]])
     _check_time(scenario, plan)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     local = _local_training(scenario)
     devices = {
         cluster.name: [
-            Device(f"{cluster.name}/{j}", view, samples, model, local, scenario.seed, codec=scenario.model.uplink)
+            Device(
+                f"{cluster.name}/{j}",
+                view,
+                samples,
+                model,
+                local,
+                scenario.seed,
+                data.objectives[cluster.name],
+                scenario.model.uplink,
+            )
             for j, samples in enumerate(
-                deal(splits[cluster.name].train, cluster.devices, cluster.partition, scenario.seed, cluster.name)
+                deal(data.splits[cluster.name].train, cluster.devices, cluster.partition, scenario.seed, cluster.name)
             )
         ]
         for cluster in scenario.cluster
     }
-    tests = {name: _test(splits[name]) for name in names}
-    prepared = Prepared(scenario, plan, view, model, devices, tests, shared, kinds)
+    tests = {name: _test(data.splits[name]) for name in names}
+    prepared = Prepared(scenario, plan, view, model, devices, tests, data.objectives, data.shared, kinds)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared
@@ -234,45 +250,30 @@ def _top_k(counts: Counts) -> int:
     return round(int(counts_LM.sum()) / (len(counts_LM) * tokens))
 
 
-def _splits(scenario: Scenario, i: int) -> Splits:
-    table = scenario.cluster[i]
-    splits = load(table.data, scenario.base, scenario.seed)
-    given = load(table.test, scenario.base, scenario.seed) if table.test else None
-    test = splits.test if given is None else given.train if given.test is None else given.test
-    if test is None:
-        raise InputError(f"cluster[{i}].test: is missing; a file as data ({table.data}) needs a test file beside it")
-    return Splits(splits.train, test, splits.shared)
-
-
 def _test(splits: Splits) -> Samples:
     assert splits.test is not None  # filled by _splits
     return splits.test
-
-
-def _shared_sets(scenario: Scenario) -> list[Samples]:
-    if scenario.warmup is None:
-        return []
-    return [first(load(spec, scenario.base, scenario.seed).shared, scenario.warmup.samples) for spec in scenario.warmup.data]
 
 
 def _lora(table: Model) -> LoRA | None:
     return LoRA(table.lora.rank, table.lora.alpha, table.lora.average) if table.lora else None
 
 
-def _model(table: Model, network: Network) -> nn.Module:
+def _model(scenario: Scenario, outputs: int | None) -> nn.Module:
+    table, seed, language = scenario.model, scenario.seed, scenario.task.kind != "classification"
     dtype = getattr(torch, table.precision)
     if table.accelerator == "cuda" and not torch.cuda.is_available():
         raise InputError("model.accelerator = 'cuda': no GPU that torch can use is here; use \"cpu\" or install torch for CUDA")
-    if table.path is not None:
-        model = load_classifier(resolve(table.path, network.base), dtype, network.seed)
-    else:
-        model = new_classifier(table.config or {}, network.seed, dtype)
+    if table.path is None:
+        return new_model(table.config or {}, seed, dtype, language, outputs).to(table.accelerator)
+    path = resolve(table.path, scenario.base)
+    model = load_language_model(path, dtype) if language else load_classifier(path, dtype, seed, outputs)
     return model.to(table.accelerator)
 
 
-def _view(scenario: Scenario) -> View:
+def _view(scenario: Scenario, outputs: int | None) -> View:
     table = scenario.model
-    view = View(_model(table, scenario), table.top1, table.mask, table.noise_std, scenario.assignment.granularity)
+    view = View(_model(scenario, outputs), table.top1, table.mask, table.noise_std, scenario.assignment.granularity)
     if unknown := scenario.train.shared - set(view.parts):
         raise InputError(f"train.shared = {sorted(unknown)}: the model has no such part; it has {sorted(view.parts)}")
     if scenario.warmup and scenario.warmup.gate_fit > 0 and len(scenario.warmup.data) > view.experts:
@@ -283,26 +284,27 @@ def _view(scenario: Scenario) -> View:
     return view
 
 
-def _check_fit(view: View, what: str, samples: Samples) -> None:
+def _check_fit(view: View, what: str, samples: Samples, objective: Objective) -> None:
     config: Any = view.model.config
-    labels, tokens = samples["labels"], samples["input_ids"]
-    if wrong := [int(label) for label in torch.unique(labels) if not 0 <= int(label) < config.num_labels]:
-        raise InputError(
-            f"{what}: label {wrong[0]} is outside 0…{config.num_labels - 1}, the model's head; "
-            "set num_labels or correct the labels"
-        )
-    if wrong := [int(token) for token in torch.unique(tokens) if not 0 <= int(token) < config.vocab_size]:
-        raise InputError(
-            f"{what}: token {wrong[0]} is outside the model's vocabulary of {config.vocab_size}; "
-            "use the model's own tokenizer or a model with a larger vocab_size"
-        )
+    if isinstance(objective, Classification) and not samples["labels"].is_floating_point():
+        outputs = min(objective.labels, config.num_labels - objective.first)
+        if wrong := [int(label) for label in torch.unique(samples["labels"]) if not 0 <= int(label) < outputs]:
+            raise InputError(
+                f"{what}: label {wrong[0]} is outside 0…{outputs - 1}, the model's head; set num_labels or correct the labels"
+            )
+    for tokens in [samples[name] for name in ("input_ids", "question", "option") if name in samples]:
+        if wrong := [int(token) for token in torch.unique(tokens) if not 0 <= int(token) < config.vocab_size]:
+            raise InputError(
+                f"{what}: token {wrong[0]} is outside the model's vocabulary of {config.vocab_size}; "
+                "use the model's own tokenizer or a model with a larger vocab_size"
+            )
 
 
-def _check_forward(view: View, samples: Samples) -> None:
+def _check_forward(view: View, samples: Samples, objective: Objective) -> None:
     """Two samples through the model: what a config gets wrong shows here and not after work has begun."""
     try:
         with torch.no_grad():
-            view(first(samples, 2))
+            objective.loss(view, {key: value.to(view.device) for key, value in first(samples, 2).items()})
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise InputError(f"model: cannot run two samples ({error}); correct model.config or the checkpoint") from error
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..data.classify import evaluate
+from ..data.objective import evaluate
 from ..errors import InputError
 from ..ledger import Ledger, Listener, summary
 from ..moe.parts import Piece, in_order
@@ -226,7 +226,7 @@ class _Run:
         began_s = time.monotonic()
         for part, piece in model.items():
             self.prepared.view.install(part, piece.tensors)
-        facts = evaluate(self.prepared.view, self.prepared.tests)
+        facts = evaluate(self.prepared.view, self.prepared.objectives, self.prepared.tests)
         now_s = time.monotonic()
         peak_B = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         line = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
@@ -17,24 +17,49 @@ from .subset import load_full
 transformers_logging.disable_progress_bar()
 
 
-def load_classifier(path: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+def load_classifier(path: Path, dtype: torch.dtype = torch.float32, seed: int = 0, outputs: int | None = None) -> nn.Module:
     """A sequence classifier from a checkpoint folder; a head that the checkpoint lacks depends on the seed alone.
+
+    ``outputs`` is what the data need: a new head gets as many, and a head that is there must have as many.
 
     Raises:
         InputError: the folder is missing, holds no config, holds only pickled weights, or is not loadable.
         NotMoEError: the model is dense, or of a family that the view does not know.
     """
-    return load_full(path, AutoModelForSequenceClassification, dtype, seed)
+    return load_full(path, AutoModelForSequenceClassification, dtype, seed, outputs)
 
 
-def new_classifier(config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A sequence classifier with random weights that depend on the seed alone.
+def load_language_model(path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A causal language model from a checkpoint folder; errors as `load_classifier`."""
+    return load_full(path, AutoModelForCausalLM, dtype)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.tokenizer = {str(path)!r}: no tokenizer can be loaded ({reason}); copy tokenizer.json and "
+            "tokenizer_config.json there, or name another folder"
+        ) from error
+
+
+def new_model(
+    config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32, language: bool = False, outputs: int | None = None
+) -> nn.Module:
+    """A sequence classifier, or a causal language model, with random weights that depend on the seed alone.
 
     Raises:
         InputError: the config names no known model type or is inconsistent.
     """
     try:
-        parsed = AutoConfig.for_model(**config)
+        parsed = AutoConfig.for_model(**config, **({} if outputs is None else {"num_labels": outputs}))
         field = next((name for name in ("num_local_experts", "num_experts") if hasattr(parsed, name)), None)
         if field and parsed.num_experts_per_tok > getattr(parsed, field):
             raise ValueError(
@@ -43,7 +68,8 @@ def new_classifier(config: dict[str, Any], seed: int, dtype: torch.dtype = torch
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: nn.Module = AutoModelForSequenceClassification.from_config(parsed, dtype=dtype)
+            kind = AutoModelForCausalLM if language else AutoModelForSequenceClassification
+            model: nn.Module = kind.from_config(parsed, dtype=dtype)
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
         raise InputError(f"model.config: {error}") from error
     return model

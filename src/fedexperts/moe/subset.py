@@ -35,6 +35,7 @@ def load_full(
     auto_class: Any = AutoModelForSequenceClassification,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    outputs: int | None = None,
 ) -> nn.Module:
     """The whole model of a checkpoint folder, in evaluation mode.
 
@@ -43,13 +44,22 @@ def load_full(
         auto_class: the transformers class that makes a model of a config, by its task.
         dtype: type of the weights.
         seed: of the classification head, which a checkpoint of a language model lacks.
+        outputs: how many a classification head must have, and gets if it is new; None leaves it to the config.
 
     Raises:
         InputError: the checkpoint is incomplete, broken, pickled, or fits another config or task.
         NotMoEError: the model is dense, or of a family that the view does not know.
     """
     checkpoint = _checkpoint(source)
-    model = _blank(checkpoint, checkpoint.config, auto_class, dtype)
+    config = copy.deepcopy(checkpoint.config)
+    if outputs is not None:
+        if any(f"{head}.weight" in checkpoint for head in NEW_HEADS) and config.num_labels != outputs:
+            raise InputError(
+                f"model.path = {str(checkpoint.path)!r}: its head has {config.num_labels} outputs, the tasks need {outputs}; "
+                "correct task.labels, or start from a checkpoint without a head"
+            )
+        config.num_labels = outputs
+    model = _blank(checkpoint, config, auto_class, dtype)
     return _filled(model, checkpoint, {}, seed)
 
 

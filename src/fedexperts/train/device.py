@@ -6,26 +6,23 @@ One resident model per process: devices hold tensors, the `View` holds the model
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..data.objective import Objective
 from ..moe.lora import combined, projections
 from ..moe.parts import Piece, Tensors, in_order, is_expert
 from ..moe.view import Batch, View
 from .codec import Codec, decode, encode, payload_B
 from .task import Task, Update
-
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""Loss of (logits, labels), averaged over the batch (33)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Device:
         view: the process's resident model.
         data: the device's own samples as tensors with a common first dimension, ``labels`` among them.
         model: the parts it starts with (version 0, loaded from the checkpoint that everybody has).
+        objective: what the device trains for.
         codec: what uploads look like on the link.
     """
 
@@ -63,7 +61,7 @@ class Device:
         model: dict[str, Piece],
         local: LocalTraining,
         seed: int,
-        objective: Objective = F.cross_entropy,
+        objective: Objective,
         codec: Codec = "exact",
     ):
         self.name, self.view, self.data, self.local, self.objective = name, view, data, local, objective
@@ -207,7 +205,7 @@ class Device:
         """Trial pass (27) over at most ``samples`` of its own samples: counts_LM and the number of tokens."""
         self._enter(frozenset(), None)
         chosen = np.random.default_rng([*self.key, 1]).permutation(self.samples)[:samples]
-        return self.view.observe(_chunks(self.data, torch.from_numpy(chosen), self.view.device))
+        return self.view.observe(_chunks(self.objective.inputs(self.data), torch.from_numpy(chosen), self.view.device))
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for a checkpoint."""
@@ -236,7 +234,7 @@ class Device:
         return self.view.freeze(but=parts)
 
     def _backward(self, batch: Batch) -> bool:
-        loss = self.objective(self.view(batch), batch["labels"])
+        loss = self.objective.loss(self.view, batch)
         if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
         return loss.requires_grad

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.source import pool
+from ..data.objective import Objective
+from ..data.source import Samples, pool, size
 from ..moe.view import View
 
 
@@ -34,7 +35,7 @@ class WarmUp:
     """The recipe: AdamW whose learning rate falls linearly to 0.
 
     ``token_dropout`` is the share of tokens that are replaced by the padding token, against overfitting a small set;
-    ``gate_fit`` weighs `gate_fit_loss` beside the task's cross-entropy.
+    ``gate_fit`` weighs `gate_fit_loss` beside the task's own loss; ``parts`` names what is trained, nothing means all.
     """
 
     steps: int
@@ -43,43 +44,57 @@ class WarmUp:
     weight_decay: float = 0.0
     token_dropout: float = 0.0
     gate_fit: float = 0.0
+    parts: tuple[str, ...] = ()
 
 
-def warm_up(view: View, domains: Sequence[dict[str, Tensor]], recipe: WarmUp, seed: int) -> float:
-    """Train every part on the pooled shared samples of the domains; return the last step's loss (nats).
+def warm_up(view: View, shared: Sequence[tuple[Samples, Objective]], recipe: WarmUp, seed: int) -> float:
+    """Train on the shared samples of the domains, one entry each; return the last step's loss (nats).
 
-    Domain d's tokens are drawn to the d-th of `domain_groups`.
+    Batches are drawn from all domains where these have one objective, else from one domain after another. Domain d's tokens
+    are drawn to the d-th of `domain_groups`.
     """
-    pooled = pool(domains)
-    domain_N = torch.cat([torch.full((len(s["labels"]),), d) for d, s in enumerate(domains)])
-    target_DE = torch.zeros(len(domains), view.experts)
-    for d, group in enumerate(domain_groups(view.experts, len(domains))):
+    sets, domains_N, objectives = _batches_from(shared)
+    target_DE = torch.zeros(len(shared), view.experts)
+    for d, group in enumerate(domain_groups(view.experts, len(shared))):
         target_DE[d, group] = 1 / max(1, len(group))
     view.route(None)
     view.model.train()
-    leaves = [leaf for _, _, leaf in view.freeze(but=view.parts)]
+    leaves = [leaf for _, _, leaf in view.freeze(but=recipe.parts or view.parts)]
     optimizer = torch.optim.AdamW(leaves, lr=recipe.lr, weight_decay=recipe.weight_decay)
     rng = np.random.default_rng([seed, 4])
     loss = torch.zeros(())
     with torch.random.fork_rng(devices=[]), view.gate_logits() as gate_logits:
         torch.manual_seed(seed)
         for step in range(recipe.steps):
-            chosen = torch.from_numpy(rng.integers(0, len(domain_N), recipe.batch_size))
-            batch = {key: value[chosen] for key, value in pooled.items()}
-            if recipe.token_dropout > 0:
+            at = step % len(sets)
+            chosen = torch.from_numpy(rng.integers(0, size(sets[at]), recipe.batch_size))
+            batch = {key: value[chosen].to(view.device) for key, value in sets[at].items()}
+            if recipe.token_dropout > 0 and "input_ids" in batch:
                 batch["input_ids"] = _drop_tokens(view, batch["input_ids"], recipe.token_dropout)
-            loss = F.cross_entropy(view(batch), batch["labels"])
+            loss = objectives[at].loss(view, batch)
             if recipe.gate_fit > 0:
-                mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-                domain_T = domain_N[chosen][:, None].expand(mask.shape)[mask]
+                inputs = objectives[at].inputs(batch)
+                if inputs is not batch:
+                    view(inputs)  # the gate's logits of the tokens that a trial pass counts
+                mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+                domain_T = domains_N[at][chosen].to(view.device)[:, None].expand(mask.shape)[mask]
                 logits = [logits_TE[mask.flatten()] for logits_TE in gate_logits()]
-                loss = loss + recipe.gate_fit * gate_fit_loss(logits, domain_T, target_DE)
+                loss = loss + recipe.gate_fit * gate_fit_loss(logits, domain_T, target_DE.to(view.device))
             optimizer.param_groups[0]["lr"] = recipe.lr * (1 - step / recipe.steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
             optimizer.step()
     view.freeze()
     return float(loss.detach())
+
+
+def _batches_from(shared: Sequence[tuple[Samples, Objective]]) -> tuple[list[Samples], list[Tensor], list[Objective]]:
+    """Sets to draw batches from in turn, each sample's domain, and the objectives."""
+    sets, objectives = [samples for samples, _ in shared], [objective for _, objective in shared]
+    domains_N = [torch.full((size(samples),), d) for d, samples in enumerate(sets)]
+    if len(set(objectives)) == 1 and "input_ids" in sets[0]:
+        return [pool(sets)], [torch.cat(domains_N)], objectives[:1]
+    return sets, domains_N, objectives
 
 
 def _drop_tokens(view: View, input_ids: Tensor, share: float) -> Tensor:

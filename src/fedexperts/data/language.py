@@ -1,0 +1,83 @@
+"""Language modelling: the next token, judged by its accuracy and by perplexity.
+
+Shapes: N sequences, L tokens (padded on the right), S target tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..moe.view import Batch, View
+from .objective import Judged
+from .source import Samples, size
+
+JUDGED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """Cross-entropy of the next token, over all tokens of the batch but each sequence's first."""
+
+    metric: str = "accuracy"
+
+    def loss(self, view: View, batch: Batch) -> Tensor:
+        """Mean over the batch's target tokens, in nats."""
+        logits_SV, targets_S = self._foretold(view, batch)
+        return F.cross_entropy(logits_SV, targets_S)
+
+    def inputs(self, samples: Batch) -> Batch:
+        """The sequences themselves."""
+        return {key: samples[key] for key in ("input_ids", "attention_mask")}
+
+    def judge(self, view: View, samples: Samples) -> Judged:
+        """Next-token accuracy, and perplexity: e to the mean loss."""
+        right, loss, count = 0, 0.0, 0
+        with torch.no_grad():
+            for at in range(0, size(samples), JUDGED_AT_ONCE):
+                batch = {key: value[at : at + JUDGED_AT_ONCE].to(view.device) for key, value in samples.items()}
+                logits_SV, targets_S = self._foretold(view, batch)
+                right += int((logits_SV.argmax(dim=-1) == targets_S).sum())
+                loss += float(F.cross_entropy(logits_SV, targets_S, reduction="sum"))
+                count += len(targets_S)
+        metrics = {"accuracy": right / count, "perplexity": float(torch.tensor(loss / count).exp())}
+        return Judged(count, loss / count, right / count, metrics)
+
+    def _foretold(self, view: View, batch: Batch) -> tuple[Tensor, Tensor]:
+        """logits_SV in float32, and the tokens that they foretell; the vocabulary is looked at only there."""
+        L = max(2, int(batch["attention_mask"].sum(dim=-1).max()))
+        ids_NL, mask_NL = batch["input_ids"][:, :L], batch["attention_mask"][:, :L]
+        model: Any = view.model
+        hidden_NLD = model.model(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
+        target_NL = mask_NL[:, 1:].bool()
+        return model.lm_head(hidden_NLD[:, :-1][target_NL]).float(), ids_NL[:, 1:][target_NL]
+
+
+def encode(rows: Sequence[Mapping[str, Any]], tokenizer: Any, text: str, max_length: int, where: str = "data") -> Samples:
+    """Tokens of the column ``text``, each row cut to ``max_length``; ``labels`` are placeholders, the tokens are the targets.
+
+    Raises:
+        InputError: the column is missing, or a row has fewer than two tokens, so that nothing can be foretold.
+    """
+    sequences = []
+    for number, row in enumerate(rows, start=1):
+        if text not in row:
+            raise InputError(f"{where}, row {number}: task.text = {text!r} is no column; the columns are {', '.join(row)}")
+        tokens = tokenizer(str(row[text]), truncation=True, max_length=max_length)["input_ids"]
+        if len(tokens) < 2:
+            raise InputError(
+                f"{where}, row {number}: {text} has {len(tokens)} token(s); at least 2 are needed, leave the row out"
+            )
+        sequences.append(tokens)
+    N, L = len(sequences), max(map(len, sequences))
+    ids_NL, mask_NL = torch.zeros(N, L, dtype=torch.long), torch.zeros(N, L, dtype=torch.long)
+    for n, tokens in enumerate(sequences):
+        ids_NL[n, : len(tokens)] = torch.tensor(tokens)
+        mask_NL[n, : len(tokens)] = 1
+    return {"input_ids": ids_NL, "attention_mask": mask_NL, "labels": torch.zeros(N, dtype=torch.long)}

@@ -1,0 +1,68 @@
+"""What a model is trained and judged for. Each kind of ``[task]`` is one class with the three functions of `Objective`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..moe.view import Batch, View
+from .source import Samples
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a model does on one set of samples.
+
+    Attributes:
+        count: what is judged: samples, or the tokens of a language model.
+        loss: mean over these, in nats.
+        score: the task's metric, a fraction where it is an accuracy.
+        metrics: this and others by name.
+    """
+
+    count: int
+    loss: float
+    score: float
+    metrics: dict[str, float]
+
+
+class Objective(Protocol):
+    """Loss, routing and score of one kind of task; equal objectives can share a batch."""
+
+    @property
+    def metric(self) -> str:
+        """The name of the score."""
+
+    def loss(self, view: View, batch: Batch) -> Tensor:
+        """Averaged over the batch (33); it may have no gradient where no token met a trained part."""
+
+    def inputs(self, samples: Batch) -> Batch:
+        """What the gate sees of samples in a trial pass: ``input_ids`` and, if there is padding, ``attention_mask``."""
+
+    def judge(self, view: View, samples: Samples) -> Judged:
+        """How the model now in the view does, in evaluation mode and unmasked."""
+
+
+def evaluate(view: View, objectives: Mapping[str, Objective], tests: Mapping[str, Samples]) -> dict[str, Any]:
+    """Score and loss of the model now in ``view``, over all clusters' tests and by cluster.
+
+    The global accuracy is that over all samples; where a cluster is judged by another metric, the mean over clusters.
+    """
+    view.route(None)
+    view.model.eval()
+    judged = {cluster: objectives[cluster].judge(view, samples) for cluster, samples in tests.items()}
+    pooled = all(objectives[cluster].metric == "accuracy" for cluster in tests)
+    weights = {cluster: one.count if pooled else 1 for cluster, one in judged.items()}
+    return {
+        "accuracy": sum(weights[c] * one.score for c, one in judged.items()) / sum(weights.values()),
+        "loss": sum(one.count * one.loss for one in judged.values()) / sum(one.count for one in judged.values()),
+        "accuracy_by_cluster": {cluster: one.score for cluster, one in judged.items()},
+        **({} if all(len(one.metrics) < 2 for one in judged.values()) else {"metrics_by_cluster": _metrics(judged)}),
+    }
+
+
+def _metrics(judged: Mapping[str, Judged]) -> dict[str, dict[str, float]]:
+    return {cluster: {name: round(value, 6) for name, value in one.metrics.items()} for cluster, one in judged.items()}

@@ -174,7 +174,8 @@ def _answer(row: Mapping[str, Any], columns: Columns, options: int, at: str) -> 
         raise InputError(f"{at}: answer {value!r} is neither a number nor a single letter; leave the row out") from error
     if not 0 <= number < options:
         raise InputError(
-            f"{at}: answer {row[columns.answer]!r} is outside its {options} options; correct it (numbers start at 0, letters at A)"
+            f"{at}: answer {row[columns.answer]!r} is outside its {options} options; correct it (numbers start at 0, "
+            "letters at A)"
         )
     return number
 

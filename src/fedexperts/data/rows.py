@@ -1,0 +1,259 @@
+"""Plain rows of a table: from a JSONL, CSV or Parquet file, or from a data set on the hub; and checks of what columns hold.
+
+The ending of a file's name says what it is: ``.jsonl`` and ``.json`` hold one JSON object per line; ``.csv`` and ``.tsv``
+have a header line and double quotes around whatever contains separators, an empty field is a value that is not there, and
+all values are text; ``.parquet`` is Parquet. ``hub:org/name:split`` or ``hub:org/name:config:split`` is a split of a data
+set on the Hugging Face hub, read by the extra ``datasets``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+Row = dict[str, Any]
+
+HUB = re.compile(r"hub:(?P<name>\w[\w.-]*/\w[\w.-]*)(?::(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(?:\[[^\]]*\])?)")
+"""``hub:org/name[:config]:split``; a split may be a slice of it, like ``train[:1000]``."""
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
+"""How a text spells a label that is a number."""
+MOST_CLASSES = 10_000
+"""More classes than that are row numbers or scores by mistake."""
+
+
+def read_rows(spec: str, base: Path) -> list[Row]:
+    """All rows of a file (relative to ``base``) or of a split on the hub, as dictionaries from column to value.
+
+    Raises:
+        InputError: the file cannot be read, is not what its name says, holds no rows, or the hub's data are not to be had.
+    """
+    if spec.startswith("hub:"):
+        where, rows = f"data = {spec!r}", _hub(spec)
+    else:
+        path = (base / spec).resolve()
+        where, rows = f"data = {str(path)!r}", _file(path)
+    if not rows:
+        raise InputError(f"{where}: holds no rows; every cluster needs data")
+    return rows
+
+
+def columns(rows: Sequence[Row], names: Sequence[str], where: str) -> list[list[Any]]:
+    """The values of the named columns, every row's, each column of one kind (text, number, list, …); ``where`` opens errors.
+
+    Raises:
+        InputError: there is no such column, or a row has no value, NaN, infinity or a value of another kind in it.
+    """
+    present = sorted({name for row in rows for name in row})
+    for name in names:
+        if name not in present:
+            raise InputError(f"{where}: there is no column {name!r}; the columns are {', '.join(map(repr, present))}")
+    return [_column(rows, name, where) for name in names]
+
+
+def numbers(values: Sequence[Any], where: str) -> list[float]:
+    """Values of one column as numbers (scores of a regression); text that spells a number counts, as CSV knows only text.
+
+    Raises:
+        InputError: a value is not a finite number.
+    """
+    return [_number(value, f"{where}, row {row}") for row, value in enumerate(values, start=1)]
+
+
+def label_index(values: Sequence[Any], given: Sequence[Any] | None, where: str) -> tuple[list[int], list[Any]]:
+    """The class of every label, counted from 0, and the labels in the order of the classes.
+
+    Without a ``given`` list whole numbers are classes already, and texts are sorted: let one call see all the data whose
+    classes must agree. With it a label's class is its place in the list; numbers are places where the list holds texts.
+    ``true``, 1.0 and "1" count as 1, the text only if the list does not hold it.
+
+    Raises:
+        InputError: a label is not in the list or cannot be a class, kinds are mixed, or the list repeats itself.
+    """
+    if given is not None and (not given or len(set(given)) < len(given)):
+        raise InputError(f"{where}: labels = {list(given)!r}: must name every class once")
+    if all(isinstance(value, str) and NUMBER.fullmatch(value) and value not in (given or ()) for value in values):
+        values = [float(value) for value in values]
+    labels = [_label(value, f"{where}, row {row}") for row, value in enumerate(values, start=1)]
+    if len({type(label) for label in labels}) > 1:
+        raise InputError(f"{where}: labels are both numbers and texts ({_examples(labels)}); write all of them in one way")
+    order = list(given) if given is not None else _order(labels, where)
+    by_place = all(isinstance(label, str) for label in order) and not isinstance(next(iter(labels), ""), str)
+    place = {label: index for index, label in enumerate(range(len(order)) if by_place else order)}
+    for row, label in enumerate(labels, start=1):
+        if label not in place:
+            raise InputError(
+                f"{where}, row {row}: label {_short(label)} is not one of {_examples(list(place))}; "
+                "correct it, or list all labels in `labels`"
+            )
+    return [place[label] for label in labels], order
+
+
+def _file(path: Path) -> list[Row]:
+    where = f"data = {str(path)!r}"
+    try:
+        match path.suffix.lower():
+            case ".jsonl" | ".json":
+                return _jsonl(path)
+            case ".csv":
+                return _csv(path, ",")
+            case ".tsv":
+                return _csv(path, "\t")
+            case ".parquet":
+                return _parquet(path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror or error}); correct the path, or write it again") from error
+    raise InputError(
+        f"{where}: of unknown kind; must end in .jsonl, .json, .csv, .tsv or .parquet, "
+        "or be hub:org/name:split for a data set on the hub"
+    )
+
+
+def _jsonl(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        return [_object(line, f"{path}, line {number}") for number, line in enumerate(file, start=1)]
+
+
+def _object(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: is not JSON ({error}); every line must be one JSON object") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: holds {_short(row)}; every line must be one JSON object, {{column: value, ...}}")
+    return row
+
+
+def _csv(path: Path, separator: str) -> list[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            header = next(reader, [])
+            twice = [name for name, count in Counter(header).items() if count > 1]
+            if twice:
+                raise InputError(f"{path}, line 1: column {twice[0]!r} is there twice; rename one")
+            return [_record(header, fields, f"{path}, line {reader.line_num}") for fields in reader if fields]
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {reader.line_num}: {error}; put double quotes around a field with separators, quotes or "
+                "line breaks in it, and double the quotes inside, or use JSONL"
+            ) from error
+
+
+def _record(header: list[str], fields: list[str], where: str) -> Row:
+    if len(fields) != len(header):
+        raise InputError(
+            f"{where}: {len(fields)} fields, but the header names {len(header)}; "
+            "put double quotes around a field that contains the separator"
+        )
+    return {name: field or None for name, field in zip(header, fields, strict=True)}
+
+
+def _parquet(path: Path) -> list[Row]:
+    import pyarrow  # 0.2 s that other sources need not wait for
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            rows: list[Row] = file.read(use_threads=False).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"data = {str(path)!r}: is damaged or not Parquet ({error}); fetch or write it again") from error
+    return rows
+
+
+def _hub(spec: str) -> list[Row]:
+    match = HUB.fullmatch(spec)
+    if match is None:
+        raise InputError(f"data = {spec!r}: must be hub:org/name:split or hub:org/name:config:split")
+    try:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise InputError(
+            f"data = {spec!r}: data sets on the hub need the extra `datasets`: pip install 'fedexperts[datasets]'; "
+            "or give a JSONL, CSV or Parquet file"
+        ) from error
+    try:
+        return list(load_dataset(match["name"], match["config"], split=match["split"]))
+    except (OSError, ValueError, DatasetsError) as error:
+        raise InputError(
+            f"data = {spec!r}: cannot be loaded from the Hugging Face cache or the hub ({_first_line(error)}); "
+            "correct the name, configuration or split, go online once, unset HF_HUB_OFFLINE, or give a file"
+        ) from error
+
+
+def _column(rows: Sequence[Row], name: str, where: str) -> list[Any]:
+    values = [row.get(name) for row in rows]
+    for number, value in enumerate(values, start=1):
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            what = "has no value" if value is None else f"holds {value!r}"
+            raise InputError(f"{where}, row {number}: column {name!r} {what}; fill it in, or leave the row out")
+        if _kind(value) != _kind(values[0]):
+            raise InputError(
+                f"{where}, row {number}: column {name!r} holds {_short(value)}, a {_kind(value)}, but a {_kind(values[0])} "
+                f"in row 1 ({_short(values[0])}); write all of them in one way"
+            )
+    return values
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "text", bool: "truth value", int: "number", float: "number", list: "list", dict: "group of columns"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: score {_short(value)}: must be a finite number")
+    return number
+
+
+def _label(value: Any, where: str) -> int | str:
+    """A label as a whole number or a text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    raise InputError(f"{where}: label {_short(value)}: must be a whole number or a text; other numbers need a regression")
+
+
+def _order(labels: Sequence[Any], where: str) -> list[Any]:
+    """The labels of all classes in order, as the data have them."""
+    if len(set(labels)) > MOST_CLASSES:
+        raise InputError(f"{where}: {len(set(labels))} different labels; at most {MOST_CLASSES}: is this the label's column?")
+    if not labels or isinstance(labels[0], str):
+        return sorted(set(labels))
+    for row, label in enumerate(labels, start=1):
+        if not 0 <= label < MOST_CLASSES:
+            raise InputError(
+                f"{where}, row {row}: label {label}: must be from 0 to {MOST_CLASSES - 1} "
+                "(-1 is often a label that is kept secret); for other numbers list all labels in `labels`"
+            )
+    return list(range(max(labels) + 1))
+
+
+def _examples(values: Sequence[Any]) -> str:
+    """A few of the different values."""
+    different = list(dict.fromkeys(values))
+    return ", ".join(map(_short, different[:10])) + (", …" if len(different) > 10 else "")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -96,17 +96,19 @@ def test_wrong_input_exits_2_with_one_message(arguments: list[str], message: str
 
 def test_ctrl_c_leaves_a_resumable_run(scenario: Path, tmp_path: Path) -> None:
     long = ("run", scenario, "--set", "train.cycles=40", "--out", "out")
-    process = subprocess.Popen([*PROGRAM, *map(str, long)], cwd=tmp_path, env=ENV, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*PROGRAM, *map(str, long)],
+        cwd=tmp_path,
+        env=ENV,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     ledger = tmp_path / "out" / "ledger.jsonl"
     while not (ledger.exists() and "evaluate" in ledger.read_text()) and process.poll() is None:
         time.sleep(0.05)
-    while True:  # Python drops an interrupt that falls into a finaliser; a person presses the keys again
-        process.send_signal(signal.SIGINT)
-        try:
-            _, stderr = process.communicate(timeout=2)
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
     assert process.returncode == 130
     assert "--resume" in stderr
     assert "Traceback" not in stderr

@@ -128,20 +128,26 @@ class Model(Table):
 class Task(Table):
     """``[task]``: what the model is to do; ``task = { … }`` in a cluster changes it for that cluster's data.
 
-    Without ``text`` (or, for questions, ``prompt``) samples are token numbers already, and labels are the head's outputs.
+    ``label`` is the column of labels, or of answers: ``"label"`` and ``"answer"`` if nothing is given. Without ``text``
+    samples of a classification are token numbers already, and labels are the head's outputs.
     Clusters whose tables are equal share the rows of a classifier's head; others have rows of their own.
     """
 
     kind: Literal["classification", "multiple-choice", "causal-lm"] = "classification"
     text: str | None = None
     text_pair: str | None = None
-    label: str = "label"
+    label: str | None = None
     labels: Annotated[tuple[str | int, ...], Field(min_length=2, strict=False)] | None = None
     prompt: str = "Question: {question}\nAnswer:"
     options: str | Annotated[tuple[str, ...], Field(min_length=2, strict=False)] = "choices"
     normalise: Literal["tokens", "characters"] = "tokens"
     max_length: Annotated[int, Field(ge=2)] = 128
     metric: Literal["accuracy", "f1", "matthews", "spearman", "pearson"] = "accuracy"
+
+    @property
+    def label_column(self) -> str:
+        """Where labels or answers are."""
+        return self.label or ("answer" if self.kind == "multiple-choice" else "label")
 
     @model_validator(mode="after")
     def _fits(self) -> Task:

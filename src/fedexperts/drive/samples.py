@@ -14,7 +14,7 @@ from ..data.classify import Classification
 from ..data.language import CausalLM
 from ..data.metrics import OF_SCORES
 from ..data.objective import Objective
-from ..data.rows import label_index, read_rows
+from ..data.rows import columns, label_index, numbers, read_rows
 from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
 from ..moe.checkpoint import resolve
@@ -93,13 +93,15 @@ class _Reader:
             if task.kind == "classification" and task.metric not in OF_SCORES:
                 seen = self.labels.setdefault(_key(task), list(task.labels or ()))
                 if not task.labels:
-                    seen += [row[task.label] for row in rows if task.label in row]
+                    seen += [row[task.label_column] for row in rows if task.label_column in row]
         for task, _ in read:
             if task.kind != "classification" or _key(task) in self.first:
                 continue
             self.first[_key(task)] = self.outputs
             if task.metric not in OF_SCORES:
-                self.labels[_key(task)] = label_index(self.labels[_key(task)], task.labels, f"task.label = {task.label!r}")[1]
+                self.labels[_key(task)] = label_index(
+                    self.labels[_key(task)], task.labels, f"task.label = {task.label_column!r}"
+                )[1]
             self.outputs += 1 if task.metric in OF_SCORES else len(self.labels[_key(task)])
 
     def objective(self, task: Task) -> Objective:
@@ -113,17 +115,17 @@ class _Reader:
     def encode(self, rows: Rows, task: Task, where: str) -> Samples:
         """Rows as tensors."""
         if task.kind == "multiple-choice":
-            columns = Columns(task.prompt, task.options, task.label)
-            return choice.encode(rows, self.tokenizer, columns, task.max_length, where)
+            found = Columns(task.prompt, task.options, task.label_column)
+            return choice.encode(rows, self.tokenizer, found, task.max_length, where)
         assert task.text is not None  # the scenario's own check
         if task.kind == "causal-lm":
             return language.encode(rows, self.tokenizer, task.text, task.max_length, where)
         samples = classify.encode(rows, self.tokenizer, task.text, task.text_pair, task.max_length, where)
+        (values,) = columns(rows, [task.label_column], where)
         if task.metric in OF_SCORES:
-            samples["labels"] = torch.tensor([float(row[task.label]) for row in rows])
+            samples["labels"] = torch.tensor(numbers(values, where))
         else:
-            values = [row.get(task.label) for row in rows]
-            samples["labels"] = torch.tensor(label_index(values, self.labels[_key(task)], f"{where}, {task.label}")[0])
+            samples["labels"] = torch.tensor(label_index(values, self.labels[_key(task)], where)[0])
         return samples
 
 

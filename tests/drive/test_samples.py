@@ -1,0 +1,140 @@
+"""Scenarios on text, from files to a finished run: label sets, questions, language; and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import text
+from fedexperts import InputError, Scenario, run
+from fedexperts.drive.prepare import prepare
+from fedexperts.drive.samples import datasets
+from fedexperts.ledger import read
+
+SENTENCES = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
+WORDS = ("one", "two", "six")
+PAIRS = [{"s1": a, "s2": b, "same": int(a == b), "score": 5.0 * (a == b)} for a in WORDS for b in WORDS]
+QUESTIONS = [{"question": f"{n} + 1?", "choices": [str(n + 1), str(n), "x"], "answer": 0} for n in range(8)]
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    text.saved(tmp_path / "model")
+    for name, rows in (("sentences", SENTENCES), ("pairs", PAIRS), ("questions", QUESTIONS)):
+        jsonl(tmp_path / f"{name}.jsonl", rows)
+    return tmp_path
+
+
+def scenario(folder: Path, task: dict[str, Any], clusters: list[dict[str, Any]], **tables: Any) -> Scenario:
+    document = {
+        "name": "text",
+        "seed": 1,
+        "protocol": "ems-fl",
+        "model": {"path": "model", "lora": {"rank": 2, "alpha": 4.0}},
+        "task": task,
+        "train": {"cycles": 2, "local_steps": 2, "batch_size": 4, "lr_expert": 1e-2},
+        "assignment": {"trial_samples": 4},
+        "cluster": [{"name": f"c{i}", **cluster} for i, cluster in enumerate(clusters)],
+        **tables,
+    }
+    return Scenario.parse(document, folder)
+
+
+def both(name: str, **more: Any) -> dict[str, Any]:
+    return {"data": f"{name}.jsonl", "test": f"{name}.jsonl", **more}
+
+
+def test_tasks_with_label_sets_of_their_own_share_a_model(folder: Path) -> None:
+    """Two sentence clusters share two outputs, pairs have two more, and scores one."""
+    pairs = {"text": "s1", "text_pair": "s2", "label": "same", "metric": "matthews"}
+    scores = {"text": "s1", "text_pair": "s2", "label": "score", "metric": "spearman"}
+    clusters = [both("sentences"), both("sentences"), both("pairs", task=pairs), both("pairs", task=scores)]
+    loaded = scenario(folder, {"text": "text"}, clusters)
+    data = datasets(loaded)
+    assert data.outputs == 5
+    assert [(o.first, o.labels) for o in data.objectives.values()] == [(0, 2), (0, 2), (2, 2), (4, 1)]
+    assert data.splits["c0"].train["labels"].tolist() == [1] * 4 + [0] * 4  # bad, good
+    assert data.splits["c3"].train["labels"].dtype == torch.float32
+    result = run(loaded, folder / "run")
+    end = list(read(folder / "run" / "ledger.jsonl"))[-1]
+    metrics = end["metrics_by_cluster"]
+    assert [set(metrics[f"c{i}"]) for i in range(4)] == [{"accuracy"}, {"accuracy"}, {"matthews", "accuracy"}, {"spearman"}]
+    assert result.summary["final_accuracy"] == pytest.approx(sum(end["accuracy_by_cluster"].values()) / 4)
+
+
+@pytest.mark.parametrize("protocol", ["sync", "ems-fl", "ems-fl-enhanced"])
+def test_questions_are_learnt_in_every_protocol(folder: Path, protocol: str) -> None:
+    loaded = scenario(folder, {"kind": "multiple-choice"}, [both("questions"), both("questions")], protocol=protocol)
+    loaded = loaded.changed(train={"cycles": 4, "lr_expert": 3e-2})
+    run(loaded, folder / "run")
+    lines = [x for x in read(folder / "run" / "ledger.jsonl") if "loss" in x]
+    assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
+    assert lines[-1]["accuracy"] >= lines[0]["accuracy"]
+
+
+def test_language_is_learnt(folder: Path) -> None:
+    loaded = scenario(folder, {"kind": "causal-lm", "text": "text"}, [both("sentences"), both("sentences")])
+    run(loaded, folder / "run")
+    lines = [x for x in read(folder / "run" / "ledger.jsonl") if "metrics_by_cluster" in x]
+    assert lines[-1]["metrics_by_cluster"]["c0"]["perplexity"] < lines[0]["metrics_by_cluster"]["c0"]["perplexity"]
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(folder / "run" / "model").config.num_local_experts == 4
+
+
+@pytest.mark.parametrize("kind", ["multiple-choice", "causal-lm"])
+def test_warming_up_the_gate_alone(folder: Path, kind: str) -> None:
+    name = "questions" if kind == "multiple-choice" else "sentences"
+    warmup = {"data": [f"{name}.jsonl"] * 2, "samples": 4, "steps": 3, "batch_size": 2, "gate_fit": 0.5, "parts": ["gate"]}
+    task = {"kind": kind} | ({"text": "text"} if kind == "causal-lm" else {})
+    prepared = prepare(scenario(folder, task, [both(name), both(name)], warmup=warmup, model={"path": "model"}))
+    before = {part: prepared.view.export(part) for part in prepared.view.parts}
+    prepared.begin()
+    moved = {part for part, old in before.items() for n, t in prepared.view.export(part).items() if not torch.equal(t, old[n])}
+    assert moved == {"gate"}
+
+
+@pytest.mark.parametrize(
+    ("task", "cluster", "message"),
+    [
+        ({"text": "body"}, {}, r"column 'body'|no column 'body'|'body'"),
+        ({"text": "text", "label": "stars"}, {}, r"'?stars'?"),
+        ({"text": "text", "labels": ["good", "fine"]}, {}, r"bad"),
+        ({"kind": "causal-lm"}, {}, r'kind = "causal-lm" needs text'),
+        ({"kind": "multiple-choice", "metric": "f1"}, {}, r"metric = 'f1': kind = 'multiple-choice' is judged by accuracy"),
+        ({"text_pair": "text"}, {}, r"text_pair = 'text': needs text"),
+        ({"text": "text"}, {"task": {"kind": "causal-lm"}}, r"cluster\[0\]\.task\.kind = 'causal-lm': must be task\.kind"),
+        ({"text": "text"}, {"task": {"txt": "text"}}, r"cluster\[0\]\.task\.txt: unknown key"),
+        ({"text": "text"}, {"test": None}, r"cluster\[0\]\.test: is missing"),
+        ({"text": "text"}, {"data": "empty.jsonl"}, r"empty\.jsonl"),
+    ],
+)
+def test_tasks_that_cannot_work(folder: Path, task: dict[str, Any], cluster: dict[str, Any], message: str) -> None:
+    (folder / "empty.jsonl").write_text("")
+    row = {k: v for k, v in {**both("sentences"), **cluster}.items() if v is not None}
+    with pytest.raises(InputError, match=message):
+        run(scenario(folder, task, [row, both("sentences")]), folder / "run")
+    assert not (folder / "run").exists()
+
+
+def test_a_model_without_a_tokenizer(folder: Path) -> None:
+    (folder / "model" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"model\.tokenizer = .*no tokenizer can be loaded"):
+        datasets(scenario(folder, {"text": "text"}, [both("sentences")]))
+
+
+def test_a_head_that_is_there_must_fit(folder: Path) -> None:
+    run(scenario(folder, {"text": "text"}, [both("sentences")]), folder / "run")
+    task, model = {"text": "text", "labels": ["bad", "good", "odd"]}, {"path": "run/model", "tokenizer": "model"}
+    again = scenario(folder, task, [both("sentences")], model=model)
+    with pytest.raises(InputError, match=r"its head has 2 outputs, the tasks need 3"):
+        prepare(again)

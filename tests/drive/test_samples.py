@@ -78,7 +78,6 @@ def test_questions_are_learnt_in_every_protocol(folder: Path, protocol: str) -> 
     run(loaded, folder / "run")
     lines = [x for x in read(folder / "run" / "ledger.jsonl") if "loss" in x]
     assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
-    assert lines[-1]["accuracy"] >= lines[0]["accuracy"]
 
 
 def test_language_is_learnt(folder: Path) -> None:

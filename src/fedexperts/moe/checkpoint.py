@@ -173,6 +173,22 @@ class Checkpoint:
         shapes = [self.store.shapes[piece] for piece in self._found(name, 0)]
         return self.experts, sum(shape[0] for shape in shapes), *shapes[0][1:]
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that a parameter is stored in.
+
+        Raises:
+            InputError: the checkpoint has no such parameter, or it is quantised.
+        """
+        return self.store.dtype(self._first(name))
+
+    def file(self, name: str) -> Path:
+        """The file that holds a parameter, or its first part.
+
+        Raises:
+            InputError: the checkpoint has no such parameter.
+        """
+        return self.store.where[self._first(name)]
+
     def read(
         self,
         name: str,
@@ -202,8 +218,7 @@ class Checkpoint:
                 f"model.path = {str(self.path)!r}: {name!r} has no row {wrong[0]}; give numbers in 0…{found[0] - 1}"
             )
         whole = self._whole(name)
-        stored = self.store.dtype(whole or self._found(name, 0)[0])
-        out = torch.empty(found if rows is None else (len(rows), *found[1:]), dtype=dtype or stored)
+        out = torch.empty(found if rows is None else (len(rows), *found[1:]), dtype=dtype or self.dtype(name))
         with self.store.reading() as fill:
             if whole and rows is None:
                 fill(out, whole, None)
@@ -225,6 +240,10 @@ class Checkpoint:
         for piece, shape, at in zip(pieces, shapes, _starts(shapes), strict=True):
             fill(out[at : at + shape[0]], piece, None)
         return None
+
+    def _first(self, name: str) -> str:
+        """The name on disk of a parameter, or of its first matrix."""
+        return self._whole(name) or self._found(name, 0)[0]
 
     def _whole(self, name: str) -> str | None:
         """The name under which a parameter is stored in one piece."""

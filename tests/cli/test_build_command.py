@@ -51,10 +51,18 @@ def test_experts_are_named_one_after_another(here, monkeypatch, capsys, experts)
         "layers": [0, 1],
     }
     assert document["parameters"] == sum(torch.Size(shape).numel() for shape in Checkpoint(here / "moe").store.shapes.values())
-    assert len(document["warnings"]) == shown.err.count("warning:") == 3
+    assert len(document["warnings"]) == shown.err.count("warning:") == 2
     merged = Checkpoint(here / "moe").read(MATRIX)
     for row, name in zip(merged, "cab", strict=True):
         assert torch.equal(row, Checkpoint(here / name).read("model.layers.0.mlp.down_proj.weight"))
+
+
+def test_upcycling(here, monkeypatch, capsys):
+    line = "build upcycle --model a --experts 4 --top-k 1 --layers 0,1 --gate-std 0.1 --out moe --json"
+    assert fedexperts(monkeypatch, line) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["experts"], document["top_k"], document["layers"], document["warnings"]) == (4, 1, [0, 1], [])
+    assert Checkpoint(here / "moe").shape(MATRIX) == (4, 8, 12)
 
 
 def test_without_json_one_line_says_what_was_written(here, monkeypatch, capsys):
@@ -72,6 +80,9 @@ def test_without_json_one_line_says_what_was_written(here, monkeypatch, capsys):
         ("build merge --base a --experts a no --out moe", "no config.json there"),
         ("build merge --base a --experts a b --gate hidden --out moe", "go together"),
         ("build merge --base a --out moe", "--experts"),
+        ("build upcycle --model a --experts 1 --out moe", "must be at least 2"),
+        ("build upcycle --model a --experts 2 --layers 0 --out moe", "leave out --layers"),
+        ("build upcycle --model a --experts 2 --layers x --out moe", "must be numbers with commas"),
     ],
 )
 def test_wrong_input_ends_with_2_and_one_message(here, monkeypatch, capsys, line, message):

@@ -1,4 +1,4 @@
-"""Merged models: the dense models are in them, plain transformers loads them, and wrong input is refused by name."""
+"""Merged and upcycled models: dense models are in them, plain transformers loads them, wrong input is refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from families import SIZES, batch, plain, saved
 from fedexperts.errors import InputError
 from fedexperts.moe import build
-from fedexperts.moe.build import merge
+from fedexperts.moe.build import merge, upcycle
 from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.load import load_classifier
 from fedexperts.moe.parts import expert
@@ -171,6 +171,65 @@ def test_classifiers_and_headless_models_merge_too(tmp_path):
     model = load_subset(tmp_path / "b", [0])
     model.score.weight.data.copy_(reference.score.weight.data)
     assert same(logits(model), logits(reference))
+
+
+# ---- upcycling
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_an_upcycled_model_computes_what_the_dense_one_does(top_k, tmp_path):
+    model = dense(tmp_path / "dense", rope_parameters=ROPE)
+    built = upcycle(tmp_path / "dense", 4, tmp_path / "moe", top_k)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "moe")
+    assert same(logits(loaded), logits(model))
+    assert (built.experts, built.top_k, built.layers) == (4, top_k, (0, 1))
+    assert built.parameters == sum(p.numel() for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_an_upcycled_gate_gets_a_gradient_once_experts_differ(top_k, tmp_path):
+    dense(tmp_path / "dense")
+    upcycle(tmp_path / "dense", 4, tmp_path / "moe", top_k)
+    view = View(AutoModelForCausalLM.from_pretrained(tmp_path / "moe"))
+    leaves = view.freeze(view.parts)
+    optimizer = torch.optim.SGD([leaf for _, _, leaf in leaves], lr=0.01)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        losses.append(view(X).square().mean())
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert all(leaf.grad.abs().max() > 1e-6 for part, _, leaf in leaves if part == "gate")
+
+
+def test_the_gates_spread_can_be_chosen(tmp_path):
+    dense(tmp_path / "dense")
+    upcycle(tmp_path / "dense", 8, tmp_path / "moe", gate_std=0.001)
+    assert 0.0005 < Checkpoint(tmp_path / "moe").read("model.layers.1.mlp.gate.weight").std() < 0.002
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experts": 1}, "--experts 1: must be at least 2"),
+        ({"top_k": 5}, "--top-k 5: must lie between 1 and the number of experts, 4"),
+        ({"gate_std": -1.0}, "--gate-std -1.0: must be a number of at least 0"),
+        ({"layers": [0, 2]}, "--layers 0,2: name layers in 0…1"),
+        ({"layers": []}, "at least one"),
+        ({"layers": [1]}, "--layers 1: every layer of a Mixtral is MoE, .* leave out --layers"),
+    ],
+)
+def test_wrong_numbers_are_refused(options, message, tmp_path):
+    dense(tmp_path / "dense")
+    with pytest.raises(InputError, match=message):
+        upcycle(**{"model": tmp_path / "dense", "experts": 4, "out": tmp_path / "moe", **options})
+
+
+def test_other_families_cannot_be_upcycled(tmp_path):
+    dense(tmp_path / "dense", family="qwen2")
+    with pytest.raises(InputError, match="model_type 'qwen2'"):
+        upcycle(tmp_path / "dense", 2, tmp_path / "moe")
 
 
 # ---- the gate from hidden states

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from .common import console, print_json
+from .common import console, numbers, print_json
 from .run import Json
 
 if TYPE_CHECKING:
@@ -55,6 +55,24 @@ def merge(
     from ..moe import build
 
     show(build.merge(base, experts, out, gate, prompts, top_k, seed), json)
+
+
+@app.command("upcycle")
+def upcycle(
+    model: Annotated[Path, typer.Option(metavar="DIR", help="The dense model: Llama, Mistral or BERT.")],
+    experts: Annotated[int, typer.Option(help="Copies of each FFN.")],
+    out: Out,
+    top_k: Annotated[int, typer.Option(help="Experts that a token goes to.")] = 2,
+    layers: Annotated[str | None, typer.Option(metavar="0,2", help="Layers to make MoE (BERT); all by default.")] = None,
+    gate_std: Annotated[float | None, typer.Option(help="Of the random gate; default: initializer_range.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Make each FFN of a dense checkpoint several experts that start as its copies: outputs stay the same."""
+    from ..moe import build
+
+    chosen = None if layers is None else numbers("--layers", layers)
+    show(build.upcycle(model, experts, out, top_k, chosen, gate_std, seed), json)
 
 
 def show(built: Built, json: bool) -> None:

@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from ..errors import InputError
 from ..moe.meta import meta_view, read_config
 from ..moe.parts import expert, is_expert
 from ..moe.size import Work, memory, owned, parts, uploads
 from ..moe.view import View
-from .common import output, print_json
+from .common import numbers, output, print_json
 from .run import Json
 
 PURPOSES = {
@@ -37,7 +36,7 @@ def command(
 ) -> None:
     """Show parts, uploads (Table I) and a device's memory by protocol and phase; reads the config and no weights."""
     view = meta_view(read_config(model))
-    document = describe(view, _numbers(experts), rank, Work(batch, length, precision, padded=batch > 1))
+    document = describe(view, numbers("--experts", experts), rank, Work(batch, length, precision, padded=batch > 1))
     if json:
         print_json({"model": model, **document})
         return
@@ -67,13 +66,6 @@ def describe(view: View, experts: list[int], rank: int, work: Work) -> dict[str,
         "length": work.length,
         "memory_B": memory(view, experts, rank, work),
     }
-
-
-def _numbers(experts: str) -> list[int]:
-    try:
-        return [int(word) for word in experts.split(",")]
-    except ValueError as error:
-        raise InputError(f"--experts {experts!r}: must be numbers with commas between them, such as 2,5") from error
 
 
 def parts_table(model: str, document: dict[str, Any]) -> Table:

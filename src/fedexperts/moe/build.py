@@ -1,4 +1,4 @@
-"""MoE models from dense ones: `merge` makes experts of the FFNs of several models (Sec. V-B).
+"""MoE models from dense ones: `merge` makes experts of the FFNs of several models (Sec. V-B), `upcycle` copies of one's.
 
 Models are planned first (every tensor's source, shape and type), so that wrong input shows before anything is written, and
 then written tensor by tensor: memory holds one shard of at most `SHARD_B`. Checkpoints are safetensors, types are kept.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def merge(
     _check_top_k(top_k, len(experts))
     _check_out(out)
     root, sources = dense(base), [dense(path) for path in experts]
-    notes = [note for source in sources for note in _notes(root, source)]
+    notes = [note for source in sources if not source.path.samefile(root.path) for note in _notes(root, source)]
     if (gate == "hidden") != (prompts is not None):
         raise InputError("--gate hidden and --prompts FILE go together; give both or none")
     plan = backbone_plan(root) | experts_plan(root, sources)
@@ -150,14 +151,64 @@ def merge(
     return write_mixtral(root, plan | gate_plan(root, rows), len(experts), top_k, out, notes)
 
 
-def dense(path: Path) -> Checkpoint:
+def upcycle(
+    model: Path,
+    experts: int,
+    out: Path,
+    top_k: int = 2,
+    layers: Sequence[int] | None = None,
+    gate_std: float | None = None,
+    seed: int = 0,
+) -> Built:
+    """Sparse upcycling: every expert starts as a copy of the dense FFN, so that outputs stay what they were.
+
+    A Llama or Mistral becomes a Mixtral.
+
+    Args:
+        model: folder of the dense checkpoint.
+        experts: M.
+        out: the folder to write, new or empty.
+        top_k: K; the weights of the picks sum to one.
+        layers: numbers of the layers that become MoE; None: all. Mixtral knows no other.
+        gate_std: standard deviation of the gate's rows; None: the model's ``initializer_range``.
+        seed: of the gate.
+
+    Raises:
+        InputError: numbers out of range, a family that cannot be upcycled, or a checkpoint that cannot be read.
+    """
+    if experts < 2:
+        raise InputError(f"--experts {experts}: must be at least 2")
+    _check_top_k(top_k, experts)
+    if gate_std is not None and not (gate_std >= 0 and math.isfinite(gate_std)):
+        raise InputError(f"--gate-std {gate_std}: must be a number of at least 0")
+    _check_out(out)
+    root = dense(model)
+    chosen = _layers(layers, root.config.num_hidden_layers)
+    if len(chosen) < root.config.num_hidden_layers:
+        raise InputError(
+            f"--layers {','.join(map(str, chosen))}: every layer of a Mixtral is MoE, so a {root.config.model_type} can only "
+            "be upcycled as a whole; leave out --layers"
+        )
+    rows = random_rows(root, experts, gate_std, seed)
+    plan = backbone_plan(root) | experts_plan(root, [root] * experts) | gate_plan(root, rows)
+    return write_mixtral(root, plan, experts, top_k, out)
+
+
+def _layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    chosen = tuple(range(count)) if layers is None else tuple(sorted(set(layers)))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        raise InputError(f"--layers {','.join(map(str, chosen))}: name layers in 0…{count - 1}, at least one")
+    return chosen
+
+
+def dense(source: Path | Checkpoint) -> Checkpoint:
     """The checkpoint of a dense model that Mixtral can express.
 
     Raises:
         InputError: it is of another family, has biases, or cannot be read.
     """
-    checkpoint = Checkpoint(path)
-    config = checkpoint.config
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
+    path, config = checkpoint.path, checkpoint.config
     if config.model_type not in DENSE:
         raise InputError(
             f"{path}: model_type {config.model_type!r} is not dense, or Mixtral has no place for its weights; "

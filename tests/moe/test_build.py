@@ -345,7 +345,7 @@ def test_a_model_in_another_type_is_converted_and_the_user_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("qwen2", {}, "model_type 'qwen2' is not dense, or Mixtral has no place"),
+        ("qwen2", {}, "model_type 'qwen2' is not dense, or cannot become MoE"),
         ("llama", {"attention_bias": True}, "attention_bias is true in config.json"),
         ("llama", {"mlp_bias": True}, "mlp_bias is true in config.json"),
     ],

@@ -66,13 +66,14 @@ def upcycle(
     layers: Annotated[str | None, typer.Option(metavar="0,2", help="Layers to make MoE (BERT); all by default.")] = None,
     gate_std: Annotated[float | None, typer.Option(help="Of the random gate; default: initializer_range.")] = None,
     seed: Seed = 0,
+    labels: Annotated[int | None, typer.Option(help="Classes, if the model is no classifier yet.")] = None,
     json: Json = False,
 ) -> None:
     """Make each FFN of a dense checkpoint several experts that start as its copies: outputs stay the same."""
     from ..moe import build
 
     chosen = None if layers is None else numbers("--layers", layers)
-    show(build.upcycle(model, experts, out, top_k, chosen, gate_std, seed), json)
+    show(build.upcycle(model, experts, out, top_k, chosen, gate_std, seed, labels), json)
 
 
 def show(built: Built, json: bool) -> None:

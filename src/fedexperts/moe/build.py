@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from transformers import AutoModel, AutoTokenizer, MixtralConfig
 
 from ..errors import InputError
 from .checkpoint import INDEX, SINGLE, Checkpoint
+from .encoder import BertMoEConfig, BertMoEForSequenceClassification
+from .subset import NEW_HEADS
 
 Gate = Literal["random", "hidden"]
 DENSE = ("llama", "mistral")
@@ -159,10 +162,11 @@ def upcycle(
     layers: Sequence[int] | None = None,
     gate_std: float | None = None,
     seed: int = 0,
+    labels: int | None = None,
 ) -> Built:
     """Sparse upcycling: every expert starts as a copy of the dense FFN, so that outputs stay what they were.
 
-    A Llama or Mistral becomes a Mixtral.
+    A Llama or Mistral becomes a Mixtral, a BERT a classifier with layers of our own (see `encoder`).
 
     Args:
         model: folder of the dense checkpoint.
@@ -172,6 +176,7 @@ def upcycle(
         layers: numbers of the layers that become MoE; None: all. Mixtral knows no other.
         gate_std: standard deviation of the gate's rows; None: the model's ``initializer_range``.
         seed: of the gate.
+        labels: how many classes there will be, where the model is no classifier yet; its head is drawn when it is loaded.
 
     Raises:
         InputError: numbers out of range, a family that cannot be upcycled, or a checkpoint that cannot be read.
@@ -182,16 +187,62 @@ def upcycle(
     if gate_std is not None and not (gate_std >= 0 and math.isfinite(gate_std)):
         raise InputError(f"--gate-std {gate_std}: must be a number of at least 0")
     _check_out(out)
-    root = dense(model)
+    root = Checkpoint(model)
+    if labels is not None:
+        _set_labels(root, labels)
     chosen = _layers(layers, root.config.num_hidden_layers)
+    rows = random_rows(root, experts, gate_std, seed)
+    if root.config.model_type == "bert":
+        return _upcycle_encoder(root, rows, top_k, chosen, out)
+    _check_dense(root, (*DENSE, "bert"))
     if len(chosen) < root.config.num_hidden_layers:
         raise InputError(
             f"--layers {','.join(map(str, chosen))}: every layer of a Mixtral is MoE, so a {root.config.model_type} can only "
             "be upcycled as a whole; leave out --layers"
         )
-    rows = random_rows(root, experts, gate_std, seed)
     plan = backbone_plan(root) | experts_plan(root, [root] * experts) | gate_plan(root, rows)
     return write_mixtral(root, plan, experts, top_k, out)
+
+
+def _upcycle_encoder(root: Checkpoint, rows_LED: Sequence[Tensor], top_k: int, layers: tuple[int, ...], out: Path) -> Built:
+    if root.config.is_decoder or root.config.add_cross_attention:
+        raise InputError(
+            f"{root.path}: is_decoder or add_cross_attention is true in config.json; only encoders can be upcycled"
+        )
+    experts = len(rows_LED[0])
+    dense_fields = {name: value for name, value in root.config.to_dict().items() if name != "model_type"}
+    config = BertMoEConfig(
+        **{**dense_fields, "architectures": [BertMoEForSequenceClassification.__name__]},
+        num_experts=experts,
+        num_experts_per_tok=top_k,
+        moe_layers=list(layers),
+    )
+    plan = encoder_plan(root, config, rows_LED)
+    write(plan, config, root.path, out)
+    return Built(out, sum(tensor.numel for tensor in plan.values()), experts, top_k, layers)
+
+
+def encoder_plan(root: Checkpoint, config: BertMoEConfig, rows_LED: Sequence[Tensor]) -> Plan:
+    """A BERT with the chosen FFNs copied; a pooler or classifier that it lacks is left out, and made when it is loaded."""
+    with torch.device("meta"):
+        blank = BertMoEForSequenceClassification(config).state_dict()
+    plan = {}
+    for name, tensor in blank.items():
+        stored = re.sub(r"\.moe\.experts\.\d+\.(intermediate|output)\.", r".\1.dense.", name)
+        if name.endswith(".moe.gate.weight"):
+            layer = int(name.split(".")[3])
+            plan[name] = given(rows_LED[layer].to(root.dtype(f"bert.encoder.layer.{layer}.intermediate.dense.weight")))
+        elif stored in root or not name.startswith(NEW_HEADS):
+            plan[name] = copied(root, stored, tuple(tensor.shape))
+    return plan
+
+
+def _set_labels(root: Checkpoint, labels: int) -> None:
+    if labels < 1:
+        raise InputError(f"--labels {labels}: must be at least 1")
+    if head := [name for name in ("score.weight", "classifier.weight") if name in root]:
+        raise InputError(f"--labels {labels}: {root.path} has a head already, {head[0]}; leave out --labels")
+    root.config.num_labels = labels
 
 
 def _layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
@@ -201,22 +252,26 @@ def _layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
     return chosen
 
 
-def dense(source: Path | Checkpoint) -> Checkpoint:
+def dense(path: Path) -> Checkpoint:
     """The checkpoint of a dense model that Mixtral can express.
 
     Raises:
         InputError: it is of another family, has biases, or cannot be read.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
+    checkpoint = Checkpoint(path)
+    _check_dense(checkpoint, DENSE)
+    return checkpoint
+
+
+def _check_dense(checkpoint: Checkpoint, families: Sequence[str]) -> None:
     path, config = checkpoint.path, checkpoint.config
     if config.model_type not in DENSE:
         raise InputError(
-            f"{path}: model_type {config.model_type!r} is not dense, or Mixtral has no place for its weights; "
-            f"give checkpoints of model_type {' or '.join(DENSE)}"
+            f"{path}: model_type {config.model_type!r} is not dense, or cannot become MoE without changing what it computes; "
+            f"give a checkpoint of model_type {' or '.join(families)}"
         )
     if biased := [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]:
         raise InputError(f"{path}: {biased[0]} is true in config.json, and Mixtral has no biases; use a model without them")
-    return checkpoint
 
 
 def backbone_plan(root: Checkpoint) -> Plan:

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..errors import InputError
+from . import encoder  # noqa: F401  # tells transformers of our own model type
 from .parts import NotMoEError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -283,7 +284,8 @@ def experts_field(config: Any, where: str) -> str:
         if getattr(config, name, None):
             return name
     raise NotMoEError(
-        f"{where}: model_type {config.model_type!r} has no Mixture-of-Experts layer; build one from a dense model first"
+        f"{where}: model_type {config.model_type!r} has no Mixture-of-Experts layer; "
+        "build one of a dense model with fedexperts build"
     )
 
 
@@ -291,7 +293,7 @@ def _aliases(name: str) -> Iterator[str]:
     """Names under which a tensor may lie on disk: as it is called, as Mixtral calls it, and each in a headless model."""
     for alias in (name, name.replace(".mlp.", ".block_sparse_moe.")):
         yield alias
-        yield alias.removeprefix("model.")
+        yield alias.removeprefix("model.").removeprefix("bert.")
 
 
 def _starts(shapes: Sequence[tuple[int, ...]]) -> list[int]:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..errors import InputError
+
 console = Console(stderr=True)
 output = Console()
 
@@ -15,6 +17,18 @@ output = Console()
 def print_json(document: Any) -> None:
     """Exactly one JSON object on stdout."""
     print(json.dumps(document, indent=2))
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """The value of an option like ``0,2``.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text!r}: must be numbers with commas between them, such as 2,5") from error
 
 
 def progress_bars() -> Progress:

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from ..errors import InputError
-from .common import output, print_json
+from .common import numbers, output, print_json
 from .run import Json
 
 PURPOSES = {
@@ -36,20 +35,13 @@ def command(
     from ..moe.size import Work, describe
 
     view = meta_view(read_config(model))
-    document = describe(view, _numbers(experts), rank, Work(batch, length, precision, padded=batch > 1))
+    document = describe(view, numbers("--experts", experts), rank, Work(batch, length, precision, padded=batch > 1))
     if json:
         print_json({"model": model, **document})
         return
     output.print(parts_table(model, document))
     output.print(upload_table(document))
     output.print(memory_table(document))
-
-
-def _numbers(experts: str) -> list[int]:
-    try:
-        return [int(word) for word in experts.split(",")]
-    except ValueError as error:
-        raise InputError(f"--experts {experts!r}: must be numbers with commas between them, such as 2,5") from error
 
 
 def parts_table(model: str, document: dict[str, Any]) -> Table:

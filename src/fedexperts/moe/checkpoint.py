@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..errors import InputError
+from . import encoder  # noqa: F401  # tells transformers of our own model type
 from .parts import NotMoEError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -173,6 +174,22 @@ class Checkpoint:
         shapes = [self.store.shapes[piece] for piece in self._found(name, 0)]
         return self.experts, sum(shape[0] for shape in shapes), *shapes[0][1:]
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that a parameter is stored in.
+
+        Raises:
+            InputError: the checkpoint has no such parameter, or it is quantised.
+        """
+        return self.store.dtype(self._first(name))
+
+    def file(self, name: str) -> Path:
+        """The file that holds a parameter, or its first part.
+
+        Raises:
+            InputError: the checkpoint has no such parameter.
+        """
+        return self.store.where[self._first(name)]
+
     def read(
         self,
         name: str,
@@ -202,8 +219,7 @@ class Checkpoint:
                 f"model.path = {str(self.path)!r}: {name!r} has no row {wrong[0]}; give numbers in 0…{found[0] - 1}"
             )
         whole = self._whole(name)
-        stored = self.store.dtype(whole or self._found(name, 0)[0])
-        out = torch.empty(found if rows is None else (len(rows), *found[1:]), dtype=dtype or stored)
+        out = torch.empty(found if rows is None else (len(rows), *found[1:]), dtype=dtype or self.dtype(name))
         with self.store.reading() as fill:
             if whole and rows is None:
                 fill(out, whole, None)
@@ -225,6 +241,10 @@ class Checkpoint:
         for piece, shape, at in zip(pieces, shapes, _starts(shapes), strict=True):
             fill(out[at : at + shape[0]], piece, None)
         return None
+
+    def _first(self, name: str) -> str:
+        """The name on disk of a parameter, or of its first matrix."""
+        return self._whole(name) or self._found(name, 0)[0]
 
     def _whole(self, name: str) -> str | None:
         """The name under which a parameter is stored in one piece."""
@@ -264,7 +284,8 @@ def experts_field(config: Any, where: str) -> str:
         if getattr(config, name, None):
             return name
     raise NotMoEError(
-        f"{where}: model_type {config.model_type!r} has no Mixture-of-Experts layer; build one from a dense model first"
+        f"{where}: model_type {config.model_type!r} has no Mixture-of-Experts layer; "
+        "build one of a dense model with fedexperts build"
     )
 
 
@@ -272,7 +293,7 @@ def _aliases(name: str) -> Iterator[str]:
     """Names under which a tensor may lie on disk: as it is called, as Mixtral calls it, and each in a headless model."""
     for alias in (name, name.replace(".mlp.", ".block_sparse_moe.")):
         yield alias
-        yield alias.removeprefix("model.")
+        yield alias.removeprefix("model.").removeprefix("bert.")
 
 
 def _starts(shapes: Sequence[tuple[int, ...]]) -> list[int]:

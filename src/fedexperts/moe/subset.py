@@ -18,6 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from ..errors import InputError
 from .checkpoint import Checkpoint, Store, experts_field
@@ -26,8 +27,8 @@ from .parts import NotMoEError
 from .view import HEADS, check_layout
 
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
-NEW_HEADS = tuple(head for head in HEADS if head != "lm_head")
-"""Heads that are made when a checkpoint of a language model lacks them."""
+NEW_HEADS = (*(f"{head}." for head in HEADS if head != "lm_head"), "bert.pooler.")
+"""What is made anew when a checkpoint of a language model lacks it."""
 
 
 def load_full(
@@ -87,7 +88,8 @@ def load_subset(
     config.num_experts_per_tok = min(config.num_experts_per_tok, len(keep))
     model = _blank(checkpoint, config, auto_class, dtype)
     rows = {f"{name}.{tensor}": keep for name, _ in _blocks(model) for tensor in (*EXPERTS, "gate.weight")}
-    return _filled(model, checkpoint, rows, seed)
+    rows |= {f"{layer}.gate.weight": keep for layer in _own_layers(model)}
+    return _filled(model, checkpoint, rows, seed, keep)
 
 
 def load_streamed(
@@ -123,24 +125,37 @@ def load_into(module: nn.Module, path: Path, keep: Sequence[int]) -> None:
         InputError: a tensor is missing or of another shape, an expert does not exist, or the file is broken.
         NotMoEError: the module has no `MoELayer`.
     """
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, MoELayer)]
+    layers = _own_layers(module)
     if not layers:
         raise NotMoEError(f"{type(module).__name__}: no MoELayer in it")
     store = Store({path: None})
     with store.reading() as fill:
         for name, tensor in module.state_dict().items():
-            layer = next((layer for layer in layers if name.startswith(f"{layer}." if layer else "")), None)
-            inner = name if layer is None else name.removeprefix(f"{layer}.")
-            if layer is not None and inner == "gate.weight":
+            if any(name == _join(layer, "gate.weight") for layer in layers):
                 _check_stored(store, path, name, (None, *tensor.shape[1:]), keep)
                 for row, m in zip(tensor, keep, strict=True):
                     fill(row, name, m)
                 continue
-            if layer is not None and inner.startswith("experts."):
-                _, i, rest = inner.split(".", 2)
-                name = f"{name.removesuffix(inner)}experts.{keep[int(i)]}.{rest}"
+            name = _renumbered(name, layers, keep)
             _check_stored(store, path, name, tuple(tensor.shape))
             fill(tensor, name, None)
+
+
+def _own_layers(module: nn.Module) -> list[str]:
+    return [name for name, layer in module.named_modules() if isinstance(layer, MoELayer)]
+
+
+def _join(layer: str, name: str) -> str:
+    return f"{layer}.{name}" if layer else name
+
+
+def _renumbered(name: str, layers: Sequence[str], keep: Sequence[int]) -> str:
+    """The name that a tensor of a module of len(keep) experts has in the full module, if it is in an expert of our layers."""
+    for layer in layers:
+        if name.startswith(prefix := _join(layer, "experts.")):
+            i, rest = name.removeprefix(prefix).split(".", 1)
+            return f"{prefix}{keep[int(i)]}.{rest}"
+    return name
 
 
 def _check_stored(
@@ -179,8 +194,10 @@ def _blank(checkpoint: Checkpoint, config: Any, auto_class: Any, dtype: torch.dt
             f"{where}: transformers cannot build {auto_class.__name__} of a {config.model_type!r} config ({error}); "
             "correct config.json, or use a family that has such a model"
         ) from error
-    if not list(_blocks(model)):
-        raise NotMoEError(f"{where}: no Mixture-of-Experts layer in {type(model).__name__}; build one from a dense model first")
+    if not (list(_blocks(model)) or _own_layers(model)):
+        raise NotMoEError(
+            f"{where}: no Mixture-of-Experts layer in {type(model).__name__}; build one of a dense model with fedexperts build"
+        )
     return model
 
 
@@ -193,18 +210,24 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _filled(model: Any, checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]], seed: int) -> nn.Module:
-    """Read every tensor of a blank model: ``rows`` of those named there, else all; then what no checkpoint stores."""
+def _filled(
+    model: Any, checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]], seed: int, keep: Sequence[int] | None = None
+) -> nn.Module:
+    """Read every tensor of a blank model: ``rows`` of those named there, else all; then what no checkpoint stores.
+
+    ``keep`` are the experts that layers of our own hold; None: all.
+    """
+    layers = [] if keep is None else _own_layers(model)
     blanks: dict[int, tuple[str, Tensor]] = {}
     for name, blank in model.state_dict(keep_vars=True).items():
         blanks.setdefault(id(blank), (name, blank))  # tied weights once
     tensors = {}
     for name, blank in blanks.values():
-        if name.split(".")[0] in NEW_HEADS and name not in checkpoint:
+        if name.startswith(NEW_HEADS) and name not in checkpoint:
             tensors[name] = _new_head(blank, model.config, seed)
         else:
             shape = (checkpoint.experts, *blank.shape[1:]) if name in rows else blank.shape
-            tensors[name] = checkpoint.read(name, rows.get(name), blank.dtype, shape)
+            tensors[name] = checkpoint.read(_renumbered(name, layers, keep or ()), rows.get(name), blank.dtype, shape)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     _rebuild_buffers(model)
@@ -224,8 +247,11 @@ def _new_head(blank: Tensor, config: Any, seed: int) -> Tensor:
 
 
 def _rebuild_buffers(model: nn.Module) -> None:
-    """Compute anew what is not saved: the frequencies of the rotary embeddings."""
+    """Compute anew what is not saved: the frequencies of rotary embeddings, and BERT's numbers of positions."""
     for name, module in list(model.named_modules()):
+        if isinstance(module, BertEmbeddings):
+            ids = torch.arange(module.position_ids.shape[-1]).expand(1, -1)
+            module.position_ids, module.token_type_ids = ids, torch.zeros_like(ids)
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)) and "Rotary" in type(module).__name__:
             fresh: Any = type(module)
             model.set_submodule(name, fresh(config=model.config))

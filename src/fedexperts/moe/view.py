@@ -59,12 +59,27 @@ class MoEBlock:
     projections: list[list[Projection]]
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Options of a router; None leaves it as it is."""
+
+    top1: Top1 | None
+    mask: Mask | None
+    noise_std: float | None
+
+    def set(self, router: Router) -> None:
+        """Change the router."""
+        for name, value in vars(self).items():
+            if value is not None:
+                setattr(router, name, value)
+
+
 class View:
     """A resident model whose parts can be frozen, swapped in and out, masked and watched.
 
     Args:
         model: a Hugging Face model with fused experts (Mixtral and its relatives) or a module with `MoELayer` inside.
-        top1, mask, noise_std: routing options for Hugging Face models, see `Router`; our own layers carry theirs.
+        top1, mask, noise_std: routing options, see `Router`; None keeps those of our own layers, and its defaults elsewhere.
         granularity: ``"global"`` groups expert m across layers into one part, ``"layer"`` makes a part of each.
         kept: global numbers of the experts that the model holds in each layer, in its order (see `subset`); None: all.
         stream: the checkpoint from which experts that are not kept are read when tokens meet them (see `load_streamed`).
@@ -77,19 +92,21 @@ class View:
     def __init__(
         self,
         model: nn.Module,
-        top1: Top1 = "straight-through",
-        mask: Mask = "-inf",
-        noise_std: float = 0.0,
+        top1: Top1 | None = None,
+        mask: Mask | None = None,
+        noise_std: float | None = None,
         granularity: str = "global",
         kept: Sequence[int] | None = None,
         stream: Checkpoint | None = None,
     ):
         self.model = model
         self.stream = None if stream is None else Stream(stream)
-        options = (top1, mask, noise_std, kept, self.stream)
-        self.sites = [site for site in (_site(n, m, *options) for n, m in model.named_modules()) if site]
+        routing = Routing(top1, mask, noise_std)
+        self.sites = [s for s in (_site(n, m, routing, kept, self.stream) for n, m in model.named_modules()) if s]
         if not self.sites:
-            raise NotMoEError(f"{type(model).__name__}: no Mixture-of-Experts layer found; build one from a dense model first")
+            raise NotMoEError(
+                f"{type(model).__name__}: no Mixture-of-Experts layer found; build one of a dense model with fedexperts build"
+            )
         sizes = {len(site.experts) for site in self.sites}
         if len(sizes) > 1:
             raise NotMoEError(f"{type(model).__name__}: layers with different numbers of experts, {sorted(sizes)}")
@@ -369,20 +386,19 @@ def _tokens(batch: Batch) -> int:
 def _site(
     name: str,
     module: nn.Module,
-    top1: Top1,
-    mask: Mask,
-    noise_std: float,
+    routing: Routing,
     kept: Sequence[int] | None,
     stream: Stream | None,
 ) -> MoEBlock | None:
     if isinstance(module, MoELayer):
         if stream is not None:
             raise NotMoEError(f"{name}: a MoELayer of our own cannot be streamed; load a subset with load_into")
+        routing.set(module.router)
         return _own_site(name, module, kept)
     fused, gate = getattr(module, "experts", None), getattr(module, "gate", None)
     if not isinstance(getattr(fused, "gate_up_proj", None), nn.Parameter) or not isinstance(gate, nn.Module):
         return None
-    return _fused_site(name, fused, gate, top1, mask, noise_std, kept, stream)
+    return _fused_site(name, fused, gate, routing, kept, stream)
 
 
 def _own_site(name: str, layer: MoELayer, kept: Sequence[int] | None) -> MoEBlock:
@@ -429,9 +445,7 @@ def _fused_site(
     name: str,
     fused: Any,
     gate: Any,
-    top1: Top1,
-    mask: Mask,
-    noise_std: float,
+    routing: Routing,
     kept: Sequence[int] | None,
     stream: Stream | None,
 ) -> MoEBlock:
@@ -440,11 +454,9 @@ def _fused_site(
     router = Router(
         len(gate.weight),  # all experts, also where only some are resident
         gate.top_k,
-        top1,
-        mask,
         renormalise=getattr(gate, "norm_topk_prob", True),
-        noise_std=noise_std,
     )
+    routing.set(router)
     ups = [fused.gate_up_proj.detach()[m] for m in range(fused.num_experts)]
     downs = [fused.down_proj.detach()[m] for m in range(fused.num_experts)]
 

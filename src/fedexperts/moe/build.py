@@ -1,0 +1,519 @@
+"""MoE models from dense ones: `merge` makes experts of the FFNs of several models (Sec. V-B), `upcycle` copies of one's.
+
+Models are planned first (every tensor's source, shape and type), so that wrong input shows before anything is written, and
+then written tensor by tensor: memory holds one shard of at most `SHARD_B`. Checkpoints are safetensors, types are kept.
+
+Shapes: D hidden, F intermediate, E experts of a layer, T tokens, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, MixtralConfig
+
+from ..errors import InputError
+from .checkpoint import INDEX, SINGLE, Checkpoint
+from .encoder import BertMoEConfig, BertMoEForSequenceClassification
+from .subset import NEW_HEADS
+
+Gate = Literal["random", "hidden"]
+DENSE = ("llama", "mistral")
+"""Families that are a Mixtral but for the FFN."""
+MATRICES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+"""An expert's matrices as Mixtral publishes them, and as dense models call them."""
+HEADS = {"lm_head.weight": "MixtralForCausalLM", "score.weight": "MixtralForSequenceClassification"}
+CARRIED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_dropout",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "dtype",
+)
+"""What the new config takes over from the dense one. Mistral's ``sliding_window`` comes on top."""
+SHARD_B = 2 * 10**9
+TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was written.
+
+    Attributes:
+        out: the checkpoint folder.
+        parameters: how many numbers it holds.
+        experts, top_k: M and K.
+        layers: the layers that are MoE.
+        notes: what the user should know.
+    """
+
+    out: Path
+    parameters: int
+    experts: int
+    top_k: int
+    layers: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of the new checkpoint: its shape and type, and how to get it when it is written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    get: Callable[[], Tensor]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def size_B(self) -> int:
+        """Bytes of the numbers."""
+        return self.numel * self.dtype.itemsize
+
+
+Plan = dict[str, Planned]
+
+
+def merge(
+    base: Path,
+    experts: Sequence[Path],
+    out: Path,
+    gate: Gate = "random",
+    prompts: Path | None = None,
+    top_k: int = 1,
+    seed: int = 0,
+) -> Built:
+    """A Mixtral checkpoint whose experts are the FFNs of dense models; attention, norms, embeddings and head are the base's.
+
+    Args:
+        base: folder of a Llama or Mistral checkpoint.
+        experts: two or more folders of checkpoints of the base's architecture and size; expert m is the m-th.
+        out: the folder to write, new or empty.
+        gate: ``"random"`` draws the gate's rows from a normal distribution with the base's ``initializer_range``;
+            ``"hidden"`` takes the mean input of each layer's FFN in the base while it reads the expert's prompts, as a unit
+            vector: tokens go to the expert whose prompts they resemble.
+        prompts: for ``"hidden"``, a JSONL file; line m is the list of expert m's prompts, ``["…", "…"]``.
+        top_k: K.
+        seed: of the random gate.
+
+    Raises:
+        InputError: too few experts, models that do not fit together, a family that Mixtral cannot express, other tokenizers,
+            prompts that are missing or not needed, a folder that is not empty, or a checkpoint that cannot be read.
+    """
+    if len(experts) < 2:
+        raise InputError(f"--experts names {len(experts)} folder; name at least two, one for each expert")
+    _check_top_k(top_k, len(experts))
+    _check_out(out)
+    root, sources = dense(base), [dense(path) for path in experts]
+    notes = [note for source in sources if not source.path.samefile(root.path) for note in _notes(root, source)]
+    if (gate == "hidden") != (prompts is not None):
+        raise InputError("--gate hidden and --prompts FILE go together; give both or none")
+    plan = backbone_plan(root) | experts_plan(root, sources)
+    rows = (
+        random_rows(root, len(experts), None, seed) if prompts is None else hidden_rows(root, _prompts(prompts, len(experts)))
+    )
+    return write_mixtral(root, plan | gate_plan(root, rows), len(experts), top_k, out, notes)
+
+
+def upcycle(
+    model: Path,
+    experts: int,
+    out: Path,
+    top_k: int = 2,
+    layers: Sequence[int] | None = None,
+    gate_std: float | None = None,
+    seed: int = 0,
+    labels: int | None = None,
+) -> Built:
+    """Sparse upcycling: every expert starts as a copy of the dense FFN, so that outputs stay what they were.
+
+    A Llama or Mistral becomes a Mixtral, a BERT a classifier with layers of our own (see `encoder`).
+
+    Args:
+        model: folder of the dense checkpoint.
+        experts: M.
+        out: the folder to write, new or empty.
+        top_k: K; the weights of the picks sum to one.
+        layers: numbers of the layers that become MoE; None: all. Mixtral knows no other.
+        gate_std: standard deviation of the gate's rows; None: the model's ``initializer_range``.
+        seed: of the gate.
+        labels: how many classes there will be, where the model is no classifier yet; its head is drawn when it is loaded.
+
+    Raises:
+        InputError: numbers out of range, a family that cannot be upcycled, or a checkpoint that cannot be read.
+    """
+    if experts < 2:
+        raise InputError(f"--experts {experts}: must be at least 2")
+    _check_top_k(top_k, experts)
+    if gate_std is not None and not (gate_std >= 0 and math.isfinite(gate_std)):
+        raise InputError(f"--gate-std {gate_std}: must be a number of at least 0")
+    _check_out(out)
+    root = Checkpoint(model)
+    if labels is not None:
+        _set_labels(root, labels)
+    chosen = _layers(layers, root.config.num_hidden_layers)
+    rows = random_rows(root, experts, gate_std, seed)
+    if root.config.model_type == "bert":
+        return _upcycle_encoder(root, rows, top_k, chosen, out)
+    _check_dense(root, (*DENSE, "bert"))
+    if len(chosen) < root.config.num_hidden_layers:
+        raise InputError(
+            f"--layers {','.join(map(str, chosen))}: every layer of a Mixtral is MoE, so a {root.config.model_type} can only "
+            "be upcycled as a whole; leave out --layers"
+        )
+    plan = backbone_plan(root) | experts_plan(root, [root] * experts) | gate_plan(root, rows)
+    return write_mixtral(root, plan, experts, top_k, out)
+
+
+def _upcycle_encoder(root: Checkpoint, rows_LED: Sequence[Tensor], top_k: int, layers: tuple[int, ...], out: Path) -> Built:
+    if root.config.is_decoder or root.config.add_cross_attention:
+        raise InputError(
+            f"{root.path}: is_decoder or add_cross_attention is true in config.json; only encoders can be upcycled"
+        )
+    experts = len(rows_LED[0])
+    dense_fields = {name: value for name, value in root.config.to_dict().items() if name != "model_type"}
+    config = BertMoEConfig(
+        **{**dense_fields, "architectures": [BertMoEForSequenceClassification.__name__]},
+        num_experts=experts,
+        num_experts_per_tok=top_k,
+        moe_layers=list(layers),
+    )
+    plan = encoder_plan(root, config, rows_LED)
+    write(plan, config, root.path, out)
+    return Built(out, sum(tensor.numel for tensor in plan.values()), experts, top_k, layers)
+
+
+def encoder_plan(root: Checkpoint, config: BertMoEConfig, rows_LED: Sequence[Tensor]) -> Plan:
+    """A BERT with the chosen FFNs copied; a pooler or classifier that it lacks is left out, and made when it is loaded."""
+    with torch.device("meta"):
+        blank = BertMoEForSequenceClassification(config).state_dict()
+    plan = {}
+    for name, tensor in blank.items():
+        stored = re.sub(r"\.moe\.experts\.\d+\.(intermediate|output)\.", r".\1.dense.", name)
+        if name.endswith(".moe.gate.weight"):
+            layer = int(name.split(".")[3])
+            plan[name] = given(rows_LED[layer].to(root.dtype(f"bert.encoder.layer.{layer}.intermediate.dense.weight")))
+        elif stored in root or not name.startswith(NEW_HEADS):
+            plan[name] = copied(root, stored, tuple(tensor.shape))
+    return plan
+
+
+def _set_labels(root: Checkpoint, labels: int) -> None:
+    if labels < 1:
+        raise InputError(f"--labels {labels}: must be at least 1")
+    if head := [name for name in ("score.weight", "classifier.weight") if name in root]:
+        raise InputError(f"--labels {labels}: {root.path} has a head already, {head[0]}; leave out --labels")
+    root.config.num_labels = labels
+
+
+def _layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    chosen = tuple(range(count)) if layers is None else tuple(sorted(set(layers)))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        raise InputError(f"--layers {','.join(map(str, chosen))}: name layers in 0…{count - 1}, at least one")
+    return chosen
+
+
+def dense(path: Path) -> Checkpoint:
+    """The checkpoint of a dense model that Mixtral can express.
+
+    Raises:
+        InputError: it is of another family, has biases, or cannot be read.
+    """
+    checkpoint = Checkpoint(path)
+    _check_dense(checkpoint, DENSE)
+    return checkpoint
+
+
+def _check_dense(checkpoint: Checkpoint, families: Sequence[str]) -> None:
+    path, config = checkpoint.path, checkpoint.config
+    if config.model_type not in DENSE:
+        raise InputError(
+            f"{path}: model_type {config.model_type!r} is not dense, or cannot become MoE without changing what it computes; "
+            f"give a checkpoint of model_type {' or '.join(families)}"
+        )
+    if biased := [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]:
+        raise InputError(f"{path}: {biased[0]} is true in config.json, and Mixtral has no biases; use a model without them")
+
+
+def backbone_plan(root: Checkpoint) -> Plan:
+    """All that is no FFN, from the base."""
+    with torch.device("meta"):
+        blank = AutoModel.from_config(root.config).state_dict()
+    plan = {f"model.{name}": copied(root, f"model.{name}", tuple(t.shape)) for name, t in blank.items() if ".mlp." not in name}
+    rows = {"lm_head.weight": root.config.vocab_size, "score.weight": root.config.num_labels}
+    return plan | {name: copied(root, name, (rows[name], root.config.hidden_size)) for name in HEADS if name in root}
+
+
+def experts_plan(root: Checkpoint, sources: Sequence[Checkpoint]) -> Plan:
+    """Expert m of every layer is the FFN of source m, in the type in which the base's lies."""
+    d, f = root.config.hidden_size, root.config.intermediate_size
+    plan = {}
+    for layer in range(root.config.num_hidden_layers):
+        for theirs, name in MATRICES.items():
+            stored = f"model.layers.{layer}.mlp.{name}.weight"
+            shape = (d, f) if name == "down_proj" else (f, d)
+            dtype = copied(root, stored, shape).dtype
+            for m, source in enumerate(sources):
+                to = f"model.layers.{layer}.block_sparse_moe.experts.{m}.{theirs}.weight"
+                plan[to] = copied(source, stored, shape, dtype)
+    return plan
+
+
+def gate_plan(root: Checkpoint, rows_LED: Sequence[Tensor]) -> Plan:
+    """The gates, in the type of the base's FFNs."""
+    dtype = root.dtype("model.layers.0.mlp.gate_proj.weight")
+    return {
+        f"model.layers.{layer}.block_sparse_moe.gate.weight": given(rows_ED.to(dtype)) for layer, rows_ED in enumerate(rows_LED)
+    }
+
+
+def copied(source: Checkpoint, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Planned:
+    """A tensor of a checkpoint as it is, or in another type.
+
+    Raises:
+        InputError: it is missing or of another shape.
+    """
+    found = source.shape(name)
+    if found != shape:
+        raise InputError(
+            f"{source.file(name)}: tensor {name!r} has shape {list(found)}, the base's config.json asks for {list(shape)}; "
+            "give checkpoints of one architecture and size"
+        )
+    dtype = dtype or source.dtype(name)
+    return Planned(shape, dtype, lambda: source.read(name, dtype=dtype))
+
+
+def given(tensor: Tensor) -> Planned:
+    """A tensor that exists already."""
+    return Planned(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+
+def random_rows(root: Checkpoint, experts: int, std: float | None, seed: int) -> list[Tensor]:
+    """Gate rows_ED of every layer, normal around 0; ``std`` is by default the config's ``initializer_range``."""
+    generator = torch.Generator().manual_seed(seed)
+    std = root.config.initializer_range if std is None else std
+    shape = experts, root.config.hidden_size
+    return [torch.randn(shape, generator=generator) * std for _ in range(root.config.num_hidden_layers)]
+
+
+def hidden_rows(root: Checkpoint, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
+    """Gate rows_ED of every layer: what the base's FFN sees on an expert's prompts, on average, at length 1.
+
+    Raises:
+        InputError: the base's folder holds no tokenizer that can be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(root.path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{root.path}: --gate hidden needs the base's tokenizer, which cannot be loaded ({error})") from error
+    model = AutoModel.from_pretrained(root.path, local_files_only=True, use_safetensors=True, trust_remote_code=False).eval()
+    seen_LD: dict[int, Tensor] = {}
+    hooks = [layer.mlp.register_forward_pre_hook(_mean_input(seen_LD, i)) for i, layer in enumerate(model.layers)]
+    means = [[_read(model, tokenizer, prompt, seen_LD) for prompt in mine] for mine in prompts]
+    for hook in hooks:
+        hook.remove()
+    means_ELD = torch.stack([torch.stack(mine).mean(dim=0) for mine in means])
+    return list(torch.nn.functional.normalize(means_ELD, dim=-1).transpose(0, 1).contiguous())
+
+
+def _mean_input(seen_LD: dict[int, Tensor], layer: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
+    def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        seen_LD[layer] = inputs[0].float().flatten(0, -2).mean(dim=0)
+
+    return keep
+
+
+def _read(model: Any, tokenizer: Any, prompt: str, seen_LD: dict[int, Tensor]) -> Tensor:
+    """Mean input of each layer's FFN over the tokens of one prompt, as a tensor of [L, D]."""
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    if not ids.numel():
+        raise InputError(f"--prompts: the prompt {prompt!r} has no tokens; give a text")
+    with torch.no_grad():
+        model(input_ids=ids)
+    return torch.stack([seen_LD[layer] for layer in sorted(seen_LD)])
+
+
+def _prompts(path: Path, experts: int) -> list[list[str]]:
+    example = '["a prompt", "another"]'
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); give a JSONL file with one line for each expert, {example}"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, list) or not line or not all(isinstance(prompt, str) for prompt in line):
+            raise InputError(f"{path}, line {number}: must be a list of texts, such as {example}")
+    if len(lines) != experts:
+        raise InputError(
+            f"{path}: has {len(lines)} lines for {experts} experts; give one line for each, in the order of --experts"
+        )
+    return lines
+
+
+def _check_top_k(top_k: int, experts: int) -> None:
+    if not 1 <= top_k <= experts:
+        raise InputError(f"--top-k {top_k}: must lie between 1 and the number of experts, {experts}")
+
+
+def _check_out(out: Path) -> None:
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"--out {out}: exists and is not an empty folder; name a new one, or remove it")
+
+
+def _notes(root: Checkpoint, source: Checkpoint) -> Iterator[str]:
+    """Check that two models belong together; yield what is no error and yet worth knowing."""
+    for name in ("num_hidden_layers", "hidden_act"):
+        ours, theirs = getattr(root.config, name), getattr(source.config, name)
+        if ours != theirs:
+            raise InputError(
+                f"{source.path / 'config.json'}: {name} is {theirs!r}, the base's is {ours!r}; "
+                "give checkpoints of one architecture and size"
+            )
+    if root.config.rope_parameters != source.config.rope_parameters:
+        yield f"{source.path}: its rope_parameters differ from the base's, which are used"
+    name = "model.layers.0.mlp.gate_proj.weight"
+    if root.dtype(name) != source.dtype(name):
+        yield f"{source.path}: stored in {source.dtype(name)}; converted to the base's {root.dtype(name)}"
+    yield from _tokenizer_notes(root.path, source.path)
+
+
+def _tokenizer_notes(base: Path, other: Path) -> Iterator[str]:
+    for file, read in VOCABULARIES.items():
+        if (base / file).is_file() and (other / file).is_file():
+            ours, theirs = _vocabulary(base / file, read), _vocabulary(other / file, read)
+            if wrong := sorted(i for i in {**ours, **theirs} if ours.get(i) != theirs.get(i)):
+                raise InputError(
+                    f"{other / file}: differs from the base's: {wrong[0]} is {theirs.get(wrong[0])!r} there and "
+                    f"{ours.get(wrong[0])!r} in {base}; experts must read the same tokens: use models with one tokenizer"
+                )
+            return
+    yield f"{other}: not both it and the base have one of {', '.join(VOCABULARIES)}, so their tokenizers are not compared"
+
+
+def _vocabulary(path: Path, read: Callable[[Path], dict[Any, str]]) -> dict[Any, str]:
+    try:
+        return read(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: no vocabulary can be read from it ({error}); copy the tokenizer again") from error
+
+
+def _from_json(path: Path) -> dict[Any, str]:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    stored = document["model"]["vocab"]
+    words = {i: word for word, i in stored.items()} if isinstance(stored, dict) else dict(enumerate(word for word, _ in stored))
+    return words | {token["id"]: token["content"] for token in document.get("added_tokens") or ()}
+
+
+def _from_lines(path: Path) -> dict[Any, str]:
+    return dict(enumerate(path.read_text(encoding="utf-8").splitlines()))
+
+
+def _from_bytes(path: Path) -> dict[Any, str]:
+    return {"SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+VOCABULARIES = {"tokenizer.json": _from_json, "vocab.txt": _from_lines, "tokenizer.model": _from_bytes}
+"""How to read the text of each token, by file; of a binary file, its digest."""
+
+
+def write_mixtral(root: Checkpoint, plan: Plan, experts: int, top_k: int, out: Path, notes: Sequence[str] = ()) -> Built:
+    """Write the planned tensors as a Mixtral checkpoint with the base's config and tokenizer."""
+    fields = {name: getattr(root.config, name) for name in CARRIED if hasattr(root.config, name)}
+    config = MixtralConfig(
+        **fields,
+        sliding_window=getattr(root.config, "sliding_window", None),
+        num_local_experts=experts,
+        num_experts_per_tok=top_k,
+        architectures=[_architecture(root)],
+    )
+    write(plan, config, root.path, out)
+    layers = tuple(range(root.config.num_hidden_layers))
+    return Built(out, sum(tensor.numel for tensor in plan.values()), experts, top_k, layers, tuple(notes))
+
+
+def _architecture(root: Checkpoint) -> str:
+    tied = "MixtralForCausalLM" if root.config.tie_word_embeddings else "MixtralModel"
+    return next((name for head, name in reversed(HEADS.items()) if head in root), tied)
+
+
+def write(plan: Plan, config: Any, tokenizer: Path, out: Path) -> None:
+    """Write a checkpoint folder: safetensors in shards, config.json and the files of a tokenizer; all or nothing."""
+    out = out.resolve()
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        _write_shards(plan, unfinished)
+        config.save_pretrained(unfinished)
+        for path in sorted({path for pattern in TOKENIZER for path in tokenizer.glob(pattern) if path.is_file()}):
+            shutil.copy(path, unfinished)
+        unfinished.rename(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _write_shards(plan: Plan, folder: Path) -> None:
+    shards = _shards(plan)
+    files = (
+        [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)] if len(shards) > 1 else [SINGLE]
+    )
+    for file, names in zip(files, shards, strict=True):
+        save_file({name: plan[name].get() for name in names}, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(tensor.size_B for tensor in plan.values())}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _shards(plan: Plan) -> list[list[str]]:
+    """Names in their order, a new shard wherever the next tensor would make it larger than `SHARD_B`."""
+    shards: list[list[str]] = [[]]
+    held_B = 0
+    for name, tensor in plan.items():
+        if shards[-1] and held_B + tensor.size_B > SHARD_B:
+            shards.append([])
+            held_B = 0
+        shards[-1].append(name)
+        held_B += tensor.size_B
+    return shards

@@ -115,6 +115,7 @@ def test_warming_up_the_gate_alone(folder: Path, kind: str) -> None:
         ({"text": "text"}, {"task": {"txt": "text"}}, r"cluster\[0\]\.task\.txt: unknown key"),
         ({"text": "text"}, {"test": None}, r"cluster\[0\]\.test: is missing"),
         ({"text": "text"}, {"data": "empty.jsonl"}, r"empty\.jsonl"),
+        ({}, {"task": {"text": "text"}}, r"task.text: is missing for cluster c1"),
     ],
 )
 def test_tasks_that_cannot_work(folder: Path, task: dict[str, Any], cluster: dict[str, Any], message: str) -> None:

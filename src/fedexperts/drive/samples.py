@@ -50,6 +50,11 @@ def datasets(scenario: Scenario) -> Datasets:
     tasks = [scenario.task_of(i) for i in range(len(scenario.cluster))]
     if not reads_text(scenario.task) and not any(map(reads_text, tasks)):
         return _numbered(scenario)
+    if blind := [scenario.cluster[i].name for i, task in enumerate(tasks) if not reads_text(task)]:
+        raise InputError(
+            f"task.text: is missing for cluster {', '.join(blind)}, and others have text; name the column in [task] or in the "
+            "cluster's task"
+        )
     reader = _Reader(scenario)
     train = [read_rows(cluster.data, scenario.base) for cluster in scenario.cluster]
     test = [_test_rows(scenario, i) for i in range(len(scenario.cluster))]

@@ -76,6 +76,7 @@ def summary(path: Path) -> dict[str, Any]:
     lines = list(read(path))
     run = next((line for line in lines if line["event"] == "run"), None)
     assigned = next((line for line in lines if line["event"] == "assignment"), None)
+    beside: dict[str, Any] = next((line["clusters"] for line in lines if line["event"] == "baselines"), {})
     if run is None or assigned is None:
         raise ValueError(f"{path}: the run has not begun to train")
     _add_joules(lines, {name: len(samples) for name, samples in run["clusters"].items()})
@@ -92,6 +93,7 @@ def summary(path: Path) -> dict[str, Any]:
         "target": target,
         "final_accuracy": end["accuracy"],
         "accuracy_by_cluster": end["accuracy_by_cluster"],
+        "baselines": beside,
         "cycles_to_target": reached["cycle"] if reached else None,
         "steps_to_target": reached["steps"] if reached else None,
         "uplink_B_to_target": reached["uplink_B"] if reached else None,

@@ -300,22 +300,16 @@ class Network(Table):
         Raises:
             InputError: with one line per fault.
         """
-        path = Path(path)
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: is not TOML ({error})") from error
+        document = read_toml(Path(path))
         for override in overrides:
             _override(document, override)
-        return cls.parse(document, path.resolve().parent)
+        return cls.parse(document, Path(path).resolve().parent)
 
     @classmethod
     def parse(cls, document: dict[str, Any], base: Path = Path()) -> Self:
         """Check a scenario given as plain data."""
         known = set(Scenario.model_fields) - {"base"}
-        if "base" in document or (cls is Network and not set(document) <= known):
+        if "base" in document or (cls is not Scenario and not set(document) <= known):
             unknown = sorted(set(document) - known)
             raise InputError("\n".join(f"{key}: unknown key; remove it or correct its spelling" for key in unknown))
         try:
@@ -339,23 +333,12 @@ class Network(Table):
         return (self.base / path).resolve()
 
 
-class Scenario(Network):
-    """A whole scenario.
+class Tasks(Network):
+    """A model and what it is judged by; ``fedexperts eval`` reads this and leaves the tables of training alone."""
 
-    ``base`` is the folder that relative paths start from; it is not part of the file.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced"] = "ems-fl"
     model: Model
     task: Task = Task()
     warmup: Warmup | None = None
-    train: Train
-    assignment: Assignment = Assignment()
-    evaluation: Evaluation = Evaluation()
-    faults: Faults = Faults()
-    device: dict[Name, Device] = {}
     cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
 
     def task_of(self, i: int) -> Task:
@@ -363,7 +346,7 @@ class Scenario(Network):
         return Task.model_validate({**self.task.model_dump(exclude_none=True), **self.cluster[i].task})
 
     @model_validator(mode="after")
-    def _tasks(self) -> Scenario:
+    def _tasks(self) -> Self:
         for i in range(len(self.cluster)):
             try:
                 kind = self.task_of(i).kind
@@ -375,6 +358,22 @@ class Scenario(Network):
                 )
         return self
 
+
+class Scenario(Tasks):
+    """A whole scenario.
+
+    ``base`` is the folder that relative paths start from; it is not part of the file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced"] = "ems-fl"
+    train: Train
+    assignment: Assignment = Assignment()
+    evaluation: Evaluation = Evaluation()
+    faults: Faults = Faults()
+    device: dict[Name, Device] = {}
+
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:
         if self.protocol == "ems-fl-enhanced" and self.train.gate_tail_cycles >= self.train.cycles:
@@ -383,6 +382,20 @@ class Scenario(Network):
                 "or no expert is ever trained"
             )
         return self
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data.
+
+    Raises:
+        InputError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not TOML ({error})") from error
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..errors import InputError
-from . import assign, build, demo, inspect, plan, report, run
+from . import assign, build, demo, eval, inspect, plan, report, run
 from .common import console
 
 INTERRUPTED = 130
@@ -28,6 +28,7 @@ app.command("assign")(assign.command)
 app.command("plan")(plan.command)
 app.command("inspect")(inspect.command)
 app.add_typer(build.app, name="build")
+app.command("eval")(eval.command)
 app.command("report")(report.command)
 
 

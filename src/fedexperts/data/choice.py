@@ -137,6 +137,11 @@ def encode(
     return _padded(questions, options, characters, labels)
 
 
+def texts(row: Mapping[str, Any], columns: Columns, at: str) -> tuple[str, list[str]]:
+    """The question of a row, with its prompt, and its options; ``at`` opens errors, which are those of `encode`."""
+    return _prompt(row, columns, at), _options(row, columns, at)
+
+
 def _cut(tokens: list[int], length: int, tokenizer: Any) -> list[int]:
     marks = 1 if tokens[0] == tokenizer.bos_token_id and length > 1 else 0
     return tokens if len(tokens) <= length else tokens[:marks] + tokens[len(tokens) - length + marks :]

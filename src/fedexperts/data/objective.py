@@ -47,20 +47,32 @@ class Objective(Protocol):
 
 
 def evaluate(view: View, objectives: Mapping[str, Objective], tests: Mapping[str, Samples]) -> dict[str, Any]:
-    """Score and loss of the model now in ``view``, over all clusters' tests and by cluster.
+    """Score and loss of the model now in ``view``, over all clusters' tests (`total`) and by cluster."""
+    judged = judge(view, objectives, tests)
+    return {
+        **total(objectives, judged),
+        "accuracy_by_cluster": {cluster: one.score for cluster, one in judged.items()},
+        **({} if all(len(one.metrics) < 2 for one in judged.values()) else {"metrics_by_cluster": _metrics(judged)}),
+    }
 
-    The global accuracy is that over all samples; where a cluster is judged by another metric, the mean over clusters.
-    """
+
+def judge(view: View, objectives: Mapping[str, Objective], tests: Mapping[str, Samples]) -> dict[str, Judged]:
+    """How the model now in ``view``, unmasked, does on each cluster's test."""
     view.route(None)
     view.model.eval()
-    judged = {cluster: objectives[cluster].judge(view, samples) for cluster, samples in tests.items()}
-    pooled = all(objectives[cluster].metric == "accuracy" for cluster in tests)
+    return {cluster: objectives[cluster].judge(view, samples) for cluster, samples in tests.items()}
+
+
+def total(objectives: Mapping[str, Objective], judged: Mapping[str, Judged]) -> dict[str, float]:
+    """Accuracy and loss (nats) over all clusters.
+
+    The accuracy is that over all samples; where a cluster is judged by another metric, the mean of the scores over clusters.
+    """
+    pooled = all(objectives[cluster].metric == "accuracy" for cluster in judged)
     weights = {cluster: one.count if pooled else 1 for cluster, one in judged.items()}
     return {
         "accuracy": sum(weights[c] * one.score for c, one in judged.items()) / sum(weights.values()),
         "loss": sum(one.count * one.loss for one in judged.values()) / sum(one.count for one in judged.values()),
-        "accuracy_by_cluster": {cluster: one.score for cluster, one in judged.items()},
-        **({} if all(len(one.metrics) < 2 for one in judged.values()) else {"metrics_by_cluster": _metrics(judged)}),
     }
 
 

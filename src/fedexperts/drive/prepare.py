@@ -35,7 +35,7 @@ from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
 from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert
 from ..moe.view import View
-from ..scenario import Model, Network, Scenario, Warmup
+from ..scenario import Model, Network, Scenario, Tasks, Warmup
 from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
@@ -106,11 +106,11 @@ def prepare(scenario: Scenario) -> Prepared:
     data = datasets(scenario)
     view = _view(scenario, data.outputs)
     for name in names:
-        _check_fit(view, f"cluster {name!r}", data.splits[name].train, data.objectives[name])
-        _check_fit(view, f"test data of cluster {name!r}", _test(data.splits[name]), data.objectives[name])
+        check_fit(view, f"cluster {name!r}", data.splits[name].train, data.objectives[name])
+        check_fit(view, f"test data of cluster {name!r}", _test(data.splits[name]), data.objectives[name])
     for i, (samples, objective) in enumerate(data.shared):
-        _check_fit(view, f"warmup.data[{i}]", samples, objective)
-    _check_forward(view, data.splits[names[0]].train, data.objectives[names[0]])
+        check_fit(view, f"warmup.data[{i}]", samples, objective)
+    check_forward(view, data.splits[names[0]].train, data.objectives[names[0]])
     _check_time(scenario, plan)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     local = _local_training(scenario)
@@ -259,7 +259,12 @@ def _lora(table: Model) -> LoRA | None:
     return LoRA(table.lora.rank, table.lora.alpha, table.lora.average) if table.lora else None
 
 
-def _model(scenario: Scenario, outputs: int | None) -> nn.Module:
+def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
+    """The scenario's model, where it is computed; ``outputs`` is what the data need of a classifier's head.
+
+    Raises:
+        InputError: there is no such model or accelerator.
+    """
     table, seed, language = scenario.model, scenario.seed, scenario.task.kind != "classification"
     dtype = getattr(torch, table.precision)
     if table.accelerator == "cuda" and not torch.cuda.is_available():
@@ -273,7 +278,7 @@ def _model(scenario: Scenario, outputs: int | None) -> nn.Module:
 
 def _view(scenario: Scenario, outputs: int | None) -> View:
     table = scenario.model
-    view = View(_model(scenario, outputs), table.top1, table.mask, table.noise_std, scenario.assignment.granularity)
+    view = View(load_model(scenario, outputs), table.top1, table.mask, table.noise_std, scenario.assignment.granularity)
     if unknown := scenario.train.shared - set(view.parts):
         raise InputError(f"train.shared = {sorted(unknown)}: the model has no such part; it has {sorted(view.parts)}")
     if scenario.warmup and scenario.warmup.gate_fit > 0 and len(scenario.warmup.data) > view.experts:
@@ -284,7 +289,12 @@ def _view(scenario: Scenario, outputs: int | None) -> View:
     return view
 
 
-def _check_fit(view: View, what: str, samples: Samples, objective: Objective) -> None:
+def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> None:
+    """Whether the model has an output for every label and an embedding for every token.
+
+    Raises:
+        InputError: with ``what``, the value and the remedy.
+    """
     config: Any = view.model.config
     if isinstance(objective, Classification) and not samples["labels"].is_floating_point():
         outputs = min(objective.labels, config.num_labels - objective.first)
@@ -300,7 +310,7 @@ def _check_fit(view: View, what: str, samples: Samples, objective: Objective) ->
             )
 
 
-def _check_forward(view: View, samples: Samples, objective: Objective) -> None:
+def check_forward(view: View, samples: Samples, objective: Objective) -> None:
     """Two samples through the model: what a config gets wrong shows here and not after work has begun."""
     try:
         with torch.no_grad():

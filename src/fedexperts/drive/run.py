@@ -1,7 +1,7 @@
 """One run: a scenario, a protocol, a run directory.
 
 A run directory holds ``scenario.toml`` (resolved), ``ledger.jsonl``, ``runtime.jsonl``, ``checkpoints/`` and, at the end,
-``model/`` (the global model, written by save_pretrained).
+``model/`` (the global model, written by save_pretrained, with the tokenizer).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .. import __version__
 from ..data.objective import evaluate
 from ..errors import InputError
 from ..ledger import Ledger, Listener, summary
+from ..moe.checkpoint import resolve
+from ..moe.load import copy_tokenizer
 from ..moe.parts import Piece, in_order
 from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
 from ..protocol.link import ServerProtocol, Start
@@ -30,8 +32,11 @@ from ..protocol.sync import Sync
 from ..scenario import Scenario
 from ..train.device import Device
 from . import checkpoint
+from .baselines import baselines
 from .faults import Faults
+from .finished import FOLDER
 from .prepare import Prepared, assignment_report, prepare, split_experts
+from .samples import datasets, reads_text
 from .simulate import Pace, Simulator
 
 PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
@@ -139,6 +144,7 @@ class _Run:
         self.number, saved = found if found else (0, None)
         self.ledger = Ledger(self.directory / "ledger.jsonl", saved["ledger_B"] if saved else 0, self.listener)
         self.runtime = (self.directory / "runtime.jsonl").open("a")
+        self.runtime.write(json.dumps({FOLDER: str(self.scenario.base.resolve())}) + "\n")
         self.trial_uplink_B = 0
         if not saved or self.prepared.lora:  # weights under adapters are in no checkpoint, but repeat bit for bit
             self.prepared.begin()
@@ -195,6 +201,8 @@ class _Run:
             )
         report = assignment_report(self.scenario, counts, owned)
         self.ledger.write("assignment", 0, trial_uplink_B=self.trial_uplink_B, **report)
+        if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
+            self.ledger.write("baselines", 0, clusters=baselines(self.scenario, datasets(self.scenario)))
         return owned
 
     def _trial_B(self, device: Device, counts_LM: NDArray[np.int64]) -> int:
@@ -260,4 +268,7 @@ class _Run:
         temporary = self.directory / "model.unfinished"
         shutil.rmtree(temporary, ignore_errors=True)
         view.model.save_pretrained(temporary)  # type: ignore[operator]  # a Hugging Face model
+        table = self.scenario.model
+        if source := table.tokenizer or table.path:
+            copy_tokenizer(resolve(source, self.scenario.base), temporary)
         temporary.rename(self.directory / "model")

@@ -19,7 +19,7 @@ from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
 from ..moe.checkpoint import resolve
 from ..moe.load import load_tokenizer
-from ..scenario import Scenario, Task
+from ..scenario import Task, Tasks
 
 Rows = list[dict[str, Any]]
 
@@ -41,7 +41,7 @@ class Datasets:
     outputs: int | None
 
 
-def datasets(scenario: Scenario) -> Datasets:
+def datasets(scenario: Tasks) -> Datasets:
     """Read, check and tokenise all data of a scenario; the model itself is not needed.
 
     Raises:
@@ -83,7 +83,7 @@ def reads_text(task: Task) -> bool:
 class _Reader:
     """Tokenises rows, and deals out the head's outputs to the tasks."""
 
-    def __init__(self, scenario: Scenario):
+    def __init__(self, scenario: Tasks):
         table = scenario.model
         if table.path is None and table.tokenizer is None:
             raise InputError("model.tokenizer: is missing; a task on text needs a folder with a tokenizer, or model.path")
@@ -138,7 +138,7 @@ def _key(task: Task) -> str:
     return task.model_dump_json()
 
 
-def _numbered(scenario: Scenario) -> Datasets:
+def _numbered(scenario: Tasks) -> Datasets:
     """Samples that are token numbers already; their labels are outputs of the head."""
     objective = Classification(0, 2**31, scenario.task.metric)
     splits = {cluster.name: _splits(scenario, i) for i, cluster in enumerate(scenario.cluster)}
@@ -149,7 +149,7 @@ def _numbered(scenario: Scenario) -> Datasets:
     return Datasets(dict.fromkeys(splits, objective), splits, shared, None)
 
 
-def _splits(scenario: Scenario, i: int) -> Splits:
+def _splits(scenario: Tasks, i: int) -> Splits:
     table = scenario.cluster[i]
     splits = load(table.data, scenario.base, scenario.seed)
     given = load(table.test, scenario.base, scenario.seed) if table.test else None
@@ -163,13 +163,13 @@ def _no_test(i: int, data: str) -> InputError:
     return InputError(f"cluster[{i}].test: is missing; a file as data ({data}) needs a test file beside it")
 
 
-def _test_rows(scenario: Scenario, i: int) -> Rows:
+def _test_rows(scenario: Tasks, i: int) -> Rows:
     table = scenario.cluster[i]
     if table.test is None:
         raise _no_test(i, table.data)
     return read_rows(table.test, scenario.base)
 
 
-def _shared_rows(scenario: Scenario, i: int) -> Rows:
+def _shared_rows(scenario: Tasks, i: int) -> Rows:
     assert scenario.warmup is not None  # the caller's check
     return read_rows(scenario.warmup.data[i], scenario.base)[: scenario.warmup.samples]

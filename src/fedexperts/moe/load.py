@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from ..errors import InputError
 from .subset import load_full
 
 transformers_logging.disable_progress_bar()
+
+TOKENIZER = ("tokenizer*", "*.model", "merges.txt", "vocab.*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+"""The files of a tokenizer."""
 
 
 def load_classifier(path: Path, dtype: torch.dtype = torch.float32, seed: int = 0, outputs: int | None = None) -> nn.Module:
@@ -32,6 +36,18 @@ def load_classifier(path: Path, dtype: torch.dtype = torch.float32, seed: int = 
 def load_language_model(path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A causal language model from a checkpoint folder; errors as `load_classifier`."""
     return load_full(path, AutoModelForCausalLM, dtype)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's vocabulary."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer's files, if there are any, from one checkpoint folder to another."""
+    for pattern in TOKENIZER if has_tokenizer(source) else ():
+        for path in source.glob(pattern):
+            shutil.copyfile(path, target / path.name)
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
-from .table import COLUMNS, cells
+from .table import COLUMNS, baseline_rows, cells
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
 STYLE = """
@@ -100,7 +100,7 @@ def _look(name: str, summaries: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """Final accuracy on each cluster's test data."""
+    """Final accuracy on each cluster's test data, beside the baselines of tasks on text."""
     figure = go.Figure()
     for name, row in summaries.items():
         colour, dash = _look(name, summaries)
@@ -109,6 +109,9 @@ def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         figure.add_bar(
             x=list(by_cluster), y=values, name=name, marker={"color": colour, "opacity": 0.4 if dash == "dot" else 1}
         )
+    for i, (name, shares) in enumerate(baseline_rows(summaries).items()):
+        grey = ("#bbbbbb", "#777777")[i % 2]
+        figure.add_bar(x=list(shares), y=[100 * value for value in shares.values()], name=name, marker={"color": grey})
     figure.update_layout(
         template="plotly_white",
         height=380,

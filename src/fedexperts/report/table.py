@@ -25,8 +25,27 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Group:
     for name in names:
         clusters.add_column(name, justify="right")
     for name, row in summaries.items():
-        clusters.add_row(name, *(f"{row['accuracy_by_cluster'].get(c, float('nan')):.1%}" for c in names))
+        clusters.add_row(name, *(_share(row["accuracy_by_cluster"].get(c)) for c in names))
+    for name, values in baseline_rows(summaries).items():
+        clusters.add_row(name, *(_share(values.get(c)) for c in names), style="dim")
     return Group(costs, "", clusters)
+
+
+def baseline_rows(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What needs no model, by cluster: a row for each baseline, or for each run where runs differ in their data."""
+    rows: dict[str, dict[str, float]] = {}
+    for label, kind in (("majority", "majority"), ("TF-IDF", "tfidf")):
+        found: list[dict[str, float]] = []
+        for run, row in summaries.items():
+            values = {c: v[kind] for c, v in row["baselines"].items() if v[kind] is not None}
+            if values and values not in found:
+                rows[f"{label}, {run}" if found else label] = values
+                found.append(values)
+    return rows
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def cells(name: str, row: Mapping[str, Any]) -> list[str]:

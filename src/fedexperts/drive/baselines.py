@@ -1,0 +1,64 @@
+"""What every cluster's task on text gives without a language model, from a scenario's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor
+
+from ..data import choice
+from ..data.baselines import Text, majority, tfidf_choice, tfidf_linear
+from ..data.choice import Columns
+from ..data.rows import columns, read_rows
+from ..data.source import Samples, Splits
+from ..scenario import Cluster, Task, Tasks
+from .samples import Datasets, Rows, reads_text
+
+Row = dict[str, float | None]
+
+
+def baselines(scenario: Tasks, data: Datasets, only: Collection[str] = ()) -> dict[str, Row]:
+    """The task's metric by ``majority`` and ``tfidf``, trained on the cluster's train data and taken on its test data.
+
+    ``only`` names the clusters that are wanted, nothing means all. Clusters whose samples are token numbers have none.
+    Of language modelling, where the majority is the most frequent token, ``tfidf`` is None.
+    """
+    found = {}
+    for i, cluster in enumerate(scenario.cluster):
+        if (not only or cluster.name in only) and reads_text(scenario.task_of(i)):
+            row = _row(scenario, cluster, scenario.task_of(i), data.splits[cluster.name])
+            found[cluster.name] = {name: None if value is None else round(value, 6) for name, value in row.items()}
+    return found
+
+
+def _row(scenario: Tasks, cluster: Cluster, task: Task, splits: Splits) -> Row:
+    assert splits.test is not None  # filled by `datasets`
+    assert cluster.test is not None
+    if task.kind == "causal-lm":
+        return {"majority": majority(_targets(splits.train), _targets(splits.test), task.metric), "tfidf": None}
+    train, test = (read_rows(spec, scenario.base) for spec in (cluster.data, cluster.test))
+    learnt, asked = (samples["labels"].tolist() for samples in (splits.train, splits.test))
+    usual = majority(learnt, asked, task.metric)
+    if task.kind == "multiple-choice":
+        return {"majority": usual, "tfidf": tfidf_choice(*_questions(train, task), learnt, *_questions(test, task), asked)}
+    return {"majority": usual, "tfidf": tfidf_linear(_texts(train, task), learnt, _texts(test, task), asked, task.metric)}
+
+
+def _targets(samples: Samples) -> list[int]:
+    """The tokens that a language model is to foretell."""
+    targets_S: Tensor = samples["input_ids"][:, 1:][samples["attention_mask"][:, 1:].bool()]
+    tokens: list[int] = targets_S.tolist()
+    return tokens
+
+
+def _questions(rows: Rows, task: Task) -> tuple[list[str], list[list[str]]]:
+    table = Columns(task.prompt, task.options, task.label_column)
+    found = [choice.texts(row, table, f"row {n}") for n, row in enumerate(rows, start=1)]
+    return [question for question, _ in found], [options for _, options in found]
+
+
+def _texts(rows: Rows, task: Task) -> list[Text]:
+    names = [name for name in (task.text, task.text_pair) if name is not None]
+    sides: list[list[Any]] = columns(rows, names, "task.text")
+    return [str(one[0]) if len(one) == 1 else (str(one[0]), str(one[1])) for one in zip(*sides, strict=True)]

@@ -1,0 +1,158 @@
+"""``fedexperts eval``: checkpoints and runs judged by a scenario's tasks, beside what needs no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+import small
+import text
+from fedexperts import InputError, Scenario, run
+from fedexperts.cli.main import app
+from fedexperts.ledger import read
+from fedexperts.report.table import baseline_rows
+
+LINES = {
+    "train": [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")],
+    "test": [{"text": f"{b} {a}", "label": a} for a in ("good", "bad") for b in ("film", "day", "book")],
+    "questions": [{"question": f"{n} + 1?", "choices": [str(n + 1), str(n), "x"], "answer": n % 3} for n in range(6)],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    text.saved(tmp_path / "model")
+    for name, rows in LINES.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def scenario(folder: Path, **tables: Any) -> Path:
+    """Without ``[train]``: judging needs none."""
+    clusters = [{"name": name, "data": "train.jsonl", "test": "test.jsonl"} for name in ("a", "b")]
+    document = {"name": "text", "model": {"path": "model"}, "task": {"text": "text"}, "cluster": clusters, **tables}
+    path = folder / "scenario.toml"
+    path.write_text(tomli_w.dumps(document))
+    return path
+
+
+def questions(folder: Path) -> Path:
+    clusters = [{"name": name, "data": "questions.jsonl", "test": "questions.jsonl"} for name in ("a", "b")]
+    return scenario(folder, task={"kind": "multiple-choice"}, cluster=clusters)
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    app(["eval", *map(str, arguments), "--json"], standalone_mode=False)
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_a_checkpoint_beside_the_baselines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = evaluated(capsys, folder / "model", "--task", scenario(folder))
+    assert {"model", "accuracy", "loss", "clusters", "baselines"} == set(document)
+    assert document["baselines"]["a"] == {"majority": 0.5, "tfidf": 1.0}
+    row = document["clusters"]["a"]
+    assert (row["metric"], row["count"]) == ("accuracy", 6)
+    assert document["accuracy"] == row["accuracy"] == document["clusters"]["b"]["accuracy"]
+    app(["eval", str(folder / "model"), "--task", str(folder / "scenario.toml"), "--cluster", "b"], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "tfidf" in shown.out
+    assert "cluster b: accuracy" in shown.err
+    assert "is not above the baseline tfidf, 1.000" in shown.err
+
+
+def test_questions_and_language(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(capsys, folder / "model", "--task", questions(folder), "--cluster", "b")
+    assert list(found["clusters"]) == ["b"] == list(found["baselines"])
+    assert found["baselines"]["b"]["majority"] == pytest.approx(1 / 3, abs=1e-6)
+    assert 0 <= found["baselines"]["b"]["tfidf"] <= 1
+    path = scenario(folder, task={"kind": "causal-lm", "text": "text"})
+    found = evaluated(capsys, folder / "model", "--task", path)
+    letters = "".join(row["text"][1:] for row in LINES["test"])
+    trained = "".join(row["text"][1:] for row in LINES["train"])
+    usual = max(set(trained), key=trained.count)
+    assert found["baselines"]["a"] == {"majority": pytest.approx(letters.count(usual) / len(letters), abs=1e-6), "tfidf": None}
+    assert found["clusters"]["a"]["perplexity"] > 1
+    assert evaluated(capsys, folder / "model", "--task", path, "--no-baselines")["baselines"] == {}
+
+
+def test_a_run_is_judged_as_it_judged_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = scenario(folder, train={"cycles": 2, "lr_expert": 1e-2}, evaluation={"target": 0.9})
+    result = run(Scenario.load(path), folder / "run")
+    lines = list(read(folder / "run" / "ledger.jsonl"))
+    document = evaluated(capsys, folder / "run", "--task", path)
+    assert document["accuracy"] == pytest.approx(result.summary["final_accuracy"], abs=1e-6)
+    assert [x["clusters"] for x in lines if x["event"] == "baselines"] == [document["baselines"]]
+    assert result.summary["baselines"] == document["baselines"]
+    assert baseline_rows({"x": result.summary, "y": result.summary}) == {
+        "majority": {"a": 0.5, "b": 0.5},
+        "TF-IDF": {"a": 1.0, "b": 1.0},
+    }
+    assert (folder / "run" / "model" / "tokenizer.json").is_file()
+    app(["report", str(folder / "run"), "--out", str(folder / "page.html")], standalone_mode=False)
+    assert "TF-IDF" in capsys.readouterr().out
+    assert '"TF-IDF"' in (folder / "page.html").read_text()
+
+
+def test_samples_that_are_token_numbers_have_no_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "digits.toml"
+    path.write_text(tomli_w.dumps(small.document(train={"cycles": 1})))
+    result = run(Scenario.load(path), tmp_path / "run")
+    document = evaluated(capsys, tmp_path / "run", "--task", path)
+    assert document["baselines"] == result.summary["baselines"] == {}
+    assert document["accuracy"] == pytest.approx(result.summary["final_accuracy"], abs=1e-6)
+
+
+def without_tokenizer(folder: Path) -> list[str]:
+    (folder / "model" / "tokenizer.json").unlink()
+    return [str(folder / "model")]
+
+
+def unfinished(folder: Path) -> list[str]:
+    (folder / "run").mkdir()
+    (folder / "run" / "scenario.toml").touch()
+    return [str(folder / "run")]
+
+
+def dense(folder: Path) -> list[str]:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "model" / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": text.VOCABULARY, **sizes}))
+    return [str(folder / "model")]
+
+
+def untested(folder: Path) -> list[str]:
+    scenario(folder, cluster=[{"name": "a", "data": "train.jsonl"}])
+    return [str(folder / "model")]
+
+
+BAD = {
+    "no such model": (lambda folder: [str(folder / "none")], r"none.*no config\.json"),
+    "no such cluster": (lambda folder: [str(folder / "model"), "--cluster", "c"], r"--cluster c: .* it has a, b"),
+    "no tokenizer": (without_tokenizer, r"model\.tokenizer = .*no tokenizer can be loaded"),
+    "a run that goes on": (unfinished, r"has not ended .* fedexperts run … --resume"),
+    "a dense model": (dense, r"no Mixture-of-Experts layer"),
+    "no test data": (untested, r"cluster\[0\]\.test: is missing; a file as data \(train\.jsonl\) needs a test file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_judged(case: str, folder: Path) -> None:
+    make, message = BAD[case]
+    path = scenario(folder)
+    with pytest.raises(InputError, match=message):
+        app(["eval", *make(folder), "--task", str(path)], standalone_mode=False)
+
+
+def test_wrong_input_exits_2(folder: Path) -> None:
+    program = [sys.executable, "-c", "from fedexperts.cli.main import main; main()", "eval", "model", "--task", "none.toml"]
+    done = subprocess.run(program, cwd=folder, env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "none.toml: cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..errors import InputError
-from . import assign, build, demo, eval, inspect, plan, report, run
+from . import assign, build, demo, eval, export, inspect, plan, report, run
 from .common import console
 
 INTERRUPTED = 130
@@ -29,6 +29,7 @@ app.command("plan")(plan.command)
 app.command("inspect")(inspect.command)
 app.add_typer(build.app, name="build")
 app.command("eval")(eval.command)
+app.command("export")(export.command)
 app.command("report")(report.command)
 
 

@@ -50,7 +50,8 @@ def scenario_of(directory: Path) -> Scenario:
     Raises:
         InputError: it cannot be read.
     """
-    folders = [line[FOLDER] for line in map(json.loads, (directory / "runtime.jsonl").open()) if FOLDER in line]
+    lines = map(json.loads, (directory / "runtime.jsonl").read_text().splitlines())
+    folders = [line[FOLDER] for line in lines if FOLDER in line]
     return Scenario.parse(read_toml(directory / "scenario.toml"), Path(folders[-1] if folders else "."))
 
 

@@ -1,7 +1,8 @@
 """One run: a scenario, a protocol, a run directory.
 
 A run directory holds ``scenario.toml`` (resolved), ``ledger.jsonl``, ``runtime.jsonl``, ``checkpoints/`` and, at the end,
-``model/`` (the global model, written by save_pretrained, with the tokenizer).
+``model/`` (the global model, written by save_pretrained, with the tokenizer). After training through adapters these are in
+``adapters.safetensors``, and the model below them, unless it is the scenario's checkpoint, in ``base/``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ..scenario import Scenario
 from ..train.device import Device
 from . import checkpoint
 from .baselines import baselines
+from .export import ADAPTERS, save_adapters
 from .faults import Faults
 from .finished import FOLDER
 from .prepare import Prepared, assignment_report, prepare, split_experts
@@ -232,8 +234,7 @@ class _Run:
         if cycle % self.scenario.evaluation.every_cycles:
             return {}
         began_s = time.monotonic()
-        for part, piece in model.items():
-            self.prepared.view.install(part, piece.tensors)
+        self._install(model)
         facts = evaluate(self.prepared.view, self.prepared.objectives, self.prepared.tests)
         now_s = time.monotonic()
         peak_B = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -261,14 +262,27 @@ class _Run:
         self.saved_at_s = time.monotonic()
 
     def _save_model(self, model: dict[str, Piece]) -> None:
-        view = self.prepared.view
+        """The global model; under adapters also these, and the model below them where no path leads to it."""
+        lora, scenario = self.prepared.lora, self.scenario
+        if lora is not None and lora.average != "merge":
+            save_adapters(self.directory / ADAPTERS, model, scenario.task.kind == "classification")
+            if scenario.warmup is not None or scenario.model.path is None:
+                self._install(self.prepared.model)
+                self._write("base")
+        self._install(model)
+        self.prepared.view.merge()
+        self._write("model")
+
+    def _install(self, model: dict[str, Piece]) -> None:
         for part, piece in model.items():
-            view.install(part, piece.tensors)
-        view.merge()
-        temporary = self.directory / "model.unfinished"
-        shutil.rmtree(temporary, ignore_errors=True)
-        view.model.save_pretrained(temporary)  # type: ignore[operator]  # a Hugging Face model
-        table = self.scenario.model
+            self.prepared.view.install(part, piece.tensors)
+
+    def _write(self, name: str) -> None:
+        """The model now in the view, and its tokenizer if there is one, as a checkpoint folder."""
+        temporary, table = self.directory / f"{name}.unfinished", self.scenario.model
+        for folder in (temporary, self.directory / name):  # left by a run that was killed here
+            shutil.rmtree(folder, ignore_errors=True)
+        self.prepared.view.model.save_pretrained(temporary)  # type: ignore[operator]  # a Hugging Face model
         if source := table.tokenizer or table.path:
             copy_tokenizer(resolve(source, self.scenario.base), temporary)
-        temporary.rename(self.directory / "model")
+        temporary.rename(self.directory / name)

@@ -1,0 +1,31 @@
+"""``fedexperts export``: the model of a finished run for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .common import console, output, print_json
+from .run import Json
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    form: Annotated[
+        Literal["merged", "peft"],
+        typer.Option("--format", help="A plain checkpoint, or an adapter for PEFT beside its base model."),
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not hold files.")],
+    json: Json = False,
+) -> None:
+    """Write a run's final model as a plain checkpoint, or its adapters as PEFT loads them."""
+    from ..drive.export import export
+
+    document = export(run, form, to)
+    if json:
+        print_json(document)
+        return
+    console.print(f"{document['directory']}: load it with", highlight=False, soft_wrap=True)
+    output.print(document["load"], markup=False, highlight=False, soft_wrap=True)

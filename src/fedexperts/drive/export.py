@@ -1,0 +1,91 @@
+"""From a finished run to a folder that other programs load: the merged model, or PEFT's adapter beside its base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import load_file, save_file
+
+from ..errors import InputError
+from ..moe.checkpoint import Checkpoint
+from ..moe.load import copy_tokenizer
+from ..moe.parts import HEAD, Piece, is_expert
+from ..moe.peft import parts_of, peft_adapter
+from ..scenario import Adapters, Scenario
+from .finished import check_ended, initial_folder, scenario_of
+
+ADAPTERS = "adapters.safetensors"
+"""In a run directory: the final adapters and whatever else was trained, as ``<part>/<name>``."""
+Format = Literal["merged", "peft"]
+
+
+def save_adapters(file: Path, model: dict[str, Piece], classifier: bool) -> None:
+    """Write the adapters, the other parts that were trained, and a classifier's head, which a base may lack."""
+    kept = [p for p in model.values() if is_expert(p.part) or p.version > 0 or (classifier and p.part == HEAD)]
+    temporary = file.with_suffix(".unfinished")
+    save_file({f"{p.part}/{name}": tensor.contiguous() for p in kept for name, tensor in p.tensors.items()}, temporary)
+    temporary.replace(file)
+
+
+def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
+    """Write the final model of a run; what ``fedexperts export --json`` prints.
+
+    ``merged`` is a plain checkpoint. ``peft`` is an adapter for the model that the run started from: ``base``, which is the
+    scenario's checkpoint or, after a warm-up or from random weights, the run's own ``base/``.
+
+    Raises:
+        InputError: no run, or one that has not ended; ``to`` holds files; a run whose change is no adapter.
+    """
+    check_ended(run)
+    if to.is_file() or (to.is_dir() and any(to.iterdir())):
+        raise InputError(f"--to {to}: is a file or already holds files; name another folder")
+    classifier = scenario_of(run).task.kind == "classification"
+    auto = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
+    if form == "merged":
+        shutil.copytree(run / "model", to, dirs_exist_ok=True)
+        return {"format": form, "directory": str(to), "base": None, "load": f"{auto}.from_pretrained({str(to)!r})"}
+    base = _write_adapter(run, to, "SEQ_CLS" if classifier else "CAUSAL_LM")
+    labels = f", num_labels={Checkpoint(run / 'model').config.num_labels}" if classifier else ""  # the base may lack a head
+    load = f"PeftModel.from_pretrained({auto}.from_pretrained({base!r}{labels}), {str(to)!r})"
+    return {"format": form, "directory": str(to), "base": base, "load": load}
+
+
+def _write_adapter(run: Path, to: Path, task_type: str) -> str:
+    """PEFT's two files and the tokenizer; returns the base model's folder or hub name."""
+    scenario = scenario_of(run)
+    table = _adapters(run, scenario)
+    base = _base(run, scenario)
+    config, tensors = peft_adapter(parts_of(load_file(run / ADAPTERS)), table.rank, table.alpha)
+    config |= {"task_type": task_type, "base_model_name_or_path": base}
+    to.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
+    (to / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    copy_tokenizer(run / "model", to)
+    return base
+
+
+def _adapters(run: Path, scenario: Scenario) -> Adapters:
+    """How the run's experts were adapted, if what was trained can leave it as adapters."""
+    table = scenario.model.lora
+    if table is None:
+        raise InputError(f"{run}: was trained in full (no model.lora), which is no adapter; use --format merged")
+    if table.average == "merge":
+        raise InputError(
+            f"{run}: model.lora.average = 'merge' adds adapters to the weights round by round, so that there is none of rank "
+            f'{table.rank}; use --format merged, or run again with average = "refactor"'
+        )
+    if not (run / ADAPTERS).is_file():
+        raise InputError(f"{run}: holds no {ADAPTERS}; use --format merged, or run the scenario again")
+    return table
+
+
+def _base(run: Path, scenario: Scenario) -> str:
+    """The run's own base, else the scenario's checkpoint by its folder or hub name."""
+    if (run / "base").is_dir():
+        return str((run / "base").resolve())
+    name = scenario.model.path or ""
+    folder = initial_folder(run, scenario)
+    return str(folder) if scenario.file(name).is_dir() else name

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..errors import InputError
-from . import assign, build, demo, eval, export, inspect, plan, report, run
+from . import assign, build, demo, eval, export, inspect, plan, report, run, try_
 from .common import console
 
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ app.command("inspect")(inspect.command)
 app.add_typer(build.app, name="build")
 app.command("eval")(eval.command)
 app.command("export")(export.command)
+app.command("try")(try_.command)
 app.command("report")(report.command)
 
 

@@ -1,0 +1,63 @@
+"""``fedexperts try``: what models say to a prompt, before and after tuning side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import InputError
+from .common import console, output, print_json
+from .run import Json
+
+LABELS_SHOWN = 3
+
+
+def command(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Checkpoint folders, run directories or hub names.")],
+    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="May be repeated.")] = [],  # noqa: B006
+    prompt_file: Annotated[list[Path], typer.Option(metavar="FILE", help="One prompt, the whole file; may be repeated.")] = [],  # noqa: B006
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
+    json: Json = False,
+) -> None:
+    """Let models answer prompts (greedy), or label them; of a run also the model that it began with (Table II)."""
+    import torch
+
+    from ..drive.compare import compare
+
+    torch.set_num_threads(1)
+    document = compare(models, [*prompt, *map(_read, prompt_file)], max_new_tokens)
+    for note in document["notes"]:
+        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+    if json:
+        print_json(document)
+    else:
+        output.print(answer_table(document))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompt-file {path}: cannot be read as UTF-8 text ({error}); correct the path") from error
+
+
+def answer_table(document: dict[str, Any]) -> Table:
+    """One row a prompt, one column a model."""
+    table = Table(show_lines=True)
+    table.add_column("prompt")
+    for name in document["models"]:
+        table.add_column(Text(name))
+    for i, prompt in enumerate(document["prompts"]):
+        table.add_row(Text(prompt), *(Text(_shown(row["answers"][i])) for row in document["models"].values()))
+    return table
+
+
+def _shown(answer: dict[str, Any]) -> str:
+    if "text" in answer:
+        return str(answer["text"])
+    likely = sorted(answer["probabilities"].items(), key=lambda entry: -entry[1])[:LABELS_SHOWN]
+    return "\n".join(f"{label}: {share:.1%}" for label, share in likely)

@@ -1,0 +1,66 @@
+"""What a model says to a prompt, by plain transformers: a greedy continuation, or a label with probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from ..errors import InputError
+from .load import load_tokenizer
+from .meta import read_config
+
+Answer = dict[str, Any]
+
+
+def classifies(folder: Path) -> bool:
+    """Whether a checkpoint is a sequence classifier, by its config; else it is taken for a causal language model."""
+    return any(name.endswith("ForSequenceClassification") for name in read_config(str(folder)).get("architectures") or ())
+
+
+def answers(folder: Path, tokenizer: Path, prompts: Sequence[str], max_new_tokens: int) -> list[Answer]:
+    """For each prompt ``{"text"}``, or of a classifier ``{"label", "probabilities"}``.
+
+    Raises:
+        InputError: there is no tokenizer or no loadable model, or they and the prompts do not fit.
+    """
+    reader = load_tokenizer(tokenizer)
+    coded = [reader(prompt, return_tensors="pt") for prompt in prompts]
+    classifier = classifies(folder)
+    model = _load(folder, AutoModelForSequenceClassification if classifier else AutoModelForCausalLM)
+    for prompt, inputs in zip(prompts, coded, strict=True):
+        if not inputs["input_ids"].numel():
+            raise InputError(f"--prompt {prompt!r}: has no tokens; give a text")
+        if int(inputs["input_ids"].max()) >= model.config.vocab_size:
+            raise InputError(
+                f"{folder}: token {int(inputs['input_ids'].max())} is outside its vocabulary of {model.config.vocab_size}; "
+                f"{tokenizer} holds another model's tokenizer"
+            )
+    with torch.no_grad():
+        if classifier:
+            return [_label(model, inputs) for inputs in coded]
+        return [_continuation(model, reader, inputs, max_new_tokens) for inputs in coded]
+
+
+def _label(model: Any, inputs: Any) -> Answer:
+    shares = model(**inputs).logits[0].float().softmax(dim=-1).tolist()
+    named = {str(model.config.id2label[i]): round(share, 6) for i, share in enumerate(shares)}
+    return {"label": max(named, key=lambda name: named[name]), "probabilities": named}
+
+
+def _continuation(model: Any, tokenizer: Any, inputs: Any, max_new_tokens: int) -> Answer:
+    inputs.pop("token_type_ids", None)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    tokens = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=padding)
+    return {"text": tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)}
+
+
+def _load(folder: Path, kind: Any) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="auto").eval()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{folder}: cannot be loaded ({reason}); give a folder written by save_pretrained") from error

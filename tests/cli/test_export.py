@@ -16,6 +16,7 @@ import small
 import text
 from fedexperts import InputError, Scenario, run
 from fedexperts.cli.main import app
+from fedexperts.moe.peft import peft_adapter
 
 ROWS = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
 LORA = {"rank": 2, "alpha": 6.0}
@@ -126,6 +127,12 @@ def test_runs_that_are_no_adapter(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         app(["export", str(directory), "--format", "peft", "--to", str(tmp_path / "adapter")], standalone_mode=False)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_experts_of_our_own_layer_are_refused() -> None:
+    adapter = {"bert.moe.experts.0.output.lora_A": torch.ones(2, 3), "bert.moe.experts.0.output.lora_B": torch.ones(4, 2)}
+    with pytest.raises(InputError, match=r"bert\.moe\.experts\.0\.output: PEFT adapts fused experts .* --format merged"):
+        peft_adapter({"expert:0": adapter}, rank=2, alpha=4.0)
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

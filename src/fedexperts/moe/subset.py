@@ -54,7 +54,7 @@ def load_full(
     checkpoint = _checkpoint(source)
     config = copy.deepcopy(checkpoint.config)
     if outputs is not None:
-        if any(f"{head}.weight" in checkpoint for head in NEW_HEADS) and config.num_labels != outputs:
+        if any(f"{head}weight" in checkpoint for head in NEW_HEADS) and config.num_labels != outputs:
             raise InputError(
                 f"model.path = {str(checkpoint.path)!r}: its head has {config.num_labels} outputs, the tasks need {outputs}; "
                 "correct task.labels, or start from a checkpoint without a head"

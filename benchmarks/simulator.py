@@ -22,7 +22,7 @@ import fedexperts.drive.run as drive_run
 from fedexperts.cli.demo import demo_jobs, demo_scenario, on_round_robin
 from fedexperts.drive.prepare import Prepared, prepare
 from fedexperts.drive.run import PROTOCOLS
-from fedexperts.moe.load import new_classifier
+from fedexperts.moe.load import new_model
 from fedexperts.moe.parts import is_expert
 from fedexperts.scenario import Scenario
 
@@ -72,7 +72,7 @@ def view_loop_s(scenario: Scenario, steps: int, parts: set[str]) -> float:
 
 def plain_loop_s(scenario: Scenario, steps: int) -> float:
     prepared = prepare(scenario)
-    model = new_classifier(scenario.model.config, scenario.seed).train()
+    model = new_model(scenario.model.config, scenario.seed).train()
     leaves = []
     for name, parameter in model.named_parameters():
         trained = ".mlp.experts." in name or ".mlp.gate." in name

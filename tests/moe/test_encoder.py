@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 from fedexperts.errors import InputError
 from fedexperts.moe.build import upcycle
 from fedexperts.moe.checkpoint import Checkpoint
-from fedexperts.moe.load import load_classifier, new_classifier
+from fedexperts.moe.load import load_classifier, new_model
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.parts import NotMoEError, expert
@@ -195,7 +195,7 @@ def test_experts_can_be_adapted(tmp_path):
 
 def test_random_weights_of_a_config(tmp_path):
     config = {"model_type": "bert_moe", **SIZES, "num_experts": M, "num_experts_per_tok": 2}
-    a, b, c = (new_classifier(config, seed).eval() for seed in (1, 1, 2))
+    a, b, c = (new_model(config, seed).eval() for seed in (1, 1, 2))
     assert torch.equal(logits(a), logits(b))
     assert not torch.equal(logits(a), logits(c))
     a.save_pretrained(tmp_path)

@@ -179,11 +179,15 @@ def _batch_size(value: Any) -> Any:
 
 
 class Train(Table):
-    """``[train]``: rounds and local training."""
+    """``[train]``: rounds and local training.
+
+    ``bucketing`` makes batches of samples of similar length, so that there is less padding to compute.
+    """
 
     cycles: Annotated[int, Field(ge=1)]
     local_steps: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int | Literal["full"], BeforeValidator(_batch_size)] = 32
+    bucketing: bool = True
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr_expert: Positive = 1e-3
     lr_gate: Positive = 1e-3

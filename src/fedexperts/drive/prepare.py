@@ -334,4 +334,5 @@ def _local_training(scenario: Scenario) -> LocalTraining:
         lr_expert=table.lr_expert,
         lr_gate=table.lr_gate,
         weight_decay=table.weight_decay,
+        bucketing=table.bucketing,
     )

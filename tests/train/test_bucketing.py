@@ -25,7 +25,7 @@ from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
 from text import language_model
 
-LOCAL = LocalTraining(batch_size=4, lr_expert=0.3, lr_gate=0.3)
+LOCAL = LocalTraining(batch_size=4, lr_expert=0.3, lr_gate=0.3, cache_B=0)
 TASK = Task(frozenset({"expert:0", "expert:1", "gate", "head"}))
 
 
@@ -116,8 +116,8 @@ def test_bucketed_training_goes_on_bit_equal_when_restored():
 
 def test_the_scenario_says_whether():
     for bucketing in (True, False):
-        one = prepare(small.scenario(train={"bucketing": bucketing})).devices["plain"][0]
-        assert one.local.bucketing == bucketing
+        one = prepare(small.scenario(train={"bucketing": bucketing, "cache_MB": 2.0})).devices["plain"][0]
+        assert (one.local.bucketing, one.local.cache_B) == (bucketing, 500_000)  # four devices
 
 
 # ---- trimming

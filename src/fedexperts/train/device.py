@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from ..moe.parts import Piece, Tensors, in_order, is_expert
 from ..moe.view import Batch, View
 from .batches import epoch_batches
 from .codec import Codec, decode, encode, payload_B
+from .frozen import FrozenLayers, Kept, compute, kept_B
 from .task import Task, Update
 
 
@@ -33,7 +35,8 @@ class LocalTraining:
 
     ``local_steps = 1``, ``batch_size = None`` and ``optimizer = "sgd"`` is the paper's literal round, one full-batch
     gradient step (4)-(5). ``lr_gate`` is η^U and serves every shared part; ``lr_expert`` is η^E. ``bucketing`` makes batches of
-    samples of similar length; it changes nothing where all have one length.
+    samples of similar length; it changes nothing where all have one length. ``cache_B`` bounds what a device keeps of the
+    outputs of frozen layers (see `frozen`); 0 computes them in every step.
     """
 
     local_steps: int = 1
@@ -43,6 +46,7 @@ class LocalTraining:
     lr_gate: float = 1e-3
     weight_decay: float = 0.0
     bucketing: bool = True
+    cache_B: int = 10**9
 
 
 class Device:
@@ -85,6 +89,7 @@ class Device:
         self.sizes_B: dict[str, int] = {}  # see `upload_B`
         self.batch_size = min(local.batch_size or self.samples, self.samples)
         self._lengths_N = lengths(data) if local.bucketing else None
+        self._kept: Kept | None = None  # see `frozen`, a cache
         self._epoch: tuple[int, Tensor] | None = None  # number and batches, a cache
 
     def receive(self, pieces: Collection[Piece]) -> None:
@@ -120,6 +125,7 @@ class Device:
         """Do ``rounds`` local rounds of the task; return the gradient steps made."""
         leaves = self._enter(task.parts, task.route)
         optimizer = self._optimizer(leaves)
+        kept = self._frozen_layers(task, leaves, rounds)
         first = self.steps
         with torch.random.fork_rng(devices=[]):  # dropout and gate noise repeat after a resume
             for _ in range(rounds):
@@ -127,7 +133,9 @@ class Device:
                 for _ in range(self.local.local_steps):
                     chosen_B = self._chosen(self.steps)
                     optimizer.zero_grad(set_to_none=True)
-                    if self._backward(self._batch(chosen_B)):
+                    with kept.used(chosen_B, self.view.device) if kept else nullcontext():
+                        learnt = self._backward(self._batch(chosen_B))
+                    if learnt:
                         optimizer.step()
                     self.steps += 1
         self._leave(task.parts, leaves, optimizer, rounds)
@@ -287,6 +295,24 @@ class Device:
         seed = int(np.random.default_rng([*self.key, 2, self.steps]).integers(2**62))
         torch.manual_seed(seed)
         self.view.seed_noise(seed)
+
+    def _frozen_layers(self, task: Task, leaves: list[tuple[str, str, Tensor]], rounds: int) -> Kept | None:
+        """What the layers below the first trained one put out for the samples, if that pays and fits.
+
+        It pays if these layers are still those of the checkpoint that everybody has, and likely to stay so, or if the
+        rounds ahead see every sample once. All of this, as what is kept, repeats when a run is resumed.
+        """
+        layers = FrozenLayers.of(self.view, [(part, name) for part, name, _ in leaves], task.route)
+        if "input_ids" not in self.data or layers is None or kept_B(self.view, self.data) > self.local.cache_B:
+            return None
+        pieces = [(self.held[part], self.trained.get(part)) for part in in_order(layers.parts)]
+        untouched = all(piece.version == 0 and trained is None for piece, trained in pieces)
+        if not untouched and rounds * self.local.local_steps * self.batch_size < self.samples:
+            return None
+        if self._kept is None or not self._kept.holds(layers, pieces):
+            self._kept = None  # before its successor needs the memory
+            self._kept = compute(self.view, self.objective, layers, self.data, pieces)
+        return self._kept
 
     def _chosen(self, step: int) -> Tensor:
         """Numbers of the samples of a step's batch."""

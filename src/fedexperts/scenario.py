@@ -185,11 +185,17 @@ def _batch_size(value: Any) -> Any:
 
 
 class Train(Table):
-    """``[train]``: rounds and local training."""
+    """``[train]``: rounds and local training.
+
+    ``bucketing`` makes batches of samples of similar length, so that there is less padding to compute. ``cache_MB`` is for
+    outputs of frozen layers, which are then computed once for each sample; it is shared out evenly to all devices of the run.
+    """
 
     cycles: Annotated[int, Field(ge=1)]
     local_steps: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int | Literal["full"], BeforeValidator(_batch_size)] = 32
+    bucketing: bool = True
+    cache_MB: NonNegative = 1000.0
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr_expert: Positive = 1e-3
     lr_gate: Positive = 1e-3

@@ -97,6 +97,7 @@ def start(scenario: Path, out: Path, resume: bool = False, until: str = "") -> s
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+DENSE_BELOW = {"num_hidden_layers": 2, "mlp_only_layers": [0], "num_experts": 4, "moe_intermediate_size": 16}
 KINDS: dict[str, dict[str, Any]] = {
     "round-robin": {},
     "file": {"plan": {"kind": "file", "path": "plan.json"}, "train": {"seconds_per_round": 20.0}},
@@ -106,6 +107,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "warmup": {"data": [f"digits:{name}" for name in DOMAINS[:2]], "steps": 3},
     },
     "merge": {"model": {"lora": {"rank": 2, "alpha": 4.0, "average": "merge"}}},
+    # what the dense layer puts out is in no checkpoint either
+    "frozen layers": {"model": {"config": {**small.CONFIG, "model_type": "qwen3_moe", **DENSE_BELOW}}},
 }
 
 

@@ -15,7 +15,7 @@ from ..moe.view import Batch, View
 from .metrics import METRICS, OF_SCORES
 from .objective import Judged
 from .rows import columns
-from .source import Samples, size
+from .source import Samples, size, trimmed
 
 JUDGED_AT_ONCE = 256
 
@@ -52,7 +52,8 @@ class Classification:
         loss, predicted = 0.0, []
         with torch.no_grad():
             for at in range(0, size(samples), JUDGED_AT_ONCE):
-                batch = {key: value[at : at + JUDGED_AT_ONCE].to(view.device) for key, value in samples.items()}
+                batch = {key: value[at : at + JUDGED_AT_ONCE] for key, value in samples.items()}
+                batch = {key: value.to(view.device) for key, value in trimmed(batch).items()}
                 own = self._own(view(batch))
                 loss += float(self._loss(own, batch["labels"], "sum"))
                 predicted.append(own[:, 0].float() if self.metric in OF_SCORES else own.argmax(dim=-1))

@@ -7,7 +7,7 @@ the path of a JSONL file with one ``{"input_ids": [...], "label": n}`` per line.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from . import digits
 
 Samples = dict[str, Tensor]
 """Tensors with a common first dimension; ``labels`` among them."""
+SEQUENCES = ("input_ids", "attention_mask", "token_type_ids")
+"""Entries with a column for each token."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,38 @@ def size(samples: Samples) -> int:
     return len(samples["labels"])
 
 
-def take(samples: Samples, chosen: Tensor) -> Samples:
+def take(samples: Mapping[str, Tensor], chosen: Tensor) -> Samples:
     """The chosen samples."""
     return {key: value[chosen] for key, value in samples.items()}
 
 
-def first(samples: Samples, n: int) -> Samples:
+def first(samples: Mapping[str, Tensor], n: int) -> Samples:
     """The first n samples."""
     return {key: value[:n] for key, value in samples.items()}
+
+
+def lengths(samples: Mapping[str, Tensor]) -> Tensor | None:
+    """Tokens of each sample, of a question with its options; None where all samples have equally many."""
+    masks = [value.flatten(start_dim=1) for key, value in samples.items() if key.endswith("_mask")]
+    if not masks:
+        return None
+    tokens_N = torch.cat(masks, dim=1).sum(dim=1)
+    return None if bool((tokens_N == tokens_N[0]).all()) else tokens_N
+
+
+def ends(samples: Mapping[str, Tensor]) -> Tensor:
+    """Columns of each sequence up to its last token: its length where padding is on the right."""
+    shape = samples["input_ids"].shape
+    mask_NL = samples.get("attention_mask", torch.ones(shape, dtype=torch.long))
+    return (mask_NL * torch.arange(1, shape[1] + 1, device=mask_NL.device)).amax(dim=1)
+
+
+def trimmed(samples: Mapping[str, Tensor]) -> Samples:
+    """Sequences without the columns on the right that are padding in all of them; other samples as they are."""
+    if "input_ids" not in samples or "attention_mask" not in samples:
+        return dict(samples)
+    longest = max(1, int(ends(samples).max()))
+    return {key: value[:, :longest] if key in SEQUENCES else value for key, value in samples.items()}
 
 
 def pool(sets: Sequence[Samples]) -> Samples:

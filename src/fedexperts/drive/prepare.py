@@ -344,4 +344,6 @@ def _local_training(scenario: Scenario) -> LocalTraining:
         lr_expert=table.lr_expert,
         lr_gate=table.lr_gate,
         weight_decay=table.weight_decay,
+        bucketing=table.bucketing,
+        cache_B=int(table.cache_MB * 1e6) // sum(cluster.devices for cluster in scenario.cluster),
     )

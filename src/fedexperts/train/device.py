@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,10 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.objective import Objective
+from ..data.source import ends, lengths, take, trimmed
 from ..moe.lora import combined, projections
 from ..moe.parts import Piece, Tensors, in_order, is_expert
 from ..moe.view import Batch, View
+from .batches import epoch_batches
 from .codec import Codec, decode, encode, payload_B
+from .frozen import FrozenLayers, Kept, compute, kept_B
 from .task import Task, Update
 
 
@@ -30,7 +34,9 @@ class LocalTraining:
     """How a local round is done.
 
     ``local_steps = 1``, ``batch_size = None`` and ``optimizer = "sgd"`` is the paper's literal round, one full-batch
-    gradient step (4)-(5). ``lr_gate`` is η^U and serves every shared part; ``lr_expert`` is η^E.
+    gradient step (4)-(5). ``lr_gate`` is η^U and serves every shared part; ``lr_expert`` is η^E. ``bucketing`` makes batches of
+    samples of similar length; it changes nothing where all have one length. ``cache_B`` bounds what a device keeps of the
+    outputs of frozen layers (see `frozen`); 0 computes them in every step.
     """
 
     local_steps: int = 1
@@ -39,6 +45,8 @@ class LocalTraining:
     lr_expert: float = 1e-3
     lr_gate: float = 1e-3
     weight_decay: float = 0.0
+    bucketing: bool = True
+    cache_B: int = 10**9
 
 
 class Device:
@@ -79,7 +87,10 @@ class Device:
         self.steps = 0
         self.flops: dict[tuple[frozenset[str], frozenset[str] | None, int], int] = {}  # see `flops_per_step`
         self.sizes_B: dict[str, int] = {}  # see `upload_B`
-        self._order: tuple[int, Tensor] | None = None  # the epoch's order of samples, a cache
+        self.batch_size = min(local.batch_size or self.samples, self.samples)
+        self._lengths_N = lengths(data) if local.bucketing else None
+        self._kept: Kept | None = None  # see `frozen`, a cache
+        self._epoch: tuple[int, Tensor] | None = None  # number and batches, a cache
 
     def receive(self, pieces: Collection[Piece]) -> None:
         """Take over parts of the global model.
@@ -114,14 +125,17 @@ class Device:
         """Do ``rounds`` local rounds of the task; return the gradient steps made."""
         leaves = self._enter(task.parts, task.route)
         optimizer = self._optimizer(leaves)
+        kept = self._frozen_layers(task, leaves, rounds)
         first = self.steps
         with torch.random.fork_rng(devices=[]):  # dropout and gate noise repeat after a resume
             for _ in range(rounds):
                 self._seed_round()
                 for _ in range(self.local.local_steps):
-                    batch = self._batch(self.steps)
+                    chosen_B = self._chosen(self.steps)
                     optimizer.zero_grad(set_to_none=True)
-                    if self._backward(batch):
+                    with kept.used(chosen_B, self.view.device) if kept else nullcontext():
+                        learnt = self._backward(self._batch(chosen_B))
+                    if learnt:
                         optimizer.step()
                     self.steps += 1
         self._leave(task.parts, leaves, optimizer, rounds)
@@ -130,21 +144,31 @@ class Device:
     def flops_per_step(self, task: Task) -> int:
         """FLOPs of one gradient step of the task: measured once on the device's next batch, then kept.
 
+        Where sequences differ in length they are scaled from that batch's padded length to the mean over the epoch.
+
         Counted (`torch.utils.flop_counter`) are matrix products at 2·m·n·k and convolutions, forward and backward, attention
         as its products; not element-wise work, softmax, sorting, the optimiser. Every token has K picks, so batches differ
         only by how many tokens meet a trained expert. Nothing else changes: not the parts, the optimiser, or the random state.
         """
-        key = (task.parts, task.route, min(self.local.batch_size or self.samples, self.samples))
+        key = (task.parts, task.route, self.batch_size)
         if key not in self.flops:
             leaves = self._enter(task.parts, task.route)
             math = sdpa_kernel(SDPBackend.MATH)  # torch 2.13 counts nothing for its fused attention on CPU
             with torch.random.fork_rng(devices=[]), math, FlopCounterMode(display=False) as counter:
                 self._seed_round()
-                self._backward(self._batch(self.steps))
+                self._backward(self._batch(self._chosen(self.steps)))
             for _, _, leaf in leaves:
                 leaf.grad = None
-            self.flops[key] = counter.get_total_flops()
+            self.flops[key] = self._mean_over_epoch(counter.get_total_flops())
         return self.flops[key]
+
+    def _mean_over_epoch(self, flops: int) -> int:
+        """From the next batch's FLOPs to the mean over its epoch, in proportion to the columns of the batches."""
+        if "attention_mask" not in self.data:
+            return flops
+        epoch, at = divmod(self.steps, self.samples // self.batch_size)
+        columns_K = ends(self.data)[self._batches(epoch)].amax(dim=1).tolist()
+        return int(flops * sum(columns_K) // (len(columns_K) * columns_K[at]))
 
     def snapshot(self, parts: Collection[str]) -> list[Update]:
         """Frozen copies of those parts that were trained and not yet delivered, in travelling order."""
@@ -272,16 +296,40 @@ class Device:
         torch.manual_seed(seed)
         self.view.seed_noise(seed)
 
-    def _batch(self, step: int) -> dict[str, Tensor]:
-        size, device = self.local.batch_size, self.view.device
-        if size is None or size >= self.samples:
-            return {key: value.to(device) for key, value in self.data.items()}
-        per_epoch = self.samples // size
-        epoch, at = divmod(step, per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, torch.from_numpy(np.random.default_rng([*self.key, 0, epoch]).permutation(self.samples))
-        chosen = self._order[1][at * size : (at + 1) * size]
-        return {key: value[chosen].to(device) for key, value in self.data.items()}
+    def _frozen_layers(self, task: Task, leaves: list[tuple[str, str, Tensor]], rounds: int) -> Kept | None:
+        """What the layers below the first trained one put out for the samples, if that pays and fits.
+
+        It pays if these layers are still those of the checkpoint that everybody has, and likely to stay so, or if the
+        rounds ahead see every sample once. All of this, as what is kept, repeats when a run is resumed.
+        """
+        layers = FrozenLayers.of(self.view, [(part, name) for part, name, _ in leaves], task.route)
+        if "input_ids" not in self.data or layers is None or kept_B(self.view, self.data) > self.local.cache_B:
+            return None
+        pieces = [(self.held[part], self.trained.get(part)) for part in in_order(layers.parts)]
+        untouched = all(piece.version == 0 and trained is None for piece, trained in pieces)
+        if not untouched and rounds * self.local.local_steps * self.batch_size < self.samples:
+            return None
+        if self._kept is None or not self._kept.holds(layers, pieces):
+            self._kept = None  # before its successor needs the memory
+            self._kept = compute(self.view, self.objective, layers, self.data, pieces)
+        return self._kept
+
+    def _chosen(self, step: int) -> Tensor:
+        """Numbers of the samples of a step's batch."""
+        epoch, at = divmod(step, self.samples // self.batch_size)
+        return self._batches(epoch)[at]
+
+    def _batch(self, chosen_B: Tensor) -> dict[str, Tensor]:
+        return {key: value.to(self.view.device) for key, value in trimmed(take(self.data, chosen_B)).items()}
+
+    def _batches(self, epoch: int) -> Tensor:
+        """The epoch's batches chosen_KB; a full batch keeps the samples' order."""
+        if self.batch_size == self.samples:
+            return torch.arange(self.samples)[None]
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng([*self.key, 0, epoch])
+            self._epoch = epoch, epoch_batches(rng, self.samples, self.batch_size, self._lengths_N)
+        return self._epoch[1]
 
 
 def _to(value: Any, leaf: Tensor) -> Any:
@@ -290,4 +338,4 @@ def _to(value: Any, leaf: Tensor) -> Any:
 
 def _chunks(data: Batch, chosen: Tensor, device: torch.device, size: int = 64) -> Iterator[dict[str, Tensor]]:
     for part in torch.split(chosen, size):
-        yield {key: value[part].to(device) for key, value in data.items()}
+        yield {key: value.to(device) for key, value in trimmed(take(data, part)).items()}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.objective import Objective
-from ..data.source import Samples, pool, size
+from ..data.source import Samples, pool, size, trimmed
 from ..moe.view import View
 
 
@@ -71,6 +71,7 @@ def warm_up(view: View, shared: Sequence[tuple[Samples, Objective]], recipe: War
             batch = {key: value[chosen].to(view.device) for key, value in sets[at].items()}
             if recipe.token_dropout > 0 and "input_ids" in batch:
                 batch["input_ids"] = _drop_tokens(view, batch["input_ids"], recipe.token_dropout)
+            batch = trimmed(batch)
             loss = objectives[at].loss(view, batch)
             if recipe.gate_fit > 0:
                 inputs = objectives[at].inputs(batch)

@@ -43,6 +43,7 @@ bench: $(STAMP)  ## every figure that the docs claim
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/uplink.py
+	$(BIN)/python benchmarks/tasks.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

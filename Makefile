@@ -21,7 +21,7 @@ demo: $(STAMP)  ## EMS-FL against the synchronous baseline on real data
 	$(BIN)/fedexperts demo --out runs/demo --force
 
 test: $(STAMP)  ## the tests, without network
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 slow: $(STAMP)  ## the tests that take minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

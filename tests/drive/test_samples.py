@@ -126,6 +126,15 @@ def test_tasks_that_cannot_work(folder: Path, task: dict[str, Any], cluster: dic
     assert not (folder / "run").exists()
 
 
+def test_samples_longer_than_the_context(folder: Path) -> None:
+    text.saved(folder / "short", max_position_embeddings=8)
+    loaded = scenario(folder, {"kind": "multiple-choice"}, [both("questions")], model={"path": "short"})
+    with pytest.raises(InputError, match=r"up to \d+ tokens, but the model has seen at most 8 .* lower task.max_length to 8"):
+        prepare(loaded)
+    with pytest.raises(InputError, match=r"an option has 2 tokens: must be between 1 and 1, .*task.max_length = 2"):
+        prepare(loaded.changed(task={"max_length": 2}))
+
+
 def test_a_model_without_a_tokenizer(folder: Path) -> None:
     (folder / "model" / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"model\.tokenizer = .*no tokenizer can be loaded"):

@@ -290,7 +290,7 @@ def _view(scenario: Scenario, outputs: int | None) -> View:
 
 
 def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> None:
-    """Whether the model has an output for every label and an embedding for every token.
+    """Whether the model has an output for every label, an embedding for every token and positions for the longest sequence.
 
     Raises:
         InputError: with ``what``, the value and the remedy.
@@ -302,12 +302,27 @@ def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> 
             raise InputError(
                 f"{what}: label {wrong[0]} is outside 0…{outputs - 1}, the model's head; set num_labels or correct the labels"
             )
-    for tokens in [samples[name] for name in ("input_ids", "question", "option") if name in samples]:
+    sequences = [samples[name] for name in ("input_ids", "question", "option") if name in samples]
+    length = _longest(samples)
+    most = getattr(config, "max_position_embeddings", length)
+    if length > most:
+        raise InputError(
+            f"{what}: up to {length} tokens, but the model has seen at most {most} (max_position_embeddings); "
+            f"lower task.max_length to {most} or shorten the data"
+        )
+    for tokens in sequences:
         if wrong := [int(token) for token in torch.unique(tokens) if not 0 <= int(token) < config.vocab_size]:
             raise InputError(
                 f"{what}: token {wrong[0]} is outside the model's vocabulary of {config.vocab_size}; "
                 "use the model's own tokenizer or a model with a larger vocab_size"
             )
+
+
+def _longest(samples: Samples) -> int:
+    """Tokens of the longest sequence; a question and one of its options are read as one."""
+    if "question" in samples:
+        return int((samples["question_mask"].sum(dim=-1) + samples["option_mask"].sum(dim=-1).amax(dim=-1)).max())
+    return samples["input_ids"].shape[1]
 
 
 def check_forward(view: View, samples: Samples, objective: Objective) -> None:

@@ -2,8 +2,9 @@
 
 A small Llama is trained on exam questions of three kinds (MMLU in English, CMExam in Chinese, MedMCQA in medical English);
 three copies are tuned apart, one on each; `merge` makes one MoE of them; its gate is warmed up on a few shared questions;
-and EMS-FL and the baseline tune it on multiple-choice questions of three clusters, one kind each. Everything is trained
-here from nothing, so accuracies are near chance and far below a real model's: what shows is the mechanism, and the loss.
+EMS-FL and the baseline tune it on multiple-choice questions of three clusters, one kind each, and EMS-FL on the next token.
+Everything is trained here from nothing, so accuracies are near chance and far below a real model's: what shows is the
+mechanism, and the loss.
 
 Run it with: python examples/three_experts.py --data FOLDER [--out runs/three] [--quick], where FOLDER holds mmlu/, cmexam/
 and medmcqa/ with train.parquet and test.parquet (columns question, choices, answer).
@@ -94,13 +95,13 @@ def dense_models(rows: dict[str, list[dict[str, Any]]], out: Path, quick: bool) 
         tokenizer.save_pretrained(out / name)
 
 
-def scenario(out: Path, quick: bool) -> Scenario:
+def scenario(out: Path, quick: bool, task: dict[str, Any]) -> Scenario:
     cluster = [{"name": name, "devices": 2, "data": f"{name}-train.jsonl", "test": f"{name}-test.jsonl"} for name in SETS]
     document = {
         "name": "three-experts",
         "seed": 1,
         "model": {"path": "moe", "lora": {"rank": 8, "alpha": 16.0}},
-        "task": {"kind": "multiple-choice", "max_length": LENGTH},
+        "task": {"max_length": LENGTH, **task},
         "warmup": {
             "data": [f"{name}-shared.jsonl" for name in SETS],
             "samples": 64,
@@ -131,22 +132,29 @@ def main() -> None:
         held = len(rows[name]) // 10
         parts = {"shared": rows[name][:held], "train": rows[name][held:], "test": tests[name]}
         for kind, group in parts.items():
-            lines = "".join(json.dumps(row) + "\n" for row in group)
+            lines = "".join(json.dumps({**row, "text": as_text(row)}) + "\n" for row in group)
             (args.out / f"{name}-{kind}.jsonl").write_text(lines, encoding="utf-8")
     if not (args.out / "moe").is_dir():
         dense_models(rows, args.out, args.quick)
         merge(args.out / "base", [args.out / name for name in SETS], args.out / "moe")
-    tuned = scenario(args.out, args.quick)
-    for protocol in ("ems-fl", "sync"):
-        shutil.rmtree(args.out / protocol, ignore_errors=True)
-        summary = run(tuned, args.out / protocol, protocol=protocol).summary
-        first = summary["history"][0]
-        clusters = ", ".join(f"{name} {value:.0%}" for name, value in summary["accuracy_by_cluster"].items())
-        gamma = ", ".join(f"{name} {value:.2f}" for name, value in summary["gamma"].items())
-        print(
-            f"{protocol}: γ {gamma}; accuracy {first['accuracy']:.1%} → {summary['final_accuracy']:.1%} ({clusters});", end=" "
-        )
-        print(f"loss {first['loss']:.3f} → {summary['history'][-1]['loss']:.3f}; {summary['uplink_B'] / 1e6:.2f} MB up")
+    choice = {"kind": "multiple-choice"}
+    for name, protocol, task in (
+        ("ems-fl", "ems-fl", choice),
+        ("sync", "sync", choice),
+        ("ems-fl, next token", "ems-fl", {"kind": "causal-lm", "text": "text"}),
+    ):
+        folder = args.out / name.replace(", ", "-").replace(" ", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        report(name, run(scenario(args.out, args.quick, task), folder, protocol=protocol).summary)
+
+
+def report(name: str, summary: dict[str, Any]) -> None:
+    first, last = summary["history"][0], summary["history"][-1]
+    clusters = ", ".join(f"{cluster} {value:.0%}" for cluster, value in summary["accuracy_by_cluster"].items())
+    gamma = ", ".join(f"{cluster} {value:.2f}" for cluster, value in summary["gamma"].items())
+    print(f"{name}: owners {summary['assignment']}, γ {gamma}")
+    print(f"  accuracy {first['accuracy']:.1%} → {summary['final_accuracy']:.1%} ({clusters})", end="; ")
+    print(f"loss {first['loss']:.3f} → {last['loss']:.3f} nats; {summary['uplink_B'] / 1e6:.2f} MB up")
 
 
 if __name__ == "__main__":

@@ -61,9 +61,6 @@ class Plain:
     def inputs(self, samples):
         return samples
 
-    def judge(self, view, samples):
-        raise NotImplementedError
-
 
 HALF = LocalTraining(local_steps=1, batch_size=None, optimizer="sgd", lr_expert=0.5, lr_gate=0.5)
 

@@ -41,7 +41,7 @@ from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
 from .energy import DeviceClass, device_class
 from .orbit import network_plan
-from .samples import datasets
+from .samples import Datasets, datasets
 
 Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 """Per cluster: counts_LM of a trial pass and its number of tokens."""
@@ -57,9 +57,13 @@ class Prepared:
     model: dict[str, Piece]
     devices: dict[str, list[Device]]
     tests: dict[str, Samples]
-    objectives: dict[str, Objective]
-    shared_sets: list[tuple[Samples, Objective]]
+    data: Datasets
     kinds: dict[str, DeviceClass]
+
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """What each cluster trains for."""
+        return self.data.objectives
 
     @property
     def lora(self) -> LoRA | None:
@@ -70,7 +74,7 @@ class Prepared:
         """Train the model on the shared set and attach the adapters; the result is θ_0, version 0 everywhere."""
         table, seed = self.scenario.warmup, self.scenario.seed
         if table is not None:
-            warm_up(self.view, self.shared_sets, self._recipe(table), seed)
+            warm_up(self.view, self.data.shared, self._recipe(table), seed)
         if self.lora is not None:
             self.view.adapt(self.lora, seed)
         if table is None and self.lora is None:
@@ -133,7 +137,7 @@ def prepare(scenario: Scenario) -> Prepared:
         for cluster in scenario.cluster
     }
     tests = {name: _test(data.splits[name]) for name in names}
-    prepared = Prepared(scenario, plan, view, model, devices, tests, data.objectives, data.shared, kinds)
+    prepared = Prepared(scenario, plan, view, model, devices, tests, data, kinds)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared
@@ -165,8 +169,12 @@ def contact_plan(scenario: Scenario) -> ContactPlan:
 
 
 def upload_B(model: Model, network: Network) -> int:
-    """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate; from the config alone."""
-    document = model.config or read_config(str(resolve(model.path or "", network.base)))
+    """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate; from the config alone.
+
+    Of a model on the hub nothing but the config is fetched.
+    """
+    path = model.path or ""
+    document = model.config or read_config(str(network.file(path)) if network.file(path).exists() else path)
     view = meta_view({**document, "dtype": model.precision})
     if lora := _lora(model):
         view.adapt(lora, network.seed)

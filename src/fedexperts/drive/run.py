@@ -38,7 +38,7 @@ from .export import ADAPTERS, save_adapters
 from .faults import Faults
 from .finished import FOLDER
 from .prepare import Prepared, assignment_report, prepare, split_experts
-from .samples import datasets, reads_text
+from .samples import reads_text
 from .simulate import Pace, Simulator
 
 PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
@@ -204,7 +204,7 @@ class _Run:
         report = assignment_report(self.scenario, counts, owned)
         self.ledger.write("assignment", 0, trial_uplink_B=self.trial_uplink_B, **report)
         if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
-            self.ledger.write("baselines", 0, clusters=baselines(self.scenario, datasets(self.scenario)))
+            self.ledger.write("baselines", 0, clusters=baselines(self.scenario, prepared.data))
         return owned
 
     def _trial_B(self, device: Device, counts_LM: NDArray[np.int64]) -> int:

@@ -34,6 +34,7 @@ WANTED = ["*.json", "model*.safetensors", "tokenizer*", "*.model", "merges.txt",
 """What is fetched from a hub: no pickles, no second copy of the weights in another format."""
 PER_EXPERT = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_proj": (("w2",), ("down_proj",))}
 """The matrices that are stacked to one expert's fused tensor, by family."""
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Fill = Callable[[Tensor, str, int | None], None]
 
@@ -50,7 +51,7 @@ def resolve(path_or_name: str, base: Path) -> Path:
     if folder.is_dir():
         return folder
     what = f"model.path = {path_or_name!r}: no folder {folder}"
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path_or_name):
+    if not HUB_NAME.fullmatch(path_or_name):
         raise InputError(f"{what}, so there is no config.json; give a folder written by save_pretrained, or org/name of a hub")
     try:
         return Path(snapshot_download(path_or_name, allow_patterns=WANTED))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictData
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ..errors import InputError
+from .checkpoint import HUB_NAME
 from .view import View
-
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_config(model: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def file_B(tensors: Tensors) -> int:
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text_B = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + -(-text_B // 8) * 8 + offset
+    return 8 + -(-text_B // 8) * 8 + tensors_B(tensors)
 
 
 def expert(m: int, layer: int | None = None) -> str:

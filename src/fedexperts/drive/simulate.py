@@ -10,15 +10,14 @@ from __future__ import annotations
 import heapq
 import math
 import types
-from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contact.plan import TIGHT_S, Contact, ContactPlan
+from ..contact.plan import TIGHT_S, ContactPlan
 from ..ledger import Ledger
 from ..moe.parts import Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
@@ -26,23 +25,9 @@ from ..train.device import Device
 from ..train.task import Task, Update
 from .energy import PHONE, DeviceClass, Meter, shown
 from .faults import NO_FAULTS, Faults
+from .link import Effect, SimulatedLink
 
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a coroutine waits for: a duration, what is done when it has passed, and what is done if the signal is lost."""
-
-    duration_s: float
-    done: Callable[[], Any]
-    lost: Callable[[float], None]
-    """Called with the seconds that had passed when the signal was lost."""
-
-
-@types.coroutine
-def _wait(effect: Effect) -> Generator[Effect, Any, Any]:
-    return (yield effect)
 
 
 @dataclass(frozen=True)
@@ -282,181 +267,3 @@ class Simulator:
                 rounds = min(rounds, cluster.order.rounds)
             self.train(name, cluster.order, rounds, until_s, "disconnected")
         cluster.order = None
-
-
-class SimulatedLink:
-    """`Link` to the devices of one cluster in this process."""
-
-    def __init__(self, simulator: Simulator, contact: Contact, cycle: int, standing: Task | None):
-        self.simulator, self.contact, self.cycle = simulator, contact, cycle
-        self.cluster = contact.cluster
-        self.state = simulator.clusters[contact.cluster]
-        self.standing = standing
-        self.now_s = contact.start_s
-        self.closes_s = simulator.closes_s.get(contact, contact.end_s)
-
-    def rounds_left(self, up: Collection[str] = (), down: Collection[str] = ()) -> int:
-        """See `Link`."""
-        model = self.simulator.protocol.model
-        down_s = self.contact.begin_s("down", self.contact.end_s, sum(model[part].size_B for part in down))
-        up_B = max(sum(device.upload_B(part) for part in up) for device in self.state.devices)
-        left_s = (self.contact.begin_s("up", down_s, up_B) if math.isfinite(down_s) else down_s) - self.now_s
-        return max(0, math.floor(left_s / self.simulator.pace.seconds_per_round + TIGHT_S)) if math.isfinite(left_s) else 0
-
-    async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
-        """See `Link`; a broadcast takes as long as one copy. Pieces that are complete when the signal is lost have arrived."""
-        state = self.state
-        missing = [piece for piece in pieces if not all(device.holds(piece) for device in state.devices)]
-        faults = self.simulator.faults
-        whole_B = {p.part: p.size_B * faults.sends(self.cluster, p.part, p.version) for p in missing}
-        left_B = {p.part: whole_B[p.part] - state.heard_B.get((p.part, p.version), 0) for p in missing}
-        began_s = self.now_s
-
-        def arrive(room_B: float) -> None:
-            state.meter.rx_s += len(state.devices) * (self.now_s - began_s)  # everybody listens to a broadcast
-            complete, carried_B = [], 0
-            for piece in missing:
-                taken_B = int(min(left_B[piece.part], room_B - carried_B))
-                carried_B += taken_B
-                if taken_B < left_B[piece.part]:
-                    state.heard_B[piece.part, piece.version] = whole_B[piece.part] - left_B[piece.part] + taken_B
-                    break
-                complete.append(piece)
-                state.heard_B.pop((piece.part, piece.version), None)
-            for device in state.devices:
-                device.receive(complete)
-            self._count("send", "downlink_B", [p.part for p in complete], carried_B, [p.version for p in complete])
-
-        def done() -> None:
-            arrive(math.inf)
-            self._stand(order)
-
-        def lost(after_s: float) -> None:
-            arrive(self.contact.carried_B("down", began_s, self.now_s))
-            self._follow(self.now_s)
-
-        await _wait(Effect(self.contact.finish_s("down", began_s, sum(left_B.values())) - began_s, done, lost))
-
-    async def train(self, task: Task) -> None:
-        """See `Link`; rounds that end before a loss are done, and then the standing order counts."""
-        if task.rounds is None:
-            raise ValueError("task.rounds = None: training in contact needs a number of rounds, for example link.rounds_left()")
-        rounds = task.rounds
-        pace_s = self.simulator.pace.seconds_per_round
-
-        began_s = self.now_s
-
-        def run(rounds: int) -> None:
-            self.simulator.train(self.cluster, task, rounds, self.now_s, "connected")
-
-        def lost(after_s: float) -> None:
-            whole = min(rounds, math.floor(after_s / pace_s + TIGHT_S))
-            run(whole)
-            self._follow(began_s + whole * pace_s)
-
-        await _wait(Effect(rounds * pace_s, lambda: run(rounds), lost))
-
-    async def collect(self, parts: Collection[str]) -> list[Update]:
-        """See `Link`; each device uploads on its own sub-channel, all at once."""
-        state = self.state
-        for device in state.devices:
-            self._freeze(device, parts)
-        left_B = {
-            device.name: sum(u.size_B * sends for u, sends in state.outbox[device.name]) - state.sent_B[device.name]
-            for device in state.devices
-        }
-
-        def sent() -> None:
-            for size_B, devices in Counter(left_B.values()).items():
-                finish_s = self.contact.finish_s("up", began_s, size_B)
-                state.meter.tx_s += devices * (min(finish_s, self.now_s) - began_s)
-
-        def done() -> list[Update]:
-            sent()
-            updates = [update for device in state.devices for update, _ in state.outbox[device.name]]
-            for device in state.devices:
-                for update, _ in state.outbox[device.name]:
-                    device.delivered(update)
-            state.outbox, state.sent_B = {}, {}
-            self._upload(parts, sum(left_B.values()), updates)
-            return updates
-
-        began_s = self.now_s
-
-        def lost(after_s: float) -> None:
-            sent()
-            room_B = self.contact.carried_B("up", began_s, self.now_s)
-            carried = {name: int(min(size, room_B)) for name, size in left_B.items()}
-            for name, size in carried.items():
-                state.sent_B[name] += size
-            self._upload(parts, sum(carried.values()), [])
-            self._follow(self.now_s)
-
-        duration_s = self.contact.finish_s("up", began_s, max(left_B.values(), default=0)) - began_s
-        updates: list[Update] = await _wait(Effect(duration_s, done, lost))
-        return updates
-
-    async def trial(self, samples: int) -> tuple[NDArray[np.int64], int]:
-        """See `Link`; counts are a few numbers per layer and travel in no time to speak of."""
-
-        def done() -> tuple[NDArray[np.int64], int]:
-            devices = self.state.devices
-            results = [device.observe(samples) for device in devices]
-            counts_LM = np.sum([counts for counts, _ in results], axis=0)
-            size_B = sum(self.simulator.trial_B(device, counts) for device, (counts, _) in zip(devices, results, strict=True))
-            self.simulator.totals["uplink_B"] += size_B
-            self.log("trial", tokens=sum(n for _, n in results), uplink_B=size_B)
-            return counts_LM, sum(n for _, n in results)
-
-        counts: tuple[NDArray[np.int64], int] = await self._wait(0.0, done)
-        return counts
-
-    async def leave(self, task: Task | None) -> None:
-        """See `Link`."""
-        self._stand(task)
-        self._follow(self.now_s)
-
-    def log(self, event: str, **facts: Any) -> None:
-        """See `Link`."""
-        self.simulator.ledger.write(event, self.now_s, cluster=self.cluster, **facts)
-
-    async def _wait(self, duration_s: float, done: Callable[[], Any]) -> Any:
-        return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.now_s)))
-
-    def _stand(self, order: Task | None) -> None:
-        if self.standing is not None and order is not None:  # None rests, it gives nothing up
-            gone = self.standing.parts - order.parts
-            for device in self.state.devices:
-                device.release(gone)
-        self.standing = order
-
-    def _follow(self, from_s: float) -> None:
-        """Out of contact from now on: the devices go on with the last order."""
-        self.state.order, self.state.since_s = self.standing, from_s
-
-    def _freeze(self, device: Device, parts: Collection[str]) -> None:
-        """Snapshots that are partly sent stay as they are; the rest is taken afresh."""
-        state, kept, offset = self.state, [], 0
-        for update, sends in state.outbox.get(device.name, []):
-            if offset < state.sent_B.get(device.name, 0):
-                kept.append((update, sends))
-            offset += update.size_B * sends
-        begun = {update.piece.part for update, _ in kept}
-        fresh = device.snapshot(set(parts) - begun)
-        state.outbox[device.name] = kept + [
-            (u, self.simulator.faults.sends(device.name, u.piece.part, self.now_s)) for u in fresh
-        ]
-        state.sent_B.setdefault(device.name, 0)
-
-    def _upload(self, parts: Collection[str], size_B: int, updates: list[Update]) -> None:
-        complete = in_order({update.piece.part for update in updates})
-        if size_B or complete:
-            rounds = max((update.rounds for update in updates), default=0)
-            self._count("collect", "uplink_B", complete, size_B, rounds=rounds)
-
-    def _count(self, event: str, direction: str, parts: list[str], size_B: int, versions: Any = None, **facts: Any) -> None:
-        if versions is not None:
-            facts["versions"] = versions
-        if parts or size_B:
-            self.log(event, parts=parts, **{direction: size_B}, **facts)
-        self.simulator.totals[direction] += size_B

@@ -21,10 +21,11 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from ..errors import InputError
+from .blocks import check_layout
 from .checkpoint import Checkpoint, Store, experts_field
 from .layer import MoELayer
 from .parts import NotMoEError
-from .view import HEADS, check_layout
+from .view import HEADS
 
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 NEW_HEADS = (*(f"{head}." for head in HEADS if head != "lm_head"), "bert.pooler.")

@@ -58,8 +58,13 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
         f"{row['final_accuracy']:.1%}",
         "–" if row["cycles_to_target"] is None else str(row["cycles_to_target"]),
         "–" if row["steps_to_target"] is None else str(row["steps_to_target"]),
-        "–" if uplink_B is None else f"{uplink_B / 1e6:.1f}",
+        "–" if uplink_B is None else _mega(uplink_B),
         str(row["cycles"]),
         str(row["steps"]),
-        f"{row['uplink_B'] / 1e6:.1f}",
+        _mega(row["uplink_B"]),
     ]
+
+
+def _mega(size_B: float) -> str:
+    """MB (10⁶ B); small runs send kilobytes."""
+    return f"{size_B / 1e6:.1f}" if size_B >= 1e6 else f"{size_B / 1e6:.3f}"

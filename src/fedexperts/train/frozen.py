@@ -2,7 +2,7 @@
 
 A model takes part if all its MoE layers lie in one list of layers of which each maps hidden states to hidden states, as in
 Hugging Face's decoders and encoders. Layers are left out whole: with trained experts or a trained gate in the first layer
-there is nothing below, and that layer's attention is computed again (2-4 % of a step).
+there is nothing below, and that layer's attention is computed again.
 
 What is kept is a function of the samples and of the frozen parts, never of when it was asked for: all samples at once, in
 batches of similar length. It differs by rounding from what a batch of training would compute. So a run that was resumed, and

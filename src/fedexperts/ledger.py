@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HISTORY = ("cycle", "t_s", "steps", "uplink_B", "energy_J_per_device", "accuracy", "loss", "accuracy_by_cluster")
+PERSONAL = ("personal_accuracy", "personal_by_client")
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -75,9 +76,9 @@ def summary(path: Path) -> dict[str, Any]:
     """
     lines = list(read(path))
     run = next((line for line in lines if line["event"] == "run"), None)
-    assigned = next((line for line in lines if line["event"] == "assignment"), None)
+    assigned: dict[str, Any] = next((line for line in lines if line["event"] == "assignment"), {})
     beside: dict[str, Any] = next((line["clusters"] for line in lines if line["event"] == "baselines"), {})
-    if run is None or assigned is None:
+    if run is None:
         raise ValueError(f"{path}: the run has not begun to train")
     _add_joules(lines, {name: len(samples) for name, samples in run["clusters"].items()})
     points = [line for line in lines if line["event"] in ("evaluate", "end") and "accuracy" in line]
@@ -103,10 +104,57 @@ def summary(path: Path) -> dict[str, Any]:
         "energy_J_per_device": end["energy_J_per_device"],
         "cycles": end["cycles"],
         "unsent_rounds": end["unsent_rounds"],
-        "assignment": assigned["assignment"],
-        "gamma": assigned["gamma"],
-        "history": [{key: p[key] for key in HISTORY} for p in points],
+        "cycles_to_plateau": _plateau(points, *run["plateau"]),
+        "assignment": assigned.get("assignment", {}),
+        "gamma": assigned.get("gamma", {}),
+        **_alignment(lines, list(run["clusters"]), end),
+        "history": [{key: p[key] for key in (*HISTORY, *PERSONAL) if key in p} for p in points],
     }
+
+
+def _plateau(points: list[dict[str, Any]], patience: int, min_gain: float) -> int | None:
+    """The first cycle whose accuracy none of the next ``patience`` evaluations exceed by ``min_gain``; None if there is none."""
+    accuracy = [point["accuracy"] for point in points if point["event"] == "evaluate"]
+    for i in range(len(accuracy) - patience):
+        if max(accuracy[i + 1 : i + 1 + patience]) < accuracy[i] + min_gain:
+            return int(points[i]["cycle"])
+    return None
+
+
+def _alignment(lines: list[dict[str, Any]], clients: list[str], end: dict[str, Any]) -> dict[str, Any]:
+    """Of a run that assigned experts to clients in rounds: how often, how evenly, and who sat out why.
+
+    ``load_cv`` is the coefficient of variation over experts of what was trained of each in all rounds, ``load_cv_by_round``
+    the mean of that of each round in which something was.
+    """
+    rounds = [line for line in lines if line["event"] == "align"]
+    loads = [line["load"] for line in lines if line["event"] == "round"]
+    if not rounds or not loads:
+        return {}
+    counts = [[0] * len(loads[0]) for _ in clients]
+    sat_out: dict[str, dict[str, int]] = {}
+    for line in rounds:
+        for client, experts in line["assigned"].items():
+            for m in experts:
+                counts[clients.index(client)][m] += 1
+        for client, reason in line["sat_out"].items():
+            reasons = sat_out.setdefault(client, {})
+            reasons[reason] = reasons.get(reason, 0) + 1
+    each = [cv for load in loads if (cv := _variation(load)) is not None]
+    return {
+        "personal_accuracy": end.get("personal_accuracy"),
+        "personal_by_client": end.get("personal_by_client", {}),
+        "load_cv": _variation([sum(load) for load in zip(*loads, strict=True)]),
+        "load_cv_by_round": sum(each) / len(each) if each else None,
+        "assignment_counts": counts,
+        "sat_out": sat_out,
+    }
+
+
+def _variation(values: list[float]) -> float | None:
+    """Standard deviation over mean; None where the mean is zero."""
+    mean = sum(values) / len(values)
+    return (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5 / mean if mean else None
 
 
 def _add_joules(lines: list[dict[str, Any]], devices: dict[str, int]) -> None:

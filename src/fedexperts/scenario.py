@@ -21,6 +21,10 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+BY_CLIENT = frozenset({"aligned"})
+"""Protocols that treat clients one by one."""
+
+
 class Table(BaseModel):
     """A TOML table: no unknown keys, no silent conversion of strings to numbers."""
 
@@ -189,6 +193,7 @@ class Train(Table):
 
     ``bucketing`` makes batches of samples of similar length, so that there is less padding to compute. ``cache_MB`` is for
     outputs of frozen layers, which are then computed once for each sample; it is shared out evenly to all devices of the run.
+    ``seconds_per_round = "device"`` takes a round's FLOPs at the speed of the device's class.
     """
 
     cycles: Annotated[int, Field(ge=1)]
@@ -201,7 +206,7 @@ class Train(Table):
     lr_gate: Positive = 1e-3
     weight_decay: NonNegative = 0.0
     shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
-    seconds_per_round: Positive = 60.0
+    seconds_per_round: Positive | Literal["device"] = 60.0
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     gate_tail_cycles: Annotated[int, Field(ge=0)] = 1
     final_flush: bool = True
@@ -210,7 +215,7 @@ class Train(Table):
 class Assignment(Table):
     """``[assignment]``: who owns which expert."""
 
-    policy: Literal["algorithm-1"] = "algorithm-1"
+    policy: Literal["algorithm-1", "balanced", "optimal"] = "algorithm-1"
     threshold: Fraction | None = None
     trial_samples: Annotated[int, Field(ge=1)] = 64
     trial: Literal["device", "server"] = "device"
@@ -220,11 +225,53 @@ class Assignment(Table):
     repair: bool = True
 
 
+class Alignment(Table):
+    """``[alignment]``: who trains which expert in a round of ``protocol = "aligned"``.
+
+    ``fitness_weight`` is λ, ``fitness_rate`` α, ``usage_decay`` β and ``loss_weight`` w of docs/decisions.md. ``prior`` is the
+    fitness that a pair starts with and drifts back to. Loads are clients of one expert in a round; without bounds of its own
+    ``optimal`` deals all loads as evenly as they go. ``patience`` is the number of rounds that an expert may go untrained
+    before it comes first (balanced, optimal). ``capacity = "estimated"`` begins with one expert a client and learns their
+    speed from how long they took.
+    """
+
+    policy: Literal["random", "greedy", "balanced", "optimal"] = "balanced"
+    fitness_weight: Fraction = 0.5
+    fitness_rate: Fraction = 0.3
+    usage_decay: Fraction = 0.8
+    loss_weight: Fraction = 0.5
+    drift: Fraction = 0.05
+    prior: Fraction = 0.5
+    usage: Literal["samples", "flops"] = "samples"
+    gate: Literal["rows", "per-client", "frozen"] = "rows"
+    ties: Literal["random", "first"] = "random"
+    cold_start: bool = True
+    patience: Annotated[int, Field(ge=1)] = 3
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_experts: Annotated[int, Field(ge=1)] | None = None
+    min_load: Annotated[int, Field(ge=0)] | None = None
+    max_load: Annotated[int, Field(ge=1)] | None = None
+    capacity: Literal["profile", "estimated"] = "profile"
+    deadline_s: Positive | None = None
+    appraisal_samples: Annotated[int, Field(ge=1)] = 64
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Alignment:
+        if self.min_load is not None and self.max_load is not None and self.min_load > self.max_load:
+            raise ValueError(f"min_load = {self.min_load}: must be at most max_load = {self.max_load}")
+        return self
+
+
 class Evaluation(Table):
-    """``[evaluation]``: when to test the global model, and the accuracy to reach."""
+    """``[evaluation]``: when to test the global model, and the accuracy to reach.
+
+    A run is on its plateau from the first evaluation whose accuracy none of the next ``patience`` exceed by ``min_gain``.
+    """
 
     target: Fraction | None = None
     every_cycles: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=1)] = 5
+    min_gain: Fraction = 0.005
 
 
 class Faults(Table):
@@ -242,17 +289,28 @@ def _listed(value: Any) -> Any:
 class Device(Table):
     """``[device.<class>]``: numbers that replace those of a built-in class of devices, or all of a new class.
 
-    ``compute_J_per_FLOP`` is what computing adds to the idle power.
+    ``compute_J_per_FLOP`` is what computing adds to the idle power. ``memory_B`` is what training may use, ``flops_per_s`` the
+    speed that training reaches; ``up_bps`` and ``down_bps`` count where the contact plan has no rates of its own.
+    ``availability`` is the share of contacts for which a client is there (protocols that treat clients one by one).
     """
 
     tx_power_W: NonNegative | None = None
     rx_power_W: NonNegative | None = None
     compute_J_per_FLOP: NonNegative | None = None
     idle_power_W: NonNegative | None = None
+    memory_B: Positive | None = None
+    flops_per_s: Positive | None = None
+    up_bps: Positive | None = None
+    down_bps: Positive | None = None
+    availability: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Place(Table):
-    """``[[cluster]]``: devices in one place. An orbital plan needs the place; training needs the data."""
+    """``[[cluster]]``: devices in one place. An orbital plan needs the place; training needs the data.
+
+    ``device`` is a class, or classes with weights from which each device is drawn. ``from_cycle`` and ``until_cycle`` say when
+    clients join and leave. Mixes, joining and leaving are for protocols that treat clients one by one.
+    """
 
     name: Name
     devices: Annotated[int, Field(ge=1)] = 1
@@ -263,7 +321,9 @@ class Place(Table):
     data: str | None = None
     test: str | None = None
     partition: Literal["iid", "by-label"] = "iid"
-    device: Name = "phone"
+    device: Name | Annotated[dict[Name, Positive], Field(min_length=1)] = "phone"
+    from_cycle: Annotated[int, Field(ge=0)] = 0
+    until_cycle: Annotated[int, Field(ge=1)] | None = None
     task: dict[str, Any] = {}
 
 
@@ -373,12 +433,34 @@ class Scenario(Tasks):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced"] = "ems-fl"
+    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced", "aligned"] = "ems-fl"
     train: Train
     assignment: Assignment = Assignment()
+    alignment: Alignment = Alignment()
     evaluation: Evaluation = Evaluation()
     faults: Faults = Faults()
     device: dict[Name, Device] = {}
+
+    @property
+    def by_client(self) -> bool:
+        """Whether the protocol treats clients one by one, each with a link of its own."""
+        return self.protocol in BY_CLIENT
+
+    @model_validator(mode="after")
+    def _clients(self) -> Scenario:
+        for i, cluster in enumerate(self.cluster):
+            if cluster.until_cycle is not None and cluster.until_cycle <= cluster.from_cycle:
+                raise ValueError(
+                    f"cluster[{i}].until_cycle = {cluster.until_cycle}: must be above from_cycle = {cluster.from_cycle}"
+                )
+            if self.by_client:
+                continue
+            if isinstance(cluster.device, dict) or cluster.from_cycle or cluster.until_cycle is not None:
+                raise ValueError(
+                    f"cluster[{i}]: a mix of device classes, from_cycle and until_cycle are for protocols that treat clients "
+                    f"one by one ({', '.join(sorted(BY_CLIENT))}); protocol = {self.protocol!r} does not"
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Scenario:

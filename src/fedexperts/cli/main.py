@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..errors import InputError
-from . import assign, build, demo, eval, export, inspect, plan, report, run, try_
+from . import assign, build, compare, demo, eval, export, inspect, plan, report, run, try_
 from .common import console
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command("demo")(demo.command)
 app.command("run")(run.command)
 app.command("assign")(assign.command)
+app.command("compare")(compare.command)
 app.command("plan")(plan.command)
 app.command("inspect")(inspect.command)
 app.add_typer(build.app, name="build")

@@ -16,7 +16,7 @@ ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The
 Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the scenario.")]
 Seed = Annotated[int | None, typer.Option(help="Change the scenario's seed.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
-Protocol = Annotated[str | None, typer.Option(help="sync, ems-fl or ems-fl-enhanced.")]
+Protocol = Annotated[str | None, typer.Option(help="sync, ems-fl, ems-fl-enhanced or aligned.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>-<protocol>-<seed>.")]
 
 

@@ -26,10 +26,10 @@ def command(
     """Let models answer prompts (greedy), or label them; of a run also the model that it began with (Table II)."""
     import torch
 
-    from ..drive.compare import compare
+    from ..drive.asked import ask
 
     torch.set_num_threads(1)
-    document = compare(models, [*prompt, *map(_read, prompt_file)], max_new_tokens)
+    document = ask(models, [*prompt, *map(_read, prompt_file)], max_new_tokens)
     for note in document["notes"]:
         console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
     if json:

@@ -5,6 +5,7 @@ Times are seconds after the plan's start. A plan may hold contacts that overlap 
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 from collections.abc import Sequence
@@ -90,6 +91,9 @@ class Contact:
 class ContactPlan:
     """Contacts in the order of their start, over a horizon.
 
+    ``ends_s`` are the ends of the orbital cycles, where they are not those that follow from the contacts: clients that join,
+    leave or are away must not make a cycle longer.
+
     Raises:
         PlanError: a contact is reversed, has no positive rate, lies outside the horizon, names an unknown cluster or
             overlaps another contact of its cluster.
@@ -98,6 +102,7 @@ class ContactPlan:
     clusters: tuple[str, ...]
     contacts: tuple[Contact, ...]
     horizon_s: float
+    ends_s: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.contacts, key=lambda c: c.start_s))  # stable: ties keep the given order
@@ -139,6 +144,8 @@ class ContactPlan:
     @cached_property
     def cycle_ends_s(self) -> tuple[float, ...]:
         """When each orbital cycle ends: every reachable cluster has been served since the cycle began."""
+        if self.ends_s is not None:
+            return self.ends_s
         ends: list[float] = []
         waiting = set(self.reachable)
         begin = 0.0
@@ -150,6 +157,10 @@ class ContactPlan:
                 ends.append(begin)
                 waiting = set(self.reachable)
         return tuple(ends)
+
+    def cycle_of(self, contact: Contact) -> int:
+        """The orbital cycle in which a contact begins."""
+        return bisect.bisect_right(self.cycle_ends_s, contact.start_s + TIGHT_S)
 
     def next_start_s(self, cluster: str, after_s: float) -> float:
         """Start of the cluster's next contact at or after a time; infinity if there is none."""

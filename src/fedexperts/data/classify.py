@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,13 @@ class Classification:
     def inputs(self, samples: Batch) -> Batch:
         """The samples themselves."""
         return samples
+
+    def guess(self, view: View, samples: Samples) -> float:
+        """That of equal probabilities, ln n; of a regression the variance of the samples' values."""
+        if self.metric in OF_SCORES:
+            return max(1e-6, float(samples["labels"].float().var(correction=0)))
+        config: Any = view.model.config
+        return math.log(max(2, min(self.labels, config.num_labels - self.first)))
 
     def judge(self, view: View, samples: Samples) -> Judged:
         """The metric over all samples; the accuracy beside it."""

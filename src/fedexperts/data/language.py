@@ -5,6 +5,7 @@ Shapes: N sequences, L tokens (padded on the right), S target tokens, V vocabula
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,11 @@ class CausalLM:
     def inputs(self, samples: Batch) -> Batch:
         """The sequences themselves."""
         return {key: samples[key] for key in ("input_ids", "attention_mask")}
+
+    def guess(self, view: View, samples: Samples) -> float:
+        """Every token alike, ln V."""
+        config: Any = view.model.config
+        return math.log(config.vocab_size)
 
     def judge(self, view: View, samples: Samples) -> Judged:
         """Next-token accuracy, and perplexity: e to the mean loss."""

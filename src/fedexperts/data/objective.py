@@ -42,6 +42,9 @@ class Objective(Protocol):
     def inputs(self, samples: Batch) -> Batch:
         """What the gate sees of samples in a trial pass: ``input_ids`` and, if there is padding, ``attention_mask``."""
 
+    def guess(self, view: View, samples: Samples) -> float:
+        """Mean loss over the samples of a guess that knows nothing of them."""
+
     def judge(self, view: View, samples: Samples) -> Judged:
         """How the model now in the view does, in evaluation mode and unmasked."""
 

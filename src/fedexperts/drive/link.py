@@ -50,13 +50,21 @@ class SimulatedLink:
         self.now_s = contact.start_s
         self.closes_s = simulator.closes_s.get(contact, contact.end_s)
 
-    def rounds_left(self, up: Collection[str] = (), down: Collection[str] = ()) -> int:
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """See `Link`."""
+        return self.simulator.expected[self.cycle] if self.simulator.expected else ()
+
+    def rounds_left(self, up: Collection[str] = (), down: Collection[str] = (), task: Task | None = None) -> int:
         """See `Link`."""
         model = self.simulator.protocol.model
         down_s = self.contact.begin_s("down", self.contact.end_s, sum(model[part].size_B for part in down))
         up_B = max(sum(device.upload_B(part) for part in up) for device in self.state.devices)
         left_s = (self.contact.begin_s("up", down_s, up_B) if math.isfinite(down_s) else down_s) - self.now_s
-        return max(0, math.floor(left_s / self.simulator.pace.seconds_per_round + TIGHT_S)) if math.isfinite(left_s) else 0
+        if not math.isfinite(left_s):
+            return 0
+        round_s = self.simulator.round_s(self.cluster, task or Task(frozenset(up)))
+        return max(0, math.floor(left_s / round_s + TIGHT_S))
 
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
         """See `Link`; a broadcast takes as long as one copy. Pieces that are complete when the signal is lost have arrived."""
@@ -97,7 +105,7 @@ class SimulatedLink:
         if task.rounds is None:
             raise ValueError("task.rounds = None: training in contact needs a number of rounds, for example link.rounds_left()")
         rounds = task.rounds
-        pace_s = self.simulator.pace.seconds_per_round
+        pace_s = self.simulator.round_s(self.cluster, task)
 
         began_s = self.now_s
 

@@ -39,7 +39,8 @@ from ..scenario import Model, Network, Scenario, Tasks, Warmup
 from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
-from .energy import DeviceClass, device_class
+from .classes import DeviceClass, device_class
+from .clients import Client, client_plan, clients
 from .orbit import network_plan
 from .samples import Datasets, datasets
 
@@ -49,7 +50,10 @@ Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 
 @dataclass
 class Prepared:
-    """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet."""
+    """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet.
+
+    What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one.
+    """
 
     scenario: Scenario
     plan: ContactPlan
@@ -59,11 +63,7 @@ class Prepared:
     tests: dict[str, Samples]
     data: Datasets
     kinds: dict[str, DeviceClass]
-
-    @property
-    def objectives(self) -> dict[str, Objective]:
-        """What each cluster trains for."""
-        return self.data.objectives
+    objectives: dict[str, Objective]
 
     @property
     def lora(self) -> LoRA | None:
@@ -105,7 +105,7 @@ def prepare(scenario: Scenario) -> Prepared:
         InputError: with the field, the value, the bound and the remedy.
     """
     names = [cluster.name for cluster in scenario.cluster]
-    kinds = device_classes(scenario)
+    classes = device_classes(scenario)
     plan = contact_plan(scenario)
     data = datasets(scenario)
     view = _view(scenario, data.outputs)
@@ -115,7 +115,9 @@ def prepare(scenario: Scenario) -> Prepared:
     for i, (samples, objective) in enumerate(data.shared):
         check_fit(view, f"warmup.data[{i}]", samples, objective)
     check_forward(view, data.splits[names[0]].train, data.objectives[names[0]])
-    _check_time(scenario, plan)
+    _check_time(scenario, plan, classes)
+    if scenario.by_client and scenario.assignment.granularity == "layer":
+        raise InputError('assignment.granularity = "layer": is for EMS-FL; clients are assigned whole experts, use "global"')
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     local = _local_training(scenario)
     devices = {
@@ -137,22 +139,41 @@ def prepare(scenario: Scenario) -> Prepared:
         for cluster in scenario.cluster
     }
     tests = {name: _test(data.splits[name]) for name in names}
-    prepared = Prepared(scenario, plan, view, model, devices, tests, data, kinds)
+    objectives = data.objectives
+    if scenario.by_client:
+        group = clients(scenario, classes)
+        plan, kinds = client_plan(plan, group, scenario), {client.name: client.kind for client in group}
+        every = [device for name in names for device in devices[name]]
+        devices = {client.name: [device] for client, device in zip(group, every, strict=True)}
+        objectives = {client.name: objectives[names[client.at]] for client in group}
+        tests = _tests_of_clients(scenario, group, tests)
+    else:
+        kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}
+    prepared = Prepared(scenario, plan, view, model, devices, tests, data, kinds, objectives)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared
 
 
+def _tests_of_clients(scenario: Scenario, group: list[Client], tests: dict[str, Samples]) -> dict[str, Samples]:
+    """Test data dealt to clients as the scenario says."""
+    dealt = [
+        samples
+        for cluster in scenario.cluster
+        for samples in deal(tests[cluster.name], cluster.devices, cluster.partition, scenario.seed, cluster.name)
+    ]
+    return {client.name: samples for client, samples in zip(group, dealt, strict=True)}
+
+
 def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
-    """What the devices of each cluster are.
+    """The classes of devices that a scenario names, built-in or its own.
 
     Raises:
         InputError: a cluster or a ``[device.<class>]`` table names an unknown class.
     """
-    names = dict.fromkeys([*(cluster.device for cluster in scenario.cluster), *scenario.device])
+    used = [name for c in scenario.cluster for name in ([c.device] if isinstance(c.device, str) else c.device)]
     tables = {name: table.model_dump(exclude_none=True) for name, table in scenario.device.items()}
-    kinds = {name: device_class(name, **tables.get(name, {})) for name in names}
-    return {cluster.name: kinds[cluster.device] for cluster in scenario.cluster}
+    return {name: device_class(name, **tables.get(name, {})) for name in dict.fromkeys([*used, *scenario.device])}
 
 
 def contact_plan(scenario: Scenario) -> ContactPlan:
@@ -342,10 +363,16 @@ def check_forward(view: View, samples: Samples, objective: Objective) -> None:
         raise InputError(f"model: cannot run two samples ({error}); correct model.config or the checkpoint") from error
 
 
-def _check_time(scenario: Scenario, plan: ContactPlan) -> None:
+def _check_time(scenario: Scenario, plan: ContactPlan, classes: Mapping[str, DeviceClass]) -> None:
     """Rounds must fit the slots, and the plan must leave enhanced EMS-FL cycles before its gate tail."""
     table, train = scenario.plan, scenario.train
-    if table.kind in ("round-robin", "always-on") and train.seconds_per_round > table.slot_s:
+    if train.seconds_per_round == "device":
+        if slow := [name for name, kind in classes.items() if not np.isfinite(kind.flops_per_s)]:
+            raise InputError(
+                f'train.seconds_per_round = "device": the speed of {", ".join(slow)} is not known; give '
+                f"[device.{slow[0]}] flops_per_s"
+            )
+    elif table.kind in ("round-robin", "always-on") and train.seconds_per_round > table.slot_s:
         raise InputError(
             f"train.seconds_per_round = {train.seconds_per_round:g}: no local round fits a slot of plan.slot_s = "
             f"{table.slot_s:g}; make the slots longer or the devices faster"

@@ -26,14 +26,17 @@ from ..errors import InputError
 from ..ledger import Ledger, Listener, summary
 from ..moe.checkpoint import resolve
 from ..moe.load import copy_tokenizer
-from ..moe.parts import Piece, in_order
+from ..moe.parts import GATE, Piece, Tensors, in_order
+from ..protocol.aligned import Aligned
 from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
 from ..protocol.link import ServerProtocol, Start
 from ..protocol.sync import Sync
 from ..scenario import Scenario
 from ..train.device import Device
 from . import checkpoint
+from .align import alignment
 from .baselines import baselines
+from .clients import personal
 from .export import ADAPTERS, save_adapters
 from .faults import Faults
 from .finished import FOLDER
@@ -45,6 +48,7 @@ PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
     "sync": Sync,
     "ems-fl": EmsFl,
     "ems-fl-enhanced": EnhancedEmsFl,
+    "aligned": Aligned,
 }
 CHECKPOINT_EVERY_S = 2.0
 """Wall-clock seconds between checkpoints at least; results do not depend on it."""
@@ -151,12 +155,12 @@ class _Run:
         if not saved or self.prepared.lora:  # weights under adapters are in no checkpoint, but repeat bit for bit
             self.prepared.begin()
         owned = saved["owned"] if saved else self._begin()
-        protocol = self.build(self._start(owned))
+        protocol = self.protocol = self.build(self._start(owned))
         train = self.scenario.train
         self.simulator = Simulator(
             self.prepared.plan,
             self.prepared.devices,
-            Pace(train.seconds_per_round, train.max_rounds),
+            Pace(None if train.seconds_per_round == "device" else train.seconds_per_round, train.max_rounds),
             train.cycles,
             self.ledger,
             self._evaluate,
@@ -194,7 +198,12 @@ class _Run:
             cycles=train.cycles,
             local_steps=train.local_steps,
             target=self.scenario.evaluation.target,
+            plateau=[self.scenario.evaluation.patience, self.scenario.evaluation.min_gain],
         )
+        if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
+            self.ledger.write("baselines", 0, clusters=baselines(self.scenario, prepared.data))
+        if self.scenario.by_client:
+            return {}
         counts = prepared.trial()
         owned = split_experts(self.scenario, counts)
         if self.label != "sync":  # the baseline has no use for the trial; for it the report is only there to be read
@@ -203,8 +212,6 @@ class _Run:
             )
         report = assignment_report(self.scenario, counts, owned)
         self.ledger.write("assignment", 0, trial_uplink_B=self.trial_uplink_B, **report)
-        if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
-            self.ledger.write("baselines", 0, clusters=baselines(self.scenario, prepared.data))
         return owned
 
     def _trial_B(self, device: Device, counts_LM: NDArray[np.int64]) -> int:
@@ -228,6 +235,8 @@ class _Run:
             every_cycles=scenario.assignment.every_cycles,
             trial_samples=scenario.assignment.trial_samples,
             lora=self.prepared.lora,
+            max_rounds=scenario.train.max_rounds,
+            alignment=alignment(self.prepared) if scenario.protocol == "aligned" else None,
         )
 
     def _evaluate(self, model: dict[str, Piece], cycle: int) -> dict[str, Any]:
@@ -235,7 +244,10 @@ class _Run:
             return {}
         began_s = time.monotonic()
         self._install(model)
-        facts = evaluate(self.prepared.view, self.prepared.objectives, self.prepared.tests)
+        prepared = self.prepared
+        facts = evaluate(prepared.view, prepared.objectives, prepared.tests)
+        if isinstance(self.protocol, Aligned):
+            facts |= personal(prepared.view, prepared.objectives, prepared.tests, self.protocol.placement(), self._gates())
         now_s = time.monotonic()
         peak_B = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         line = {
@@ -247,6 +259,12 @@ class _Run:
         self.runtime.write(json.dumps(line) + "\n")
         self.runtime.flush()
         return facts
+
+    def _gates(self) -> dict[str, Tensors]:
+        """Gates that belong to clients alone."""
+        if self.scenario.alignment.gate != "per-client":
+            return {}
+        return {name: d.trained[GATE] for name, group in self.prepared.devices.items() for d in group if GATE in d.trained}
 
     def _pause(self, protocol: ServerProtocol, owned: dict[str, frozenset[str]]) -> None:
         if time.monotonic() - self.saved_at_s < CHECKPOINT_EVERY_S:

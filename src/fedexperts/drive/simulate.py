@@ -23,7 +23,8 @@ from ..moe.parts import Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.device import Device
 from ..train.task import Task, Update
-from .energy import PHONE, DeviceClass, Meter, shown
+from .classes import PHONE, DeviceClass
+from .energy import Meter, shown
 from .faults import NO_FAULTS, Faults
 from .link import Effect, SimulatedLink
 
@@ -32,14 +33,17 @@ COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast devices are: seconds of one local round, and a cap on the rounds of a disconnected phase."""
+    """How fast devices are: seconds of one local round, and a cap on the rounds of a disconnected phase.
 
-    seconds_per_round: float
+    Without seconds a round takes as long as its FLOPs do at the speed of the device's class.
+    """
+
+    seconds_per_round: float | None
     max_rounds: int | None = None
 
-    def rounds(self, time_s: float) -> int:
+    def rounds(self, time_s: float, round_s: float) -> int:
         """Whole local rounds that fit into a time."""
-        fit = max(0, math.floor(time_s / self.seconds_per_round + TIGHT_S)) if math.isfinite(time_s) else 0
+        fit = max(0, math.floor(time_s / round_s + TIGHT_S)) if math.isfinite(time_s) else 0
         return fit if self.max_rounds is None else min(fit, self.max_rounds)
 
 
@@ -116,6 +120,7 @@ class Simulator:
         self.end_s = ends_s[-1] if len(ends_s) == cycles else plan.horizon_s
         self.cycle_ends_s = ends_s
         self.visits = [("contact", c) for c in plan.contacts if c.end_s <= self.end_s + TIGHT_S]
+        self.expected = self._expected()
         if final_flush:
             flushes = {c.cluster: c for c in reversed(plan.contacts) if c.start_s >= self.end_s - TIGHT_S}
             self.visits += [("flush", c) for c in sorted(flushes.values(), key=lambda c: c.start_s)]
@@ -126,6 +131,14 @@ class Simulator:
         self.flops: dict[tuple[int, frozenset[str], bool, int], int] = {}
         self.trial_B = trial_B
         self.open = 0
+
+    def _expected(self) -> list[tuple[str, ...]]:
+        """Clusters that each cycle has contacts with, in the plan's order."""
+        seen: list[set[str]] = [set() for _ in self.cycle_ends_s]
+        for _, contact in self.visits:
+            if (cycle := self.plan.cycle_of(contact)) < len(seen):
+                seen[cycle].add(contact.cluster)
+        return [tuple(filter(names.__contains__, self.plan.clusters)) for names in seen]
 
     def run(self, protocol: ServerProtocol, pause: Callable[[], None] = lambda: None) -> None:
         """Play the plan to its end; ``pause`` is called whenever no contact is open (the moment for a checkpoint)."""
@@ -240,14 +253,22 @@ class Simulator:
         """Let all devices of a cluster do local rounds."""
         if rounds <= 0 or not task.parts:
             return
-        cluster, steps = self.clusters[name], 0
+        cluster, steps, round_s = self.clusters[name], 0, self.round_s(name, task)
         for device in cluster.devices:
             flops_per_step = self._flops_per_step(device, task)
-            made = device.train(task, rounds)
+            made = device.train(task, rounds, round_s)
             cluster.meter.flops += flops_per_step * made
             steps += made
         self.totals["steps"] += steps
         self.ledger.write("train", t_s, cluster=name, phase=phase, parts=in_order(task.parts), rounds=rounds, steps=steps)
+
+    def round_s(self, name: str, task: Task) -> float:
+        """Seconds of a local round; of devices that differ in speed, those of the slowest."""
+        if self.pace.seconds_per_round is not None or not task.parts:
+            return self.pace.seconds_per_round or math.inf
+        cluster = self.clusters[name]
+        flops = max(d.local.local_steps * self._flops_per_step(d, task) for d in cluster.devices)
+        return flops / cluster.meter.kind.flops_per_s
 
     def _flops_per_step(self, device: Device, task: Task) -> int:
         """Measured once for each kind of task: how many experts, which shared parts, masked or not, what batch."""
@@ -262,7 +283,7 @@ class Simulator:
         """Disconnected phase: the rounds of the standing order between the last contact and now."""
         cluster = self.clusters[name]
         if cluster.order is not None:
-            rounds = self.pace.rounds(until_s - cluster.since_s)
+            rounds = self.pace.rounds(until_s - cluster.since_s, self.round_s(name, cluster.order))
             if cluster.order.rounds is not None:
                 rounds = min(rounds, cluster.order.rounds)
             self.train(name, cluster.order, rounds, until_s, "disconnected")

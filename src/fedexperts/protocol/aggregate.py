@@ -9,7 +9,10 @@ Sums run in the order of the updates, which links give in device order, so that 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ..moe.lora import LoRA, combined, projections, same
 from ..moe.parts import Piece, Tensors, in_order
@@ -80,6 +83,60 @@ def _refactored(tensors: Tensors, lora: LoRA | None) -> bool:
 def _factored(terms: Sequence[tuple[float, Tensors]]) -> tuple[Tensors, Facts]:
     tensors, error = combined(terms)
     return tensors, {"truncation": float(f"{error:.6g}")}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one client's training did to a part: from ``since``, which the server knows, to ``local``.
+
+    ``rows`` names the experts whose rows of the gate the client has trained; None means the whole part.
+    """
+
+    part: str
+    weight: float
+    local: Tensors
+    since: Tensors
+    rows: tuple[int, ...] | None = None
+
+
+def moved(
+    model: Mapping[str, Piece], changes: Sequence[Change], lora: LoRA | None = None, total: float | None = None
+) -> tuple[Piece, Facts]:
+    """A part after Σ w·Δ / Σ w over those who trained it; rows of a gate apart, each over those who hold that expert.
+
+    ``total`` takes the place of Σ w where not all shares are here (shares then add up over several calls).
+    """
+    current = model[changes[0].part]
+    weight = total or sum(change.weight for change in changes)
+    if changes[0].rows is not None:
+        return Piece(current.part, current.version + 1, _rows_moved(current.tensors, changes, total)), {}
+    if _refactored(changes[0].local, lora):
+        terms = [(1.0, current.tensors)]
+        terms += [(sign * c.weight / weight, t) for c in changes for sign, t in ((1.0, c.local), (-1.0, c.since))]
+        tensors, facts = _factored(terms)
+        return Piece(current.part, current.version + 1, tensors), facts
+    tensors = {name: value.clone() for name, value in current.tensors.items()}
+    for change in changes:
+        for name, local in change.local.items():
+            tensors[name] += change.weight / weight * (local - change.since[name])
+    return Piece(current.part, current.version + 1, tensors), {}
+
+
+def _rows_moved(gate: Tensors, changes: Sequence[Change], total: float | None) -> Tensors:
+    """The gate's tensors have a row for each expert; a row that nobody holds stays."""
+    result = {}
+    for name, value in gate.items():
+        weight_E = torch.zeros(len(value), dtype=torch.float64)
+        for change in changes:
+            weight_E[list(change.rows or ())] += change.weight
+        moved_ED = value.clone()
+        for change in changes:
+            rows = list(change.rows or ())
+            share = (change.weight / (total or weight_E[rows])) * torch.ones(len(rows), dtype=torch.float64)
+            step = change.local[name][rows] - change.since[name][rows]
+            moved_ED[rows] += share.to(value.dtype).view(-1, *[1] * (value.dim() - 1)) * step
+        result[name] = moved_ED
+    return result
 
 
 def picked(model: Mapping[str, Piece], parts: Collection[str]) -> list[Piece]:

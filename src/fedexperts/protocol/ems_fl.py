@@ -5,6 +5,7 @@ training them while it is out of contact.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..moe.parts import in_order, is_expert
@@ -55,8 +56,9 @@ class ExpertOwners:
         disconnected = None if experts_frozen else Task(mine)
         await self.send_model(link, disconnected)  # model download and local initialisation
         self.hand_over(link, mine)
-        joint = self.shared if experts_frozen else mine | self.shared
-        await link.train(Task(joint, rounds=link.rounds_left(self.shared, self.shared)))  # local update, (34) and (36)
+        joint = Task(self.shared if experts_frozen else mine | self.shared)
+        rounds = link.rounds_left(self.shared, self.shared, joint)
+        await link.train(replace(joint, rounds=rounds))  # local update, (34) and (36)
         self.accept(link, await link.collect(self.shared))  # local gate upload; gate update (32)
         if not experts_frozen:
             await self.trial(link)
@@ -125,7 +127,7 @@ class EnhancedEmsFl(ExpertOwners):
         await link.send(picked(self.model, mine), order)  # model download and local initialisation
         self.hand_over(link, mine)
         if mine:
-            await link.train(Task(mine, rounds=link.rounds_left(), route=mine))  # local update
+            await link.train(replace(order, rounds=link.rounds_left(task=order)))  # local update
         await self.trial(link)
         await link.leave(order)  # else-branch: local expert update
 

@@ -36,9 +36,14 @@ class Link(Protocol):
     cluster: str
     cycle: int
     """Orbital cycle in which the contact began, counted from 0."""
+    expected: tuple[str, ...]
+    """Clusters with which this cycle has contacts, by the plan."""
 
-    def rounds_left(self, up: Collection[str] = (), down: Collection[str] = ()) -> int:
-        """Local rounds that still fit when parts ``up`` must then be uploaded, and parts ``down`` sent."""
+    def rounds_left(self, up: Collection[str] = (), down: Collection[str] = (), task: Task | None = None) -> int:
+        """Local rounds that still fit when parts ``up`` must then be uploaded, and parts ``down`` sent.
+
+        Say for what ``task``: where devices are as fast as their class, a round's length depends on what is trained.
+        """
 
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
         """Broadcast pieces; devices that hold a piece already are spared it. ``order`` is what to do if the signal is lost."""
@@ -88,6 +93,8 @@ class Start:
         every_cycles: re-split every that many cycles; 0: never.
         trial_samples: samples per device in a trial pass.
         lora: how experts are adapted; None where their full parameters are trained.
+        max_rounds: local rounds that a device makes at most, in contact or out of it.
+        alignment: what ``protocol = "aligned"`` is told, see `aligned.Alignment`.
     """
 
     model: Mapping[str, Piece]
@@ -100,3 +107,5 @@ class Start:
     every_cycles: int = 0
     trial_samples: int = 0
     lora: LoRA | None = None
+    max_rounds: int | None = None
+    alignment: Any = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..moe.parts import is_expert
 from ..train.task import Task, Update
 from .aggregate import Sent, changed, grouped, picked
@@ -23,7 +25,8 @@ class Sync:
         pieces = picked(self.model, self.trained)
         self.sent[link.cluster] = {piece.part: piece for piece in pieces}
         await link.send(pieces)  # model broadcast
-        await link.train(Task(self.trained, rounds=link.rounds_left(up=self.trained)))  # (20)-(25)
+        task = Task(self.trained)
+        await link.train(replace(task, rounds=link.rounds_left(up=self.trained, task=task)))  # (20)-(25)
         await self.gather(link)  # model upload and aggregation
         await link.leave(None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
+from .alignment import heatmap_figure, load_figure, sat_out_table
 from .table import COLUMNS, baseline_rows, cells
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
@@ -28,21 +29,39 @@ def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
     """Write the page for finished runs, given as name → run directory."""
     summaries = {name: summary(directory / "ledger.jsonl") for name, directory in runs.items()}
     lines = {name: list(read(directory / "ledger.jsonl")) for name, directory in runs.items()}
-    figures = [progress_figure(summaries), cluster_figure(summaries)]
-    figures += [energy_figure(summaries), relevance_figure(lines)]
-    body = "".join(
+    figures = [progress_figure(summaries), cluster_figure(summaries), energy_figure(summaries)]
+    split = {name: rows for name, rows in lines.items() if any(row["event"] == "assignment" for row in rows)}
+    aligned = {name: rows for name, rows in lines.items() if any(row["event"] == "round" for row in rows)}
+    if split:
+        figures.append(relevance_figure(split))
+    if aligned:
+        figures += [load_figure(aligned, {name: _look(name, summaries)[0] for name in aligned}), heatmap_figure(aligned)]
+    sat_out = f"<h2>Who sat out</h2>{sat_out_table(summaries)}" if aligned else ""
+    content = f"""{_table(summaries)}
+<p class="note">Steps are gradient steps summed over all devices; MB are 10⁶ bytes sent up by all devices. Between contacts
+EMS-FL goes on training, so it makes more steps in a cycle than the baseline: read all the axes. Stars mark the first
+evaluation that reached the target; dotted lines are the γ ≈ 1 controls, where every cluster holds all kinds of data.</p>
+{shown(figures)}
+{_advice(split)}
+{sat_out}
+"""
+    write_page(path, title, content)
+
+
+def shown(figures: Sequence[go.Figure]) -> str:
+    """Figures as HTML, to be put into a page that holds plotly."""
+    return "".join(
         figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) for figure in figures
     )
+
+
+def write_page(path: Path, title: str, content: str) -> None:
+    """A whole page around some content; it appears when it is complete."""
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
 <h1>{html.escape(title)}</h1>
-{_table(summaries)}
-<p class="note">Steps are gradient steps summed over all devices; MB are 10⁶ bytes sent up by all devices. Between contacts
-EMS-FL goes on training, so it makes more steps in a cycle than the baseline: read all the axes. Stars mark the first
-evaluation that reached the target; dotted lines are the γ ≈ 1 controls, where every cluster holds all kinds of data.</p>
-{body}
-{_advice(lines)}
+{content}
 </body></html>
 """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +216,8 @@ def _table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _advice(lines: Mapping[str, list[dict[str, Any]]]) -> str:
+    if not lines:
+        return ""
     notes = {next(row["advice"] for row in rows if row["event"] == "assignment"): name for name, rows in lines.items()}
     items = "".join(f"<li>{html.escape(name)}: {html.escape(note)}</li>" for note, name in notes.items())
     return f"<h2>What γ suggests</h2><ul>{items}</ul><p class='note'>● marks the cluster that owns an expert.</p>"

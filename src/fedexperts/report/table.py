@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Group
@@ -54,7 +54,7 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
     uplink_B = row["uplink_B_to_target"]
     return [
         name,
-        f"{sum(gammas) / len(gammas):.2f}",
+        f"{sum(gammas) / len(gammas):.2f}" if gammas else "–",
         f"{row['final_accuracy']:.1%}",
         "–" if row["cycles_to_target"] is None else str(row["cycles_to_target"]),
         "–" if row["steps_to_target"] is None else str(row["steps_to_target"]),
@@ -68,3 +68,46 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
 def _mega(size_B: float) -> str:
     """MB (10⁶ B); small runs send kilobytes."""
     return f"{size_B / 1e6:.1f}" if size_B >= 1e6 else f"{size_B / 1e6:.3f}"
+
+
+COMPARED = ("", "final", "personalised", "to target", "to plateau", "load CV", "CV a round", "MB up", "steps")
+
+
+def comparison_table(rows: Mapping[str, Mapping[str, Any]], target: float | None) -> Table:
+    """Medians over seeds; in brackets the lowest and the highest, where there are several seeds."""
+    title = "rounds to the plateau" if target is None else f"rounds to {target:.0%} accuracy and to the plateau"
+    table = Table(title=f"medians over seeds; {title}", box=None)
+    for i, column in enumerate(COMPARED):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for name, row in rows.items():
+        table.add_row(*compared(name, row))
+    return table
+
+
+def compared(name: str, row: Mapping[str, Any]) -> list[str]:
+    """The row of one protocol or policy."""
+
+    def cell(key: str, write: Callable[[float], str]) -> str:
+        values = [value for value in row["by_seed"][key] if value is not None]
+        if row[key] is None:
+            return "–"
+        spread = f" ({write(min(values))}–{write(max(values))})" if len(row["by_seed"][key]) > 1 else ""
+        return write(row[key]) + spread
+
+    def count(value: float) -> str:
+        return f"{value:g}"
+
+    def ratio(value: float) -> str:
+        return f"{value:.3f}"
+
+    return [
+        name,
+        cell("final_accuracy", _share),
+        cell("personal_accuracy", _share),
+        cell("rounds_to_target", count),
+        cell("rounds_to_plateau", count),
+        cell("load_cv", ratio),
+        cell("load_cv_by_round", ratio),
+        cell("uplink_B", _mega),
+        cell("steps", count),
+    ]

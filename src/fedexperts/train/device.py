@@ -6,7 +6,7 @@ One resident model per process: devices hold tensors, the `View` holds the model
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
 from ..moe.lora import combined, projections
-from ..moe.parts import Piece, Tensors, in_order, is_expert
+from ..moe.parts import Piece, Tensors, expert_index, in_order, is_expert
 from ..moe.view import Batch, View
 from .batches import epoch_batches
 from .codec import Codec, decode, encode, payload_B
@@ -85,6 +85,8 @@ class Device:
         self.residual: dict[str, Tensors] = {}  # what it lost before the held version; goes with the next upload
         self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
         self.steps = 0
+        self.round_s = 0.0
+        self.appraisals: dict[str, tuple[float, float]] = {}  # expert -> loss and share, see `Update`
         self.flops: dict[tuple[frozenset[str], frozenset[str] | None, int], int] = {}  # see `flops_per_step`
         self.sizes_B: dict[str, int] = {}  # see `upload_B`
         self.batch_size = min(local.batch_size or self.samples, self.samples)
@@ -121,8 +123,8 @@ class Device:
         """Whether the device has exactly this version, untouched."""
         return piece.part not in self.trained and self.held[piece.part].version == piece.version
 
-    def train(self, task: Task, rounds: int) -> int:
-        """Do ``rounds`` local rounds of the task; return the gradient steps made."""
+    def train(self, task: Task, rounds: int, round_s: float = 0.0) -> int:
+        """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made."""
         leaves = self._enter(task.parts, task.route)
         optimizer = self._optimizer(leaves)
         kept = self._frozen_layers(task, leaves, rounds)
@@ -138,8 +140,33 @@ class Device:
                     if learnt:
                         optimizer.step()
                     self.steps += 1
-        self._leave(task.parts, leaves, optimizer, rounds)
+        self._leave(task, leaves, optimizer, rounds)
+        self.round_s = round_s
+        if task.appraisal:
+            self.appraisals |= self.appraise(filter(is_expert, task.parts), task)
         return self.steps - first
+
+    def appraise(self, experts: Iterable[str], task: Task) -> dict[str, tuple[float, float]]:
+        """Loss and share of experts on at most ``task.appraisal`` own samples, as `Update` has them.
+
+        The loss is that of the expert alone; the share counts what the gate would pick if it were free, layer by layer, along
+        the path that samples take through the experts which the task allows: others need not be there.
+        """
+        chosen = np.random.default_rng([*self.key, 1]).permutation(self.samples)[: task.appraisal]
+        samples = take(self.data, torch.from_numpy(np.sort(chosen)))
+        self.view.route(task.route)
+        counts_LM, tokens = self.view.observe(
+            _chunks(self.objective.inputs(samples), torch.arange(len(chosen)), self.view.device)
+        )
+        guess = self.objective.guess(self.view, samples)
+        found = {}
+        for part in in_order(experts):
+            layer, m = expert_index(part)
+            rows_L = counts_LM[:, m] if layer is None else counts_LM[layer : layer + 1, m]
+            self.view.route({part})
+            loss = self.objective.judge(self.view, samples).loss
+            found[part] = min(1.0, loss / guess), float(rows_L.mean() / tokens)
+        return found
 
     def flops_per_step(self, task: Task) -> int:
         """FLOPs of one gradient step of the task: measured once on the device's next batch, then kept.
@@ -161,6 +188,26 @@ class Device:
                 leaf.grad = None
             self.flops[key] = self._mean_over_epoch(counter.get_total_flops())
         return self.flops[key]
+
+    def activations_B(self, task: Task) -> int:
+        """Bytes that autograd saves in one step of the task, on the device's next batch; parameters are not counted."""
+        leaves = self._enter(task.parts, task.route)
+        own = {leaf.untyped_storage().data_ptr() for tensors in self.view.parts.values() for leaf in tensors.values()}
+        saved: dict[int, int] = {}
+
+        def save(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            self._seed_round()
+            loss = self.objective.loss(self.view, self._batch(self._chosen(self.steps)))
+        del loss
+        for _, _, leaf in leaves:
+            leaf.grad = None
+        return sum(saved.values())
 
     def _mean_over_epoch(self, flops: int) -> int:
         """From the next batch's FLOPs to the mean over its epoch, in proportion to the columns of the batches."""
@@ -190,7 +237,10 @@ class Device:
         self.frozen[part] = trained, lost
         if self.view.lora and self.view.lora.average == "merge" and projections(trained):
             arrived = self.view.merged(part, piece.tensors, arrived)
-        return Update(self.name, Piece(part, piece.version, arrived), self.pending[part], self.samples, len(payload))
+        loss, share = self.appraisals.get(part, (None, None))
+        return Update(
+            self.name, Piece(part, piece.version, arrived), self.pending[part], self.samples, len(payload), self.round_s, loss, share
+        )
 
     def _feeds_back(self, trained: Tensors) -> bool:
         """Error feedback: not for factors that the server factors again, where a residual of the old ones means nothing."""
@@ -243,6 +293,8 @@ class Device:
             "residual": self.residual,
             "optimizer_state": self.optimizer_state,
             "steps": self.steps,
+            "round_s": self.round_s,
+            "appraisals": self.appraisals,
             "flops": self.flops,
         }
 
@@ -278,14 +330,15 @@ class Device:
 
     def _leave(
         self,
-        parts: Collection[str],
+        task: Task,
         leaves: list[tuple[str, str, Tensor]],
         optimizer: torch.optim.Optimizer,
         rounds: int,
     ) -> None:
-        for part in parts:
+        for part in task.parts:
             self.trained[part] = self.view.trained(part)
-            self.pending[part] = self.pending.get(part, 0) + rounds
+            if part not in task.keeps:
+                self.pending[part] = self.pending.get(part, 0) + rounds
         for part, name, leaf in leaves:
             leaf.grad = None
             if leaf in optimizer.state:

@@ -15,11 +15,15 @@ class Task:
         parts: the parts to train; all others stay frozen.
         rounds: local rounds; None means as many as fit before the cluster's next contact.
         route: expert parts that the gate may pick (39); None leaves the gate unmasked.
+        keeps: those of ``parts`` that stay on the device: they are its own and never uploaded.
+        appraisal: how many of its samples a device judges each trained expert on afterwards; 0: none.
     """
 
     parts: frozenset[str]
     rounds: int | None = None
     route: frozenset[str] | None = None
+    keeps: frozenset[str] = frozenset()
+    appraisal: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Update:
         rounds: local rounds since that part was last delivered.
         samples: size of the device's data set.
         size_B: of the file that travels, see `codec`.
+        round_s: how long a local round took on the device.
+        loss: of an expert that was appraised: what it reaches alone on the device's data, over the loss of a blind guess.
+        share: of an expert that was appraised: how often the gate, unmasked, would pick it for the device's data, in 0…1.
     """
 
     device: str
@@ -39,3 +46,6 @@ class Update:
     rounds: int
     samples: int
     size_B: int
+    round_s: float = 0.0
+    loss: float | None = None
+    share: float | None = None

@@ -23,7 +23,7 @@ class Shown:
     tokenizer: Path
 
 
-def compare(models: Sequence[str], prompts: Sequence[str], max_new_tokens: int) -> dict[str, Any]:
+def ask(models: Sequence[str], prompts: Sequence[str], max_new_tokens: int) -> dict[str, Any]:
     """What ``fedexperts try --json`` prints: ``prompts``, for each model its ``answers`` in that order, and ``notes``.
 
     Args:

@@ -1,0 +1,57 @@
+"""``fedexperts compare``: protocols or policies side by side on one scenario, over several seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from ..report.compare_html import write_comparison
+from ..report.table import comparison_table
+from .common import console, output, print_json, progress_bars
+from .run import Json, ScenarioPath, Set, load
+
+
+def command(
+    scenario: ScenarioPath,
+    protocol: Annotated[str, typer.Option(help="Protocols to compare, such as sync,ems-fl.")] = "",
+    policy: Annotated[str, typer.Option(help="Policies of the scenario's protocol; all four of aligned by default.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, from the scenario's seed upwards.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs and the report; default runs/<name>-compare.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out.")] = False,
+    set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
+    json: Json = False,
+) -> None:
+    """Run a scenario with several protocols or policies and seeds; one table, one report."""
+    from ..drive import comparison
+
+    loaded = load(scenario, None, None, set_)
+    kind, named = comparison.variants(loaded, _names(protocol), _names(policy))
+    directory = out or Path("runs") / f"{loaded.name}-compare"
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())) and not resume:
+        raise InputError(f"--out {directory}: already holds files; add --resume to go on with it, or name another folder")
+    with progress_bars() as bars:
+        names = comparison.job_names(named, seeds)
+        bar = {name: bars.add_task(name, total=cycles, accuracy="") for name, cycles in names.items()}
+
+        def show(name: str, cycles: int, accuracy: float | None) -> None:
+            bars.update(bar[name], completed=cycles, accuracy=f"accuracy {accuracy:.1%}")
+
+        try:
+            summaries = comparison.compare(named, seeds, directory, resume, show)
+        except KeyboardInterrupt:
+            console.print("interrupted; go on with the same command and --resume")
+            raise typer.Exit(130) from None
+    rows = comparison.medians(summaries)
+    write_comparison(comparison.directories(named, seeds, directory), rows, directory / "report.html", loaded.name)
+    if json:
+        print_json({"directory": str(directory), "target": loaded.evaluation.target, "seeds": seeds, kind: rows})
+    else:
+        output.print(comparison_table(rows, loaded.evaluation.target))
+        console.print(f"{directory / 'report.html'}: curves, loads and assignments; {directory}/<run>/: the runs")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,134 @@
+"""What alignment needs to know before a run: what a round takes of a client, and what each client can carry."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+
+from ..assign.scores import Capacity, Need, experts_that_fit
+from ..contact.plan import ContactPlan
+from ..errors import InputError
+from ..moe.parts import GATE, in_order, is_expert, tensors_B
+from ..protocol.aligned import Alignment, Client
+from ..scenario import Scenario
+from ..train.device import Device
+from ..train.task import Task
+from .prepare import Prepared
+
+ADAMW_FLOATS, FLOAT32_B = 2, 4
+"""AdamW keeps two float32 numbers for each trained one."""
+
+
+def alignment(prepared: Prepared) -> Alignment:
+    """What the server is told of the scenario and its clients.
+
+    Raises:
+        InputError: the load bounds ask for more than all clients can carry together.
+    """
+    scenario = prepared.scenario
+    table = scenario.alignment
+    deadline_s = table.deadline_s or default_deadline_s(scenario, prepared.plan)
+    settings = table.model_dump(exclude={"capacity", "deadline_s"})
+    told = Alignment(
+        clients={
+            name: Client(capacity_of(prepared, name), sum(device.samples for device in group))
+            for name, group in prepared.devices.items()
+        },
+        need=need(prepared, shared_of(scenario)),
+        deadline_s=deadline_s,
+        seed=scenario.seed,
+        estimated=table.capacity == "estimated",
+        **settings,
+    )
+    _check_loads(told, prepared.view.experts)
+    return told
+
+
+def shared_of(scenario: Scenario) -> frozenset[str]:
+    """Shared parts that clients train."""
+    shared = frozenset[str](scenario.train.shared)
+    return shared - {GATE} if scenario.alignment.gate == "frozen" else shared
+
+
+def default_deadline_s(scenario: Scenario, plan: ContactPlan) -> float:
+    """The length of a slot, or of a median contact."""
+    if scenario.plan.kind in ("always-on", "round-robin"):
+        return scenario.plan.slot_s
+    return statistics.median(contact.end_s - contact.start_s for contact in plan.contacts)
+
+
+def capacity_of(prepared: Prepared, link: str) -> Capacity:
+    """What the devices behind a link can carry, over its median contact."""
+    contacts = [contact for contact in prepared.plan.contacts if contact.cluster == link]
+    kind = prepared.kinds[link]
+    up_bps, down_bps = (
+        statistics.median(getattr(contact, rate) for contact in contacts) if contacts else math.inf
+        for rate in ("uplink_bps", "downlink_bps")
+    )
+    return kind.capacity(up_bps, down_bps)
+
+
+def need(prepared: Prepared, shared: frozenset[str]) -> Need:
+    """Memory, FLOPs and bytes of a client's round: what it takes without experts, and what each expert adds.
+
+    FLOPs and activations are measured with one expert and with two, on the first device. With ``max_rounds`` a round is so
+    many local rounds.
+    """
+    view, train = prepared.view, prepared.scenario.train
+    device = next(iter(prepared.devices.values()))[0]
+    experts = in_order(filter(is_expert, view.parts))
+    flops, activations_B = [], []
+    for k in (1, min(2, len(experts))):
+        task = Task(frozenset(experts[:k]) | shared, route=frozenset(experts[:k]))
+        flops.append((train.max_rounds or 1) * train.local_steps * device.flops_per_step(task))
+        activations_B.append(device.activations_B(task))
+    frozen = [part for part in view.parts if not is_expert(part) and part not in shared]
+    return Need(
+        base_memory_B=2 * activations_B[0]
+        - activations_B[1]
+        + sum(tensors_B(view.parts[part]) for part in frozen)
+        + sum(_trained_B(prepared, part) for part in shared),
+        expert_memory_B=_trained_B(prepared, experts[0]) + max(0, activations_B[1] - activations_B[0]),
+        base_flops=max(0, 2 * flops[0] - flops[1]),
+        expert_flops=max(0, flops[1] - flops[0]),
+        base_up_B=sum(device.upload_B(part) for part in shared),
+        expert_up_B=device.upload_B(experts[0]),
+        base_down_B=sum(prepared.model[part].size_B for part in shared),
+        expert_down_B=prepared.model[experts[0]].size_B,
+    )
+
+
+def _trained_B(prepared: Prepared, part: str) -> int:
+    """Weights, what is trained of them, its gradients, and what the optimiser keeps."""
+    view = prepared.view
+    leaves = view.leaves[part]
+    numbers = sum(leaf.numel() for leaf in leaves.values())
+    kept_B = ADAMW_FLOATS * FLOAT32_B * numbers if prepared.scenario.train.optimizer == "adamw" else 0
+    weights_B = tensors_B(view.parts[part]) if leaves is not view.parts[part] else 0
+    return weights_B + 2 * tensors_B(leaves) + kept_B
+
+
+def _check_loads(told: Alignment, experts: int) -> None:
+    """Raises: InputError."""
+    most = min(experts, told.max_experts or experts)
+    carried = sum(experts_that_fit(client.capacity, told.need, told.deadline_s, most)[0] for client in told.clients.values())
+    if told.min_load is not None and told.min_load * experts > carried:
+        raise InputError(
+            f"alignment.min_load = {told.min_load}: {experts} experts would need {told.min_load * experts} places, and all "
+            f"{len(told.clients)} clients together can carry {carried}; lower it to {carried // experts}, or give clients more "
+            "memory_B, rate or deadline_s"
+        )
+    if told.min_load is not None and told.min_load > len(told.clients):
+        raise InputError(
+            f"alignment.min_load = {told.min_load}: must be at most the number of clients, {len(told.clients)}"
+        )
+
+
+def most_experts(prepared: Prepared) -> Mapping[str, int]:
+    """EMS-FL: how many experts the devices of each cluster can own, by memory and link."""
+    shared = frozenset[str](prepared.scenario.train.shared)
+    needed = need(prepared, shared)
+    deadline_s = default_deadline_s(prepared.scenario, prepared.plan)
+    experts = prepared.view.experts
+    return {name: experts_that_fit(capacity_of(prepared, name), needed, deadline_s, experts)[0] for name in prepared.devices}

@@ -1,0 +1,89 @@
+"""Clients one by one: every device a link of its own, with its class, its contacts and its time in the federation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..contact.plan import Contact, ContactPlan
+from ..data.objective import Objective, total
+from ..data.source import Samples
+from ..moe.parts import GATE, Tensors
+from ..moe.view import View
+from ..scenario import Scenario
+from .classes import DeviceClass, drawn
+
+
+@dataclass(frozen=True)
+class Client:
+    """A device with a link of its own; ``at`` is the place of its ``[[cluster]]`` in the scenario."""
+
+    name: str
+    at: int
+    kind: DeviceClass
+
+
+def clients(scenario: Scenario, kinds: Mapping[str, DeviceClass]) -> list[Client]:
+    """The clients of a scenario in order; a class that is drawn depends on the seed and the place alone."""
+    found = []
+    for at, cluster in enumerate(scenario.cluster):
+        for j in range(cluster.devices):
+            kind = kinds[drawn(cluster.device, np.random.default_rng([scenario.seed, 11, at, j]))]
+            found.append(Client(cluster.name if cluster.devices == 1 else f"{cluster.name}/{j}", at, kind))
+    return found
+
+
+def client_plan(plan: ContactPlan, group: Sequence[Client], scenario: Scenario) -> ContactPlan:
+    """Contacts of clusters as contacts of their clients: of those that have joined, have not left and are not away.
+
+    Orbital cycles stay those of the clusters. Where the plan has no rates of its own, a link is as fast as its client's class.
+    """
+    names = [cluster.name for cluster in scenario.cluster]
+    away = {client.name: np.random.default_rng([scenario.seed, 12, i]) for i, client in enumerate(group)}
+    contacts = []
+    for contact in plan.contacts:
+        at, cycle = names.index(contact.cluster), plan.cycle_of(contact)
+        table = scenario.cluster[at]
+        for client in (client for client in group if client.at == at):
+            there = away[client.name].random() < client.kind.availability  # drawn whether it has joined or not
+            if there and table.from_cycle <= cycle < (table.until_cycle or math.inf):
+                contacts.append(_own(contact, client))
+    return ContactPlan(tuple(client.name for client in group), tuple(contacts), plan.horizon_s, plan.cycle_ends_s)
+
+
+def personal(
+    view: View,
+    objectives: Mapping[str, Objective],
+    tests: Mapping[str, Samples],
+    placed: Mapping[str, frozenset[str]],
+    gates: Mapping[str, Tensors],
+) -> dict[str, Any]:
+    """How clients do with the experts placed on them and, where they have one, with a gate of their own.
+
+    The global model is in ``view`` and stays there but for the gate. Clients that can hold no expert are left out.
+    """
+    shared = view.export(GATE) if gates else {}
+    judged = {}
+    for client in (client for client in tests if placed[client]):
+        if gates:
+            view.install(GATE, gates.get(client, shared))
+        view.route(placed[client])
+        view.model.eval()
+        judged[client] = objectives[client].judge(view, tests[client])
+    view.route(None)
+    if gates:
+        view.install(GATE, shared)
+    if not judged:
+        return {}
+    accuracy = total(objectives, judged)["accuracy"]
+    return {"personal_accuracy": accuracy, "personal_by_client": {client: one.score for client, one in judged.items()}}
+
+
+def _own(contact: Contact, client: Client) -> Contact:
+    if contact.rates or not math.isinf(contact.uplink_bps):
+        return replace(contact, cluster=client.name)
+    return replace(contact, cluster=client.name, uplink_bps=client.kind.up_bps, downlink_bps=client.kind.down_bps)

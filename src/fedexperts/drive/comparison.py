@@ -1,0 +1,110 @@
+"""Comparing protocols or policies on one scenario: a grid over them and over seeds, and its medians."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import InputError
+from ..scenario import Scenario
+from .many import Progress, folder, run_many
+
+Kind = Literal["protocols", "policies"]
+ALIGNED = ("random", "greedy", "balanced", "optimal")
+MEDIANS = {
+    "final_accuracy": "final_accuracy",
+    "personal_accuracy": "personal_accuracy",
+    "rounds_to_target": "cycles_to_target",
+    "rounds_to_plateau": "cycles_to_plateau",
+    "load_cv": "load_cv",
+    "load_cv_by_round": "load_cv_by_round",
+    "uplink_B": "uplink_B",
+    "uplink_B_to_target": "uplink_B_to_target",
+    "downlink_B": "downlink_B",
+    "steps": "steps",
+    "steps_to_target": "steps_to_target",
+    "rounds": "cycles",
+}
+"""What is compared, and its key in a run's summary. A median of rounds is None where most runs did not get there."""
+
+
+def variants(scenario: Scenario, protocols: Sequence[str], policies: Sequence[str]) -> tuple[Kind, dict[str, Scenario]]:
+    """The scenarios to compare, by name: protocols, or policies of the scenario's protocol; all four where nothing is named.
+
+    Raises:
+        InputError: protocols and policies are both given, or one is unknown to the scenario.
+    """
+    if protocols and policies:
+        raise InputError("--protocol and --policy: give one of them; policies are compared under one protocol")
+    if twice := sorted({name for names in (protocols, policies) for name in names if list(names).count(name) > 1}):
+        raise InputError(f"{twice[0]}: is given twice; name each protocol or policy once")
+    if protocols:
+        return "protocols", {name: scenario.changed(protocol=name) for name in protocols}
+    if scenario.protocol == "sync" or (not policies and scenario.protocol != "aligned"):
+        raise InputError(
+            f"protocol = {scenario.protocol!r}: name what to compare, --protocol sync,ems-fl or --policy algorithm-1,balanced"
+        )
+    table = "alignment" if scenario.protocol == "aligned" else "assignment"
+    return "policies", {name: scenario.changed(**{table: {"policy": name}}) for name in policies or ALIGNED}
+
+
+def compare(
+    named: Mapping[str, Scenario], seeds: int, out: Path, resume: bool = False, progress: Progress | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Run every scenario with ``seeds`` seeds, from its own upwards; return their summaries, by name and in order of the seeds.
+
+    Runs are in ``out/<name>-seed-<seed>``. With ``resume`` those that have ended are left alone, others go on.
+    """
+    jobs = {job: s for name, scenario in named.items() for job, s in _seeded(name, scenario, seeds).items()}
+    summaries = run_many(jobs, out, resume=resume, progress=progress)
+    return {name: [summaries[job] for job in _seeded(name, scenario, seeds)] for name, scenario in named.items()}
+
+
+def directories(named: Mapping[str, Scenario], seeds: int, out: Path) -> dict[str, list[Path]]:
+    """Where `compare` has put the runs."""
+    return {name: [out / folder(job) for job in _seeded(name, scenario, seeds)] for name, scenario in named.items()}
+
+
+def job_names(named: Mapping[str, Scenario], seeds: int) -> dict[str, int]:
+    """Names of all runs and their orbital cycles, for progress bars."""
+    return {job: s.train.cycles for name, scenario in named.items() for job, s in _seeded(name, scenario, seeds).items()}
+
+
+def _seeded(name: str, scenario: Scenario, seeds: int) -> dict[str, Scenario]:
+    return {f"{name}, seed {seed}": scenario.changed(seed=seed) for seed in range(scenario.seed, scenario.seed + seeds)}
+
+
+def medians(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """For each name the medians over seeds, the values themselves under ``by_seed``, and counts of assignments summed."""
+    return {name: _row(rows) for name, rows in summaries.items()}
+
+
+def _row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    by_seed = {key: [row.get(found) for row in rows] for key, found in MEDIANS.items()}
+    result: dict[str, Any] = {key: median(values) for key, values in by_seed.items()}
+    result["by_seed"] = {"seed": [row["seed"] for row in rows], **by_seed}
+    if counts := [row["assignment_counts"] for row in rows if "assignment_counts" in row]:
+        result["assignment_counts"] = [[sum(cell) for cell in zip(*line, strict=True)] for line in zip(*counts, strict=True)]
+        result["sat_out"] = _merged([row["sat_out"] for row in rows])
+    return result
+
+
+def _merged(tables: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    merged: dict[str, dict[str, int]] = {}
+    for table in tables:
+        for client, reasons in table.items():
+            for reason, rounds in reasons.items():
+                mine = merged.setdefault(client, {})
+                mine[reason] = mine.get(reason, 0) + rounds
+    return merged
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """The median; runs that did not get there count as later than all others."""
+    inf = float("inf")
+    found = statistics.median(inf if value is None else value for value in values)
+    return None if found == inf else found
+
+

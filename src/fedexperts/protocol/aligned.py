@@ -1,0 +1,328 @@
+"""Dynamic client-expert alignment (second paper, Sec. III-B): in every round the server assigns experts to clients by how
+well they fit (fitness), what each expert still needs (usage) and what a client can carry (capacity).
+
+A client is a link of its own. A round is an orbital cycle; with an always-on plan, a slot. Shapes: N clients, M experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..assign.policies import balanced, coverage, greedy, load_bounds, optimal, random_assignment
+from ..assign.scores import (
+    Capacity,
+    Need,
+    desirability,
+    estimated_rate,
+    experts_that_fit,
+    reward,
+    updated_fitness,
+    updated_usage,
+)
+from ..assign.transport import Bools, Ints
+from ..moe.lora import LoRA
+from ..moe.parts import GATE, Tensors, expert_index, in_order, is_expert
+from ..train.task import Task, Update
+from .aggregate import Change, moved, picked
+from .link import Link, SignalLost, Start
+
+
+@dataclass(frozen=True)
+class Client:
+    """What the server knows of a client: what it can carry, and how many samples it has."""
+
+    capacity: Capacity
+    samples: int
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What the server is told; the first fields are those of the scenario's ``[alignment]``, where they are explained.
+
+    Attributes:
+        clients: by name.
+        need: what a round takes of a client, by the number of its experts.
+        deadline_s: how long a client has for each of download, training and upload.
+        estimated: whether speeds are learnt from how long clients took.
+    """
+
+    clients: Mapping[str, Client]
+    need: Need
+    deadline_s: float
+    seed: int
+    policy: str = "balanced"
+    fitness_weight: float = 0.5
+    fitness_rate: float = 0.3
+    usage_decay: float = 0.8
+    loss_weight: float = 0.5
+    drift: float = 0.05
+    prior: float = 0.5
+    usage: str = "samples"
+    gate: str = "rows"
+    ties: str = "random"
+    cold_start: bool = True
+    patience: int = 3
+    participation: float = 1.0
+    max_experts: int | None = None
+    min_load: int | None = None
+    max_load: int | None = None
+    estimated: bool = False
+    appraisal_samples: int = 64
+
+
+class Aligned:
+    """The server's side: scores, the round's assignment, and aggregation over those who trained an expert."""
+
+    def __init__(self, start: Start):
+        self.model = dict(start.model)
+        self.clients = start.clusters
+        self.experts = tuple(in_order(filter(is_expert, start.model)))
+        self._told: Alignment = start.alignment
+        self._shared = start.shared
+        self._lora: LoRA | None = start.lora
+        self._max_rounds = start.max_rounds
+        self.fitness_NM = np.full((len(self.clients), len(self.experts)), self._told.prior)
+        self.usage_M = np.zeros(len(self.experts))
+        self.untrained_M = np.zeros(len(self.experts), dtype=np.int64)  # rounds since an expert was trained last
+        self.speeds: dict[str, list[tuple[float, float]]] = {}  # client -> (FLOPs, seconds) of its rounds
+        self.loads: dict[str, float] = {}  # expert -> samples or FLOPs that arrived since the last round's end
+        self.rewards: dict[tuple[str, str], tuple[float, float]] = {}  # (client, expert) -> loss and share
+        self.round = -1
+        self.open = False
+        self.waiting: set[str] = set()  # clients of this round whose contact has not ended yet
+        self.assigned: dict[str, frozenset[str]] = {}
+        self.order: dict[str, tuple[int, frozenset[str]]] = {}  # client -> round and experts that it was last sent
+        self.since: dict[str, dict[str, Tensors]] = {}  # client -> part -> what the server last saw of its training
+        self.weights: dict[str, dict[str, float]] = {}  # client -> part -> its share among those assigned in that round
+        self.arrived: list[tuple[str, Update, Tensors]] = []  # of this round: client, update, what it is a change of
+
+    async def contact(self, link: Link) -> None:
+        """One client, Fig. 2: alignment in the round's first contact, download, local training, upload."""
+        if link.cycle > self.round:
+            self.end_round(link)
+            self.begin_round(link)
+        try:
+            await self.serve(link)
+        except SignalLost:
+            self.served(link)
+            raise
+        self.served(link)
+
+    async def serve(self, link: Link) -> None:
+        """A client's part in the round."""
+        self.accept(link, await link.collect(self.trained))  # what was trained out of contact
+        if mine := self.assigned.get(link.cluster):
+            await self.train(link, mine)
+        else:
+            await link.leave(None)
+
+    def served(self, link: Link) -> None:
+        """The round ends with the last of its clients, whether they delivered or were lost."""
+        self.waiting.discard(link.cluster)
+        if not self.waiting:
+            self.end_round(link)
+
+    async def train(self, link: Link, mine: frozenset[str]) -> None:
+        """Download, local training on the assigned experts, upload; the client goes on with them out of contact."""
+        order = self.task(mine)
+        sent = picked(self.model, order.parts - order.keeps)
+        self.order[link.cluster] = self.round, mine
+        self.since[link.cluster] = {piece.part: piece.tensors for piece in sent}
+        self.weights[link.cluster] = {part: self.share(link.cluster, part) for part in in_order(order.parts)}
+        await link.send(sent, order)
+        rounds = link.rounds_left(up=order.parts - order.keeps, task=order)
+        await link.train(replace(order, rounds=rounds if self._max_rounds is None else min(rounds, self._max_rounds)))
+        self.accept(link, await link.collect(self.trained))
+        await link.leave(order)
+
+    async def flush(self, link: Link) -> None:
+        """After training: what was trained since the last contact."""
+        self.accept(link, await link.collect(self.trained))
+        self.end_round(link)
+        await link.leave(None)
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Parts that anybody may upload."""
+        return frozenset(self.experts) | self.shared
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Shared parts that are averaged."""
+        return self._shared if self._told.gate == "rows" else self._shared - {GATE}
+
+    def task(self, mine: frozenset[str]) -> Task:
+        """What a client does with its experts: the gate picks among these alone."""
+        own = frozenset({GATE}) if self._told.gate == "per-client" else frozenset()
+        return Task(mine | self.shared | own, route=mine, keeps=own, appraisal=self._told.appraisal_samples)
+
+    def begin_round(self, link: Link) -> None:
+        """Assign experts to the clients that this round can expect."""
+        self.round, self.open = link.cycle, True
+        capacity_N, sat_out = self.capacities(link)
+        table_NM = self.assign(capacity_N)
+        self.assigned = {
+            client: frozenset(part for part, chosen in zip(self.experts, row, strict=True) if chosen)
+            for client, row in zip(self.clients, table_NM, strict=True)
+            if row.any()
+        }
+        sat_out |= {c: "no expert to spare" for c, k in zip(self.clients, capacity_N, strict=True) if k and c not in self.assigned}
+        self.waiting = {client for client in link.expected if client in self.assigned}
+        numbers = {client: [self.experts.index(part) for part in in_order(parts)] for client, parts in self.assigned.items()}
+        link.log("align", cycle=self.round, assigned=numbers, sat_out=sat_out)
+
+    def capacities(self, link: Link) -> tuple[Ints, dict[str, str]]:
+        """K_i of those who take part in this round, 0 for the others, and why these sit out."""
+        told, sat_out = self._told, {}
+        rng = np.random.default_rng([told.seed, 13, self.round])
+        capacity_N = np.zeros(len(self.clients), dtype=np.int64)
+        present = [client for client in self.clients if client in link.expected]
+        drawn = set(rng.permutation(present)[: max(1, round(told.participation * len(present)))])
+        for i, client in enumerate(self.clients):
+            if client not in drawn:
+                sat_out[client] = "not drawn" if client in present else "away"
+                continue
+            capacity_N[i], limit = self.carries(client)
+            if not capacity_N[i]:
+                sat_out[client] = limit
+        return capacity_N, sat_out
+
+    def carries(self, client: str) -> tuple[int, str]:
+        """K_i, and what bounds it."""
+        told = self._told
+        most = min(len(self.experts), told.max_experts or len(self.experts))
+        capacity = told.clients[client].capacity
+        if told.estimated:
+            if client not in self.speeds:
+                most = 1  # something must be done before it can be timed
+            else:
+                capacity = replace(capacity, flops_per_s=estimated_rate(self.speeds[client]))
+        return experts_that_fit(capacity, told.need, told.deadline_s, most)
+
+    def assign(self, capacity_N: Ints) -> Bools:
+        """The round's assignment A_NM."""
+        told, M = self._told, len(self.experts)
+        rng = np.random.default_rng([told.seed, 14, self.round])
+        if told.cold_start and self.round == 0:
+            return coverage(capacity_N, M)
+        if told.policy == "random":
+            return random_assignment(capacity_N, M, rng)
+        if told.policy == "greedy":
+            return greedy(self.fitness_NM, capacity_N, rng if told.ties == "random" else None)
+        overdue_M = np.where(self.untrained_M >= told.patience, self.untrained_M, 0)
+        samples_N = np.array([told.clients[client].samples for client in self.clients])
+        if told.policy == "balanced":
+            return balanced(
+                self.fitness_NM,
+                self.usage_M,
+                capacity_N,
+                samples_N,
+                rng,
+                balance=told.fitness_weight,
+                decay=told.usage_decay,
+                overdue_M=overdue_M,
+                most_M=None if told.max_load is None else np.full(M, told.max_load),
+            )
+        least_M, most_M = self.bounds(capacity_N, overdue_M)
+        return optimal(desirability(self.fitness_NM, self.usage_M, told.fitness_weight), capacity_N, least_M, most_M)
+
+    def bounds(self, capacity_N: Ints, overdue_M: Ints) -> tuple[Ints, Ints]:
+        """Clients of each expert, at least and at most; what a round cannot meet is lowered."""
+        told, M = self._told, len(self.experts)
+        least_M, most_M = load_bounds(capacity_N, M, overdue_M=overdue_M)
+        if told.max_load is not None:
+            most_M = np.full(M, told.max_load)
+            least_M = np.minimum(least_M, most_M)
+        if told.min_load is not None:
+            least_M = np.full(M, min(told.min_load, int((capacity_N > 0).sum())))
+            while least_M.sum() > np.minimum(capacity_N, M).sum():  # a thin round: the longest untrained come first
+                least_M[np.lexsort((self.untrained_M, -least_M))[0]] -= 1
+        return least_M, np.maximum(most_M, least_M)
+
+    def share(self, client: str, part: str) -> float:
+        """n_i over the samples of all who are assigned the part in this round."""
+        holders = [c for c, parts in self.assigned.items() if part in parts or not is_expert(part)]
+        return self._told.clients[client].samples / sum(self._told.clients[c].samples for c in holders)
+
+    def accept(self, link: Link, updates: list[Update]) -> None:
+        """What arrives in the client's own contact waits for the others; what comes later moves the model at once."""
+        client = link.cluster
+        for update in updates:
+            part = update.piece.part
+            since, self.since[client][part] = self.since[client][part], update.piece.tensors
+            began, held = self.order[client]
+            self.note(client, update, len(held))
+            if began == self.round and client in self.waiting:
+                self.arrived.append((client, update, since))
+                continue
+            self.model[part], facts = moved(self.model, self.late(client, update, since), self._lora, 1.0)
+            link.log("aggregate", part=part, behind=self.round - began, digest=self.model[part].digest, **facts)
+
+    def late(self, client: str, update: Update, since: Tensors) -> list[Change]:
+        """An update that missed its round, with the share that it would have had in it."""
+        part, share = update.piece.part, self.weights[client]
+        if part != GATE:
+            return [Change(part, share[part], update.piece.tensors, since)]
+        held = in_order(self.order[client][1])
+        return [Change(part, share[m], update.piece.tensors, since, (expert_index(m)[1],)) for m in held]
+
+    def change(self, client: str, update: Update, since: Tensors) -> Change:
+        """An update of this round; of the gate, the rows of what the client holds."""
+        rows = None
+        if update.piece.part == GATE:
+            rows = tuple(expert_index(part)[1] for part in in_order(self.order[client][1]))
+        return Change(update.piece.part, float(update.samples), update.piece.tensors, since, rows)
+
+    def note(self, client: str, update: Update, held: int) -> None:
+        """What the scores and the estimates of speed need of an update."""
+        part = update.piece.part
+        if not is_expert(part):
+            return
+        flops = self._told.need.base_flops + held * self._told.need.expert_flops
+        effort = float(update.samples) if self._told.usage == "samples" else update.rounds * flops / held
+        self.loads[part] = self.loads.get(part, 0.0) + effort
+        if update.loss is not None and update.share is not None:
+            self.rewards[client, part] = update.loss, update.share
+        if update.round_s > 0:
+            self.speeds[client] = [*self.speeds.get(client, ())[-8:], (flops, update.round_s)]
+
+    def end_round(self, link: Link) -> None:
+        """Aggregation: Σ n·Δ / Σ n over those who trained a part; the rest stays. Then the scores."""
+        if not self.open:
+            return
+        self.open = False
+        place = {client: i for i, client in enumerate(self.clients)}
+        arrived = sorted(self.arrived, key=lambda entry: place[entry[0]])  # sums in one order, whoever came first
+        self.arrived = []
+        for part in in_order({update.piece.part for _, update, _ in arrived}):
+            changes = [self.change(*entry) for entry in arrived if entry[1].piece.part == part]
+            self.model[part], facts = moved(self.model, changes, self._lora)
+            link.log("aggregate", part=part, clients=len(changes), digest=self.model[part].digest, **facts)
+        self.score(link)
+
+    def score(self, link: Link) -> None:
+        """Fitness and usage after a round, from all that arrived since the last."""
+        told = self._told
+        loss_NM = np.full(self.fitness_NM.shape, np.nan)
+        share_NM = loss_NM.copy()
+        for (client, part), (loss, share) in self.rewards.items():
+            at = self.clients.index(client), self.experts.index(part)
+            loss_NM[at], share_NM[at] = loss, share
+        load_M = np.array([self.loads.get(part, 0.0) for part in self.experts])
+        reward_NM = reward(loss_NM, share_NM, told.loss_weight)
+        self.fitness_NM = updated_fitness(self.fitness_NM, reward_NM, told.fitness_rate, told.drift, told.prior)
+        self.usage_M = updated_usage(self.usage_M, load_M, told.usage_decay)
+        self.untrained_M = np.where(load_M > 0, 0, self.untrained_M + 1)
+        self.loads, self.rewards = {}, {}
+        link.log("round", cycle=self.round, load=load_M.tolist(), usage=np.round(self.usage_M, 6).tolist())
+
+    def placement(self) -> dict[str, frozenset[str]]:
+        """Which experts a client has at inference: as many as it can carry, those with the highest fitness."""
+        placed = {}
+        for i, client in enumerate(self.clients):
+            best_M = np.argsort(-self.fitness_NM[i], kind="stable")[: self.carries(client)[0]]
+            placed[client] = frozenset(self.experts[m] for m in best_M)
+        return placed

@@ -1,0 +1,85 @@
+"""Figures of runs that assign experts to clients in rounds (``protocol = "aligned"``), from their ledgers."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+Lines = Sequence[Mapping[str, Any]]
+PERIODS = ("first third", "second third", "last third", "whole run")
+
+
+def heatmap_figure(runs: Mapping[str, Lines]) -> go.Figure:
+    """Who trained what: clients by experts, a row of panels for each run, over its thirds and whole (the paper's Fig. 3).
+
+    A cell is the share of the period's rounds in which the client was assigned the expert.
+    """
+    titles = [f"{name}: {period}" for name in runs for period in PERIODS]
+    figure = make_subplots(rows=len(runs), cols=4, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.3 / len(runs))
+    for row, lines in enumerate(runs.values(), start=1):
+        clients, experts = names_of(lines)
+        rounds = [line["assigned"] for line in lines if line["event"] == "align"]
+        third = max(1, -(-len(rounds) // 3))
+        periods = [rounds[i * third : (i + 1) * third] for i in range(3)] + [rounds]
+        for column, period in enumerate(periods, start=1):
+            share = [[_share(period, client, m) for m in range(experts)] for client in clients]
+            heat = go.Heatmap(
+                z=share,
+                x=[str(m) for m in range(experts)],
+                y=clients,
+                zmin=0,
+                zmax=1,
+                colorscale="Blues",
+                showscale=row == column == 1,
+                colorbar={"title": "share of rounds", "len": 1 / len(runs), "y": 1, "yanchor": "top"},
+                xgap=1,
+                ygap=1,
+            )
+            figure.add_trace(heat, row=row, col=column)
+            figure.update_yaxes(autorange="reversed", showticklabels=column == 1, type="category", row=row, col=column)
+            figure.update_xaxes(title_text="expert" if row == len(runs) else None, type="category", row=row, col=column)
+    height = 110 + sum(max(190, 16 * len(names_of(lines)[0]) + 70) for lines in runs.values())
+    figure.update_layout(template="plotly_white", height=height, margin={"t": 60})
+    figure.update_annotations(font_size=12)
+    return figure
+
+
+def names_of(lines: Lines) -> tuple[list[str], int]:
+    """Clients of a run, and how many experts there are."""
+    clients = next(line["clusters"] for line in lines if line["event"] == "run")
+    loads = next((line["load"] for line in lines if line["event"] == "round"), [])
+    return list(clients), len(loads)
+
+
+def _share(rounds: Sequence[Mapping[str, Any]], client: str, m: int) -> float:
+    return sum(m in assigned.get(client, ()) for assigned in rounds) / len(rounds) if rounds else 0.0
+
+
+def load_figure(runs: Mapping[str, Lines], colours: Mapping[str, str]) -> go.Figure:
+    """What each expert was trained on in the whole run; an even bar chart is a balanced load."""
+    figure = go.Figure()
+    for name, lines in runs.items():
+        loads = [line["load"] for line in lines if line["event"] == "round"]
+        total = [sum(load) for load in zip(*loads, strict=True)]
+        figure.add_bar(x=[f"expert {m}" for m in range(len(total))], y=total, name=name, marker={"color": colours[name]})
+    figure.update_layout(
+        template="plotly_white", height=340, barmode="group", title="training load by expert", yaxis_title="samples (or FLOPs)"
+    )
+    return figure
+
+
+def sat_out_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Who sat out, in how many rounds, and why."""
+    rows = [
+        (name, client, ", ".join(f"{reason} {n}" for reason, n in reasons.items()))
+        for name, summary in summaries.items()
+        for client, reasons in summary.get("sat_out", {}).items()
+    ]
+    if not rows:
+        return "<p class='note'>No client sat out a round.</p>"
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr><th>run</th><th>client</th><th>rounds sat out, by reason</th></tr></thead><tbody>{body}</tbody></table>"

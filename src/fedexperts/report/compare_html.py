@@ -1,0 +1,114 @@
+"""One page for a comparison: runs of several protocols or policies, each with several seeds."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ..ledger import read, summary
+from .alignment import heatmap_figure, load_figure, sat_out_table
+from .html import COLOURS, shown, write_page
+from .table import COMPARED, compared
+
+AXES = (("cycle", "rounds (orbital cycles)", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
+
+
+def write_comparison(
+    runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapping[str, Any]], path: Path, title: str
+) -> None:
+    """Write the page.
+
+    Args:
+        runs: run directories of each name, one for each seed.
+        rows: the medians of each name.
+        path: the page.
+        title: its title.
+    """
+    summaries = {name: [summary(at / "ledger.jsonl") for at in group] for name, group in runs.items()}
+    lines = {name: list(read(group[0] / "ledger.jsonl")) for name, group in runs.items()}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
+    figures = [curve_figure(summaries, "accuracy", "global accuracy, %", colours)]
+    if all("personal_accuracy" in point for group in summaries.values() for s in group for point in s["history"]):
+        figures.append(curve_figure(summaries, "personal_accuracy", "personalised accuracy, %", colours))
+    figures.append(client_figure(summaries, colours))
+    aligned = {name: group for name, group in lines.items() if any(line["event"] == "round" for line in group)}
+    if aligned:
+        figures += [load_figure(aligned, colours), heatmap_figure(aligned)]
+    seeds = len(next(iter(summaries.values())))
+    sat_out = f"<h2>Who sat out, all seeds</h2>{sat_out_table(rows)}" if aligned else ""
+    write_page(path, title, f"{_table(rows, seeds)}{_note(seeds, bool(aligned))}{shown(figures)}{sat_out}")
+
+
+def curve_figure(
+    summaries: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: str, colours: Mapping[str, str]
+) -> go.Figure:
+    """Accuracy by round, gradient step and MB: the median over seeds, and between the lowest and the highest a band."""
+    figure = make_subplots(cols=len(AXES), shared_yaxes=True, horizontal_spacing=0.03)
+    for name, group in summaries.items():
+        points = [list(p) for p in zip(*(s["history"] for s in group), strict=False)]
+        middle, low, high = ([100 * f([p[key] for p in at]) for at in points] for f in (statistics.median, min, max))
+        for column, (axis, _, scale) in enumerate(AXES, start=1):
+            x = [scale * statistics.median(p[axis] for p in at) for at in points]
+            band = go.Scatter(
+                x=x + x[::-1],
+                y=high + low[::-1],
+                fill="toself",
+                fillcolor=colours[name],
+                opacity=0.15,
+                line={"width": 0},
+                hoverinfo="skip",
+                legendgroup=name,
+                showlegend=False,
+            )
+            line = go.Scatter(x=x, y=middle, name=name, legendgroup=name, line={"color": colours[name]}, showlegend=column == 1)
+            figure.add_traces([band, line], rows=1, cols=column)
+    for column, (_, text, _) in enumerate(AXES, start=1):
+        figure.update_xaxes(title_text=text, row=1, col=column)
+    target = next(iter(summaries.values()))[0]["target"]
+    if target is not None and key == "accuracy":
+        figure.add_hline(y=100 * target, line={"color": "#888", "dash": "dash", "width": 1})
+    figure.update_yaxes(title_text=label, col=1)
+    figure.update_layout(template="plotly_white", height=420, legend={"orientation": "h", "y": 1.12}, margin={"t": 60})
+    return figure
+
+
+def client_figure(summaries: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> go.Figure:
+    """Final accuracy on each cluster's or client's own test data: the global model, and the personalised one."""
+    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
+    for row, key in enumerate(("accuracy_by_cluster", "personal_by_client"), start=1):
+        for name, group in summaries.items():
+            names = list(dict.fromkeys(client for s in group for client in s.get(key) or ()))
+            values = [100 * statistics.median(s[key][c] for s in group if c in s[key]) for c in names]
+            bar = go.Bar(x=names, y=values, name=name, legendgroup=name, showlegend=row == 1, marker={"color": colours[name]})
+            figure.add_trace(bar, row=row, col=1)
+    figure.update_yaxes(title_text="global model, %", row=1, col=1)
+    figure.update_yaxes(title_text="personalised, %", row=2, col=1)
+    figure.update_layout(
+        template="plotly_white", height=560, barmode="group", title="final accuracy by client, median over seeds"
+    )
+    return figure
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in COMPARED)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in compared(name, row)) + "</tr>" for name, row in rows.items()
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _note(seeds: int, aligned: bool) -> str:
+    text = f"Medians over {seeds} seed{'s' if seeds > 1 else ''}, in brackets the lowest and the highest. A dash: not reached. "
+    text += "Steps are summed over all devices; MB are 10⁶ bytes sent up by all devices. "
+    if aligned:
+        text += (
+            "Personalised: each client on its own test data with the experts placed on it. Load CV: standard deviation over mean of "
+            "what the experts were trained on, in the whole run and in a round. Loads and assignments below are of the first seed."
+        )
+    return f"<p class='note'>{text}</p>"

@@ -25,17 +25,18 @@ from ..assign.relevance import (
 from ..assign.split import split
 from ..contact.plan import ContactPlan, PlanError
 from ..data.classify import Classification
+from ..data.images import shape_text
 from ..data.objective import Objective
-from ..data.partition import deal
+from ..data.partition import deal, deal_test
 from ..data.source import Samples, Splits, first
 from ..errors import InputError
 from ..moe.checkpoint import resolve
-from ..moe.load import load_classifier, load_language_model, new_model
+from ..moe.load import Kind, load_classifier, load_image_classifier, load_language_model, new_model
 from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
 from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert
 from ..moe.view import View
-from ..scenario import Model, Network, Scenario, Tasks, Warmup
+from ..scenario import Cluster, Model, Network, Scenario, Task, Tasks, Warmup
 from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
@@ -49,7 +50,10 @@ Counts = Mapping[str, tuple[NDArray[np.int64], int]]
 
 @dataclass
 class Prepared:
-    """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet."""
+    """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet.
+
+    ``device_tests`` are the test data of each device, of clusters with a ``test_partition``.
+    """
 
     scenario: Scenario
     plan: ContactPlan
@@ -57,6 +61,7 @@ class Prepared:
     model: dict[str, Piece]
     devices: dict[str, list[Device]]
     tests: dict[str, Samples]
+    device_tests: dict[str, list[Samples]]
     data: Datasets
     kinds: dict[str, DeviceClass]
 
@@ -118,6 +123,7 @@ def prepare(scenario: Scenario) -> Prepared:
     _check_time(scenario, plan)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     local = _local_training(scenario)
+    shares = {cluster.name: _deal(cluster, data.splits[cluster.name].train, scenario.seed) for cluster in scenario.cluster}
     devices = {
         cluster.name: [
             Device(
@@ -130,17 +136,34 @@ def prepare(scenario: Scenario) -> Prepared:
                 data.objectives[cluster.name],
                 scenario.model.uplink,
             )
-            for j, samples in enumerate(
-                deal(data.splits[cluster.name].train, cluster.devices, cluster.partition, scenario.seed, cluster.name)
-            )
+            for j, samples in enumerate(shares[cluster.name])
         ]
         for cluster in scenario.cluster
     }
     tests = {name: _test(data.splits[name]) for name in names}
-    prepared = Prepared(scenario, plan, view, model, devices, tests, data, kinds)
+    device_tests = {
+        cluster.name: deal_test(tests[cluster.name], shares[cluster.name], cluster.test_partition, scenario.seed, cluster.name)
+        for cluster in scenario.cluster
+        if cluster.test_partition
+    }
+    prepared = Prepared(scenario, plan, view, model, devices, tests, device_tests, data, kinds)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared
+
+
+def _deal(cluster: Cluster, samples: Samples, seed: int) -> list[Samples]:
+    return deal(
+        samples,
+        cluster.devices,
+        cluster.partition,
+        seed,
+        cluster.name,
+        classes_per_device=cluster.classes_per_device or 1,
+        tau=cluster.tau or 1.0,
+        tau_mode=cluster.tau_mode,
+        dirichlet_alpha=cluster.dirichlet_alpha or 1.0,
+    )
 
 
 def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
@@ -273,15 +296,22 @@ def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
     Raises:
         InputError: there is no such model or accelerator.
     """
-    table, seed, language = scenario.model, scenario.seed, scenario.task.kind != "classification"
+    table, seed, kind = scenario.model, scenario.seed, _kind(scenario.task)
     dtype = getattr(torch, table.precision)
     if table.accelerator == "cuda" and not torch.cuda.is_available():
         raise InputError("model.accelerator = 'cuda': no GPU that torch can use is here; use \"cpu\" or install torch for CUDA")
     if table.path is None:
-        return new_model(table.config or {}, seed, dtype, language, outputs).to(table.accelerator)
+        return new_model(table.config or {}, seed, dtype, kind, outputs).to(table.accelerator)
     path = resolve(table.path, scenario.base)
-    model = load_language_model(path, dtype) if language else load_classifier(path, dtype, seed, outputs)
-    return model.to(table.accelerator)
+    if kind == "language-model":
+        return load_language_model(path, dtype).to(table.accelerator)
+    load = load_classifier if kind == "classifier" else load_image_classifier
+    return load(path, dtype, seed, outputs).to(table.accelerator)
+
+
+def _kind(task: Task) -> Kind:
+    kinds: dict[str, Kind] = {"classification": "classifier", "image": "image-classifier"}
+    return kinds.get(task.kind, "language-model")
 
 
 def _view(scenario: Scenario, outputs: int | None) -> View:
@@ -298,7 +328,7 @@ def _view(scenario: Scenario, outputs: int | None) -> View:
 
 
 def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> None:
-    """Whether the model has an output for every label, an embedding for every token and positions for the longest sequence.
+    """Whether the model has an output for every label, and an input for every image, token and position.
 
     Raises:
         InputError: with ``what``, the value and the remedy.
@@ -310,6 +340,9 @@ def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> 
             raise InputError(
                 f"{what}: label {wrong[0]} is outside 0…{outputs - 1}, the model's head; set num_labels or correct the labels"
             )
+    if "pixel_values" in samples:
+        _check_images(config, what, samples["pixel_values"].shape[1:])
+        return
     sequences = [samples[name] for name in ("input_ids", "question", "option") if name in samples]
     length = _longest(samples)
     most = getattr(config, "max_position_embeddings", length)
@@ -324,6 +357,15 @@ def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> 
                 f"{what}: token {wrong[0]} is outside the model's vocabulary of {config.vocab_size}; "
                 "use the model's own tokenizer or a model with a larger vocab_size"
             )
+
+
+def _check_images(config: Any, what: str, shape_CHW: torch.Size) -> None:
+    wanted = (config.in_channels, config.image_size, config.image_size)
+    if tuple(shape_CHW) != wanted:
+        raise InputError(
+            f"{what}: images of {shape_text(shape_CHW)}, but the model takes {shape_text(wanted)}; "
+            "set in_channels and image_size of model.config, or use images of that size"
+        )
 
 
 def _longest(samples: Samples) -> int:

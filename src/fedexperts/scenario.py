@@ -134,12 +134,14 @@ class Task(Table):
 
     ``label`` is the column of labels, or of answers: ``"label"`` and ``"answer"`` if nothing is given. Without ``text``
     samples of a classification are token numbers already, and labels are the head's outputs.
+    Of ``kind = "image"`` ``image`` is the column of encoded images; files ``.npz`` have arrays x and y instead of columns.
     Clusters whose tables are equal share the rows of a classifier's head; others have rows of their own.
     """
 
-    kind: Literal["classification", "multiple-choice", "causal-lm"] = "classification"
+    kind: Literal["classification", "multiple-choice", "causal-lm", "image"] = "classification"
     text: str | None = None
     text_pair: str | None = None
+    image: str = "image"
     label: str | None = None
     labels: Annotated[tuple[str | int, ...], Field(min_length=2, strict=False)] | None = None
     prompt: str = "Question: {question}\nAnswer:"
@@ -153,13 +155,22 @@ class Task(Table):
         """Where labels or answers are."""
         return self.label or ("answer" if self.kind == "multiple-choice" else "label")
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a classifier: its head has one output for each class, or one of a regression."""
+        return self.kind in ("classification", "image")
+
     @model_validator(mode="after")
     def _fits(self) -> Task:
         if self.text_pair is not None and self.text is None:
             raise ValueError(f"text_pair = {self.text_pair!r}: needs text, the column of the first sequence")
         if self.kind == "causal-lm" and self.text is None:
             raise ValueError('kind = "causal-lm" needs text, the column to learn from')
-        if self.kind != "classification" and self.metric != "accuracy":
+        if self.kind == "image" and self.text is not None:
+            raise ValueError(f'text = {self.text!r}: kind = "image" reads no text; leave it out, or correct the kind')
+        if self.kind == "image" and self.metric in ("spearman", "pearson"):
+            raise ValueError(f'metric = {self.metric!r}: kind = "image" has classes; use "accuracy", "f1" or "matthews"')
+        if not self.classifies and self.metric != "accuracy":
             raise ValueError(f"metric = {self.metric!r}: kind = {self.kind!r} is judged by accuracy")
         return self
 
@@ -308,8 +319,11 @@ class Device(Table):
 class Place(Table):
     """``[[cluster]]``: devices in one place. An orbital plan needs the place; training needs the data.
 
-    ``device`` is a class, or classes with weights from which each device is drawn. ``from_cycle`` and ``until_cycle`` say when
-    clients join and leave. Mixes, joining and leaving are for protocols that treat clients one by one.
+    ``partition`` deals the data to the devices, see `data.partition.deal`; each way needs its own number beside it.
+    ``test_partition`` deals the test data to clients that are judged one by one, like their training data or evenly.
+    ``samples`` and ``test_samples`` take so many images, drawn from the seed; clusters with the same ``data`` then take
+    different ones. ``device`` is a class, or classes with weights from which each device is drawn. ``from_cycle`` and
+    ``until_cycle`` say when clients join and leave; that, and mixes of classes, are for protocols that treat clients one by one.
     """
 
     name: Name
@@ -320,11 +334,25 @@ class Place(Table):
     min_elevation_deg: Annotated[float, Field(ge=0, lt=90)] | None = None
     data: str | None = None
     test: str | None = None
-    partition: Literal["iid", "by-label"] = "iid"
+    samples: Annotated[int, Field(ge=1)] | None = None
+    test_samples: Annotated[int, Field(ge=1)] | None = None
+    partition: Literal["iid", "by-label", "classes", "tau", "dirichlet"] = "iid"
+    classes_per_device: Annotated[int, Field(ge=1)] | None = None
+    tau: Annotated[float, Field(gt=0, le=1)] | None = None
+    tau_mode: Literal["table", "prose"] = "table"
+    dirichlet_alpha: Positive | None = None
+    test_partition: Literal["same", "iid"] = "same"
     device: Name | Annotated[dict[Name, Positive], Field(min_length=1)] = "phone"
     from_cycle: Annotated[int, Field(ge=0)] = 0
     until_cycle: Annotated[int, Field(ge=1)] | None = None
     task: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _partition(self) -> Self:
+        for how, name in (("classes", "classes_per_device"), ("tau", "tau"), ("dirichlet", "dirichlet_alpha")):
+            if (self.partition == how) != (getattr(self, name) is not None):
+                raise ValueError(f'partition = "{how}" needs {name}, and {name} needs partition = "{how}"')
+        return self
 
 
 class Cluster(Place):
@@ -413,7 +441,9 @@ class Tasks(Network):
 
     @model_validator(mode="after")
     def _tasks(self) -> Self:
-        for i in range(len(self.cluster)):
+        for i, cluster in enumerate(self.cluster):
+            if self.task.kind != "image" and (cluster.samples or cluster.test_samples):
+                raise ValueError(f'cluster[{i}].samples: is for task.kind = "image"; leave it out')
             try:
                 kind = self.task_of(i).kind
             except ValidationError as error:

@@ -117,7 +117,8 @@ def test_rows_of_the_gate_are_averaged_over_holders() -> None:
 def test_a_round_in_which_nobody_can_train_is_logged_and_skipped(tmp_path: Path) -> None:
     small = Capacity(memory_B=1.0)
     need = replace(FREE, expert_memory_B=100.0)
-    _, lines = play(always_on(["a", "b"], 3, 1.0), ONE, tmp_path, cycles=2, experts=1, capacity={"a": small, "b": small}, need=need)
+    capacity = {"a": small, "b": small}
+    _, lines = play(always_on(["a", "b"], 3, 1.0), ONE, tmp_path, cycles=2, experts=1, capacity=capacity, need=need)
     assert [line["assigned"] for line in rows(lines, "align")] == [{}, {}]
     assert rows(lines, "align")[0]["sat_out"] == {"a": "memory", "b": "memory"}
     assert rows(lines, "train") == []

@@ -82,6 +82,7 @@ def demo_jobs(scenario: Scenario) -> dict[str, Scenario]:
     """
     clusters = len(scenario.cluster)
     mixed = [{**c.model_dump(exclude_none=True), "data": MIXED} for c in scenario.cluster]
+    assert isinstance(scenario.train.seconds_per_round, float)  # so it is in the packaged scenario
     c_rounds = {"seconds_per_round": scenario.train.seconds_per_round / clusters}
     return {
         "ems-fl-enhanced": scenario.changed(protocol="ems-fl-enhanced", train=TUNED["ems-fl-enhanced"]),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .files import files
 
 Row = dict[str, Any]
 
@@ -30,7 +31,7 @@ MOST_CLASSES = 10_000
 
 
 def read_rows(spec: str, base: Path) -> list[Row]:
-    """All rows of a file (relative to ``base``) or of a split on the hub, as dictionaries from column to value.
+    """All rows of a file, or of several (see `files`), or of a split on the hub, as dictionaries from column to value.
 
     Raises:
         InputError: the file cannot be read, is not what its name says, holds no rows, or the hub's data are not to be had.
@@ -38,8 +39,8 @@ def read_rows(spec: str, base: Path) -> list[Row]:
     if spec.startswith("hub:"):
         where, rows = f"data = {spec!r}", _hub(spec)
     else:
-        path = (base / spec).resolve()
-        where, rows = f"data = {str(path)!r}", _file(path)
+        paths = files(spec, base)
+        where, rows = f"data = {str(paths[0])!r}", [row for path in paths for row in _file(path)]
     if not rows:
         raise InputError(f"{where}: holds no rows; every cluster needs data")
     return rows

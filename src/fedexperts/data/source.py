@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from . import digits
+from .files import files
 
 Samples = dict[str, Tensor]
 """Tensors with a common first dimension; ``labels`` among them."""
@@ -41,7 +42,7 @@ def load(spec: str, base: Path, seed: int = 0) -> Splits:
     """
     if spec.startswith("digits:"):
         return Splits(*digits.load(spec.removeprefix("digits:"), seed))
-    samples = read_jsonl((base / spec).resolve())
+    samples = pool([read_jsonl(path) for path in files(spec, base)])
     return Splits(samples, None, samples)
 
 
@@ -121,6 +122,8 @@ def trimmed(samples: Mapping[str, Tensor]) -> Samples:
 
 def pool(sets: Sequence[Samples]) -> Samples:
     """All samples in one set; token sequences of different lengths are padded and masked."""
+    if len(sets) == 1:
+        return sets[0]
     if "input_ids" not in sets[0] or len({(s["input_ids"].shape[1], "attention_mask" in s) for s in sets}) == 1:
         return {key: torch.cat([samples[key] for samples in sets]) for key in sets[0]}
     length = max(samples["input_ids"].shape[1] for samples in sets)

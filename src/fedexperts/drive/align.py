@@ -12,7 +12,6 @@ from ..errors import InputError
 from ..moe.parts import GATE, in_order, is_expert, tensors_B
 from ..protocol.aligned import Alignment, Client
 from ..scenario import Scenario
-from ..train.device import Device
 from ..train.task import Task
 from .prepare import Prepared
 
@@ -120,9 +119,7 @@ def _check_loads(told: Alignment, experts: int) -> None:
             "memory_B, rate or deadline_s"
         )
     if told.min_load is not None and told.min_load > len(told.clients):
-        raise InputError(
-            f"alignment.min_load = {told.min_load}: must be at most the number of clients, {len(told.clients)}"
-        )
+        raise InputError(f"alignment.min_load = {told.min_load}: must be at most the number of clients, {len(told.clients)}")
 
 
 def most_experts(prepared: Prepared) -> Mapping[str, int]:

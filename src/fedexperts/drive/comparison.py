@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,5 +106,3 @@ def median(values: Sequence[float | None]) -> float | None:
     inf = float("inf")
     found = statistics.median(inf if value is None else value for value in values)
     return None if found == inf else found
-
-

@@ -42,8 +42,9 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
     check_ended(run)
     if to.is_file() or (to.is_dir() and any(to.iterdir())):
         raise InputError(f"--to {to}: is a file or already holds files; name another folder")
-    classifier = scenario_of(run).task.kind == "classification"
-    auto = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
+    task = scenario_of(run).task
+    autos = {"classification": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
+    classifier, auto = task.classifies, autos.get(task.kind, "AutoModelForCausalLM")
     if form == "merged":
         shutil.copytree(run / "model", to, dirs_exist_ok=True)
         return {"format": form, "directory": str(to), "base": None, "load": f"{auto}.from_pretrained({str(to)!r})"}

@@ -25,22 +25,23 @@ from ..assign.relevance import (
 from ..assign.split import split
 from ..contact.plan import ContactPlan, PlanError
 from ..data.classify import Classification
+from ..data.images import shape_text
 from ..data.objective import Objective
-from ..data.partition import deal
+from ..data.partition import deal, deal_test
 from ..data.source import Samples, Splits, first
 from ..errors import InputError
 from ..moe.checkpoint import resolve
-from ..moe.load import load_classifier, load_language_model, new_model
+from ..moe.load import Kind, load_classifier, load_image_classifier, load_language_model, new_model
 from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
 from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert
 from ..moe.view import View
-from ..scenario import Model, Network, Scenario, Tasks, Warmup
+from ..scenario import Cluster, Model, Network, Scenario, Task, Tasks, Warmup
 from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
 from ..train.warmup import WarmUp, warm_up
 from .classes import DeviceClass, device_class
-from .clients import Client, client_plan, clients
+from .clients import client_plan, clients
 from .orbit import network_plan
 from .samples import Datasets, datasets
 
@@ -120,6 +121,7 @@ def prepare(scenario: Scenario) -> Prepared:
         raise InputError('assignment.granularity = "layer": is for EMS-FL; clients are assigned whole experts, use "global"')
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     local = _local_training(scenario)
+    shares = {cluster.name: _deal(cluster, data.splits[cluster.name].train, scenario.seed) for cluster in scenario.cluster}
     devices = {
         cluster.name: [
             Device(
@@ -132,9 +134,7 @@ def prepare(scenario: Scenario) -> Prepared:
                 data.objectives[cluster.name],
                 scenario.model.uplink,
             )
-            for j, samples in enumerate(
-                deal(data.splits[cluster.name].train, cluster.devices, cluster.partition, scenario.seed, cluster.name)
-            )
+            for j, samples in enumerate(shares[cluster.name])
         ]
         for cluster in scenario.cluster
     }
@@ -146,7 +146,8 @@ def prepare(scenario: Scenario) -> Prepared:
         every = [device for name in names for device in devices[name]]
         devices = {client.name: [device] for client, device in zip(group, every, strict=True)}
         objectives = {client.name: objectives[names[client.at]] for client in group}
-        tests = _tests_of_clients(scenario, group, tests)
+        own = [test for c in scenario.cluster for test in _dealt_test(c, tests[c.name], shares[c.name], scenario.seed)]
+        tests = {client.name: test for client, test in zip(group, own, strict=True)}
     else:
         kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}
     prepared = Prepared(scenario, plan, view, model, devices, tests, data, kinds, objectives)
@@ -155,14 +156,23 @@ def prepare(scenario: Scenario) -> Prepared:
     return prepared
 
 
-def _tests_of_clients(scenario: Scenario, group: list[Client], tests: dict[str, Samples]) -> dict[str, Samples]:
-    """Test data dealt to clients as the scenario says."""
-    dealt = [
-        samples
-        for cluster in scenario.cluster
-        for samples in deal(tests[cluster.name], cluster.devices, cluster.partition, scenario.seed, cluster.name)
-    ]
-    return {client.name: samples for client, samples in zip(group, dealt, strict=True)}
+def _deal(cluster: Cluster, samples: Samples, seed: int) -> list[Samples]:
+    return deal(
+        samples,
+        cluster.devices,
+        cluster.partition,
+        seed,
+        cluster.name,
+        classes_per_device=cluster.classes_per_device or 1,
+        tau=cluster.tau or 1.0,
+        tau_mode=cluster.tau_mode,
+        dirichlet_alpha=cluster.dirichlet_alpha or 1.0,
+    )
+
+
+def _dealt_test(cluster: Cluster, test: Samples, shares: list[Samples], seed: int) -> list[Samples]:
+    how = "iid" if test["labels"].is_floating_point() else cluster.test_partition  # scores have no classes
+    return deal_test(test, shares, how, seed, cluster.name)
 
 
 def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
@@ -294,15 +304,22 @@ def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
     Raises:
         InputError: there is no such model or accelerator.
     """
-    table, seed, language = scenario.model, scenario.seed, scenario.task.kind != "classification"
+    table, seed, kind = scenario.model, scenario.seed, _kind(scenario.task)
     dtype = getattr(torch, table.precision)
     if table.accelerator == "cuda" and not torch.cuda.is_available():
         raise InputError("model.accelerator = 'cuda': no GPU that torch can use is here; use \"cpu\" or install torch for CUDA")
     if table.path is None:
-        return new_model(table.config or {}, seed, dtype, language, outputs).to(table.accelerator)
+        return new_model(table.config or {}, seed, dtype, kind, outputs).to(table.accelerator)
     path = resolve(table.path, scenario.base)
-    model = load_language_model(path, dtype) if language else load_classifier(path, dtype, seed, outputs)
-    return model.to(table.accelerator)
+    if kind == "language-model":
+        return load_language_model(path, dtype).to(table.accelerator)
+    load = load_classifier if kind == "classifier" else load_image_classifier
+    return load(path, dtype, seed, outputs).to(table.accelerator)
+
+
+def _kind(task: Task) -> Kind:
+    kinds: dict[str, Kind] = {"classification": "classifier", "image": "image-classifier"}
+    return kinds.get(task.kind, "language-model")
 
 
 def _view(scenario: Scenario, outputs: int | None) -> View:
@@ -319,7 +336,7 @@ def _view(scenario: Scenario, outputs: int | None) -> View:
 
 
 def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> None:
-    """Whether the model has an output for every label, an embedding for every token and positions for the longest sequence.
+    """Whether the model has an output for every label, and an input for every image, token and position.
 
     Raises:
         InputError: with ``what``, the value and the remedy.
@@ -331,6 +348,9 @@ def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> 
             raise InputError(
                 f"{what}: label {wrong[0]} is outside 0…{outputs - 1}, the model's head; set num_labels or correct the labels"
             )
+    if "pixel_values" in samples:
+        _check_images(config, what, samples["pixel_values"].shape[1:])
+        return
     sequences = [samples[name] for name in ("input_ids", "question", "option") if name in samples]
     length = _longest(samples)
     most = getattr(config, "max_position_embeddings", length)
@@ -345,6 +365,15 @@ def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> 
                 f"{what}: token {wrong[0]} is outside the model's vocabulary of {config.vocab_size}; "
                 "use the model's own tokenizer or a model with a larger vocab_size"
             )
+
+
+def _check_images(config: Any, what: str, shape_CHW: torch.Size) -> None:
+    wanted = (config.in_channels, config.image_size, config.image_size)
+    if tuple(shape_CHW) != wanted:
+        raise InputError(
+            f"{what}: images of {shape_text(shape_CHW)}, but the model takes {shape_text(wanted)}; "
+            "set in_channels and image_size of model.config, or use images of that size"
+        )
 
 
 def _longest(samples: Samples) -> int:

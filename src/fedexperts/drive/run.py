@@ -283,7 +283,7 @@ class _Run:
         """The global model; under adapters also these, and the model below them where no path leads to it."""
         lora, scenario = self.prepared.lora, self.scenario
         if lora is not None and lora.average != "merge":
-            save_adapters(self.directory / ADAPTERS, model, scenario.task.kind == "classification")
+            save_adapters(self.directory / ADAPTERS, model, scenario.task.classifies)
             if scenario.warmup is not None or scenario.model.path is None:
                 self._install(self.prepared.model)
                 self._write("base")

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ..data import choice, classify, language
+from ..data import choice, classify, images, language
 from ..data.choice import Columns, MultipleChoice
 from ..data.classify import Classification
+from ..data.images import ImageFile
 from ..data.language import CausalLM
 from ..data.metrics import OF_SCORES
 from ..data.objective import Objective
@@ -47,6 +48,8 @@ def datasets(scenario: Tasks) -> Datasets:
     Raises:
         InputError: with the file, row, field, value and remedy.
     """
+    if scenario.task.kind == "image":
+        return _Images(scenario).datasets()
     tasks = [scenario.task_of(i) for i in range(len(scenario.cluster))]
     if not reads_text(scenario.task) and not any(map(reads_text, tasks)):
         return _numbered(scenario)
@@ -60,7 +63,8 @@ def datasets(scenario: Tasks) -> Datasets:
     test = [_test_rows(scenario, i) for i in range(len(scenario.cluster))]
     warm = [_shared_rows(scenario, i) for i in range(len(scenario.warmup.data))] if scenario.warmup else []
     warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
-    reader.learn_labels(list(zip([*tasks, *tasks, *warm_tasks], [*train, *test, *warm], strict=True)))
+    read = zip([*tasks, *tasks, *warm_tasks], [*train, *test, *warm], strict=True)
+    reader.learn_labels([(task, [row[task.label_column] for row in rows if task.label_column in row]) for task, rows in read])
     objectives: dict[str, Objective] = {}
     splits = {}
     for i, cluster in enumerate(scenario.cluster):
@@ -72,35 +76,31 @@ def datasets(scenario: Tasks) -> Datasets:
         (reader.encode(rows, task, f"warmup.data[{i}]"), reader.objective(task))
         for i, (rows, task) in enumerate(zip(warm, warm_tasks, strict=True))
     ]
-    return Datasets(objectives, splits, shared, reader.outputs if scenario.task.kind == "classification" else None)
+    return Datasets(objectives, splits, shared, reader.outputs if scenario.task.classifies else None)
 
 
 def reads_text(task: Task) -> bool:
     """Whether samples come from columns of text."""
-    return task.text is not None or task.kind != "classification"
+    return task.text is not None or not task.classifies
 
 
-class _Reader:
-    """Tokenises rows, and deals out the head's outputs to the tasks."""
+class _Heads:
+    """Deals out a classifier's outputs to the tasks."""
 
-    def __init__(self, scenario: Tasks):
-        table = scenario.model
-        if table.path is None and table.tokenizer is None:
-            raise InputError("model.tokenizer: is missing; a task on text needs a folder with a tokenizer, or model.path")
-        self.tokenizer = load_tokenizer(resolve(table.tokenizer or table.path or "", scenario.base))
+    def __init__(self) -> None:
         self.labels: dict[str, list[Any]] = {}
         self.first: dict[str, int] = {}
         self.outputs = 0
 
-    def learn_labels(self, read: Sequence[tuple[Task, Rows]]) -> None:
-        """The label set of every task, over all of its data, and its place in the head."""
-        for task, rows in read:
-            if task.kind == "classification" and task.metric not in OF_SCORES:
+    def learn_labels(self, read: Sequence[tuple[Task, Sequence[Any]]]) -> None:
+        """The label set of every task, over the labels of all its data, and its place in the head."""
+        for task, found in read:
+            if task.classifies and task.metric not in OF_SCORES:
                 seen = self.labels.setdefault(_key(task), list(task.labels or ()))
                 if not task.labels:
-                    seen += [row[task.label_column] for row in rows if task.label_column in row]
+                    seen += found
         for task, _ in read:
-            if task.kind != "classification" or _key(task) in self.first:
+            if not task.classifies or _key(task) in self.first:
                 continue
             self.first[_key(task)] = self.outputs
             if task.metric not in OF_SCORES:
@@ -109,13 +109,28 @@ class _Reader:
                 )[1]
             self.outputs += 1 if task.metric in OF_SCORES else len(self.labels[_key(task)])
 
+    def classification(self, task: Task) -> Classification:
+        """What a classifier's task trains for."""
+        return Classification(self.first[_key(task)], len(self.labels.get(_key(task), [0])), task.metric)
+
+
+class _Reader(_Heads):
+    """Tokenises rows."""
+
+    def __init__(self, scenario: Tasks):
+        super().__init__()
+        table = scenario.model
+        if table.path is None and table.tokenizer is None:
+            raise InputError("model.tokenizer: is missing; a task on text needs a folder with a tokenizer, or model.path")
+        self.tokenizer = load_tokenizer(resolve(table.tokenizer or table.path or "", scenario.base))
+
     def objective(self, task: Task) -> Objective:
         """What the task trains for."""
         if task.kind == "multiple-choice":
             return MultipleChoice(task.normalise)
         if task.kind == "causal-lm":
             return CausalLM()
-        return Classification(self.first[_key(task)], len(self.labels.get(_key(task), [0])), task.metric)
+        return self.classification(task)
 
     def encode(self, rows: Rows, task: Task, where: str) -> Samples:
         """Rows as tensors."""
@@ -132,6 +147,70 @@ class _Reader:
         else:
             samples["labels"] = torch.tensor(label_index(values, self.labels[_key(task)], where)[0])
         return samples
+
+
+class _Images(_Heads):
+    """Reads files of images, each once whatever number of clusters names it, and decodes those images that are taken."""
+
+    def __init__(self, scenario: Tasks):
+        super().__init__()
+        self.scenario = scenario
+        self.tasks = [scenario.task_of(i) for i in range(len(scenario.cluster))]
+        self.read: dict[tuple[str, str, str], list[ImageFile]] = {}
+        self.decoded: dict[tuple[Any, ...], Samples] = {}
+
+    def datasets(self) -> Datasets:
+        """Of all clusters and the warm-up."""
+        scenario, tasks, table = self.scenario, self.tasks, self.scenario.warmup
+        warm = table.data if table else ()
+        warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
+        tests = [self._test(i) for i in range(len(tasks))]
+        named = [*zip(tasks, [c.data for c in scenario.cluster], strict=True), *zip(tasks, tests, strict=True)]
+        named += zip(warm_tasks, warm, strict=True)
+        self.learn_labels([(task, [x for file in self._files(task, spec) for x in file.labels]) for task, spec in named])
+        splits = {}
+        for i, (cluster, task) in enumerate(zip(scenario.cluster, tasks, strict=True)):
+            train = self._samples(task, cluster.data, self._before(i), cluster.samples, f"cluster {cluster.name!r}: samples")
+            what = f"cluster {cluster.name!r}: test_samples"
+            splits[cluster.name] = Splits(train, self._samples(task, tests[i], 0, cluster.test_samples, what), train)
+        shared: list[tuple[Samples, Objective]] = []
+        for task, spec in zip(warm_tasks, warm, strict=True):
+            count = min(table.samples if table else 0, images.size(self._files(task, spec)))
+            shared.append((self._samples(task, spec, 0, count, "warmup.samples"), self.classification(task)))
+        objectives: dict[str, Objective] = dict(zip(splits, map(self.classification, tasks), strict=True))
+        return Datasets(objectives, splits, shared, self.outputs)
+
+    def _test(self, i: int) -> str:
+        table = self.scenario.cluster[i]
+        if table.test is None:
+            raise _no_test(i, table.data)
+        return table.test
+
+    def _before(self, i: int) -> int:
+        """How many images of its data clusters before the i-th take: it takes others."""
+        clusters = self.scenario.cluster
+        return sum(other.samples or 0 for other in clusters[:i] if other.data == clusters[i].data)
+
+    def _files(self, task: Task, spec: str) -> list[ImageFile]:
+        key = (spec, task.image, task.label_column)
+        if key not in self.read:
+            self.read[key] = images.read_images(spec, self.scenario.base, task.image, task.label_column)
+        return self.read[key]
+
+    def _samples(self, task: Task, spec: str, first: int, count: int | None, what: str) -> Samples:
+        """All images, or ``count`` of them after the first ``first``."""
+        files = self._files(task, spec)
+        n = images.size(files)
+        if count is not None and first + count > n:
+            also = f", and clusters before it take {first}" if first else ""
+            raise InputError(f"{what} = {count}: {spec!r} holds {n} images{also}; take fewer, or name more files")
+        key = (spec, _key(task), *(() if count is None else (first, count)))
+        if key not in self.decoded:
+            chosen = list(range(n)) if count is None else images.some(n, first, count, self.scenario.seed)
+            classes = [label_index(file.labels, self.labels[_key(task)], str(file.path))[0] for file in files]
+            labels_N = torch.tensor([label for group in classes for label in group])[chosen]
+            self.decoded[key] = {"pixel_values": images.pixels(files, chosen), "labels": labels_N}
+        return self.decoded[key]
 
 
 def _key(task: Task) -> str:

@@ -17,7 +17,7 @@ class MoELayer(nn.Module):
     """Weighted sum of the K picked experts (8).
 
     Args:
-        dim: D, the gate's input size.
+        dim: the gate's input size: D, unless it is given an input of its own.
         experts: modules that map x_TD to y_TF, all with the same F.
         top_k, top1, mask, noise_std: see `Router`.
     """
@@ -36,10 +36,11 @@ class MoELayer(nn.Module):
         self.experts = nn.ModuleList(experts)
         self.router = Router(len(experts), top_k, top1, mask, noise_std=noise_std)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x of any leading shape, last dimension D."""
+    def forward(self, x: Tensor, gate_input: Tensor | None = None) -> Tensor:
+        """x of any leading shape, last dimension D; the gate sees ``gate_input``, of the same leading shape, if it is given."""
         x_TD = x.reshape(-1, x.shape[-1])
-        weights_TK, indices_TK = self.router(self.gate(x_TD), self.training)
+        seen = x_TD if gate_input is None else gate_input.reshape(-1, gate_input.shape[-1])
+        weights_TK, indices_TK = self.router(self.gate(seen), self.training)
         y_TF = combine(x_TD, weights_TK, indices_TK, list(self.experts))
         return y_TF.reshape(*x.shape[:-1], y_TF.shape[-1])
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
@@ -19,6 +25,12 @@ transformers_logging.disable_progress_bar()
 
 TOKENIZER = ("tokenizer*", "*.model", "merges.txt", "vocab.*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 """The files of a tokenizer."""
+Kind = Literal["classifier", "image-classifier", "language-model"]
+AUTO: dict[Kind, Any] = {
+    "classifier": AutoModelForSequenceClassification,
+    "image-classifier": AutoModelForImageClassification,
+    "language-model": AutoModelForCausalLM,
+}
 
 
 def load_classifier(path: Path, dtype: torch.dtype = torch.float32, seed: int = 0, outputs: int | None = None) -> nn.Module:
@@ -31,6 +43,13 @@ def load_classifier(path: Path, dtype: torch.dtype = torch.float32, seed: int = 
         NotMoEError: the model is dense, or of a family that the view does not know.
     """
     return load_full(path, AutoModelForSequenceClassification, dtype, seed, outputs)
+
+
+def load_image_classifier(
+    path: Path, dtype: torch.dtype = torch.float32, seed: int = 0, outputs: int | None = None
+) -> nn.Module:
+    """A classifier of images from a checkpoint folder; arguments and errors as `load_classifier`."""
+    return load_full(path, AutoModelForImageClassification, dtype, seed, outputs)
 
 
 def load_language_model(path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -67,9 +86,13 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def new_model(
-    config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32, language: bool = False, outputs: int | None = None
+    config: dict[str, Any],
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    kind: Kind = "classifier",
+    outputs: int | None = None,
 ) -> nn.Module:
-    """A sequence classifier, or a causal language model, with random weights that depend on the seed alone.
+    """A classifier of sequences or images, or a causal language model, with random weights that depend on the seed alone.
 
     Raises:
         InputError: the config names no known model type or is inconsistent.
@@ -84,8 +107,7 @@ def new_model(
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            kind = AutoModelForCausalLM if language else AutoModelForSequenceClassification
-            model: nn.Module = kind.from_config(parsed, dtype=dtype)
+            model: nn.Module = AUTO[kind].from_config(parsed, dtype=dtype)
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
         raise InputError(f"model.config: {error}") from error
     return model

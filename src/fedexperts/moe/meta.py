@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from ..errors import InputError
 from .checkpoint import HUB_NAME
+from .conv import ConvMoEConfig
 from .view import View
 
 
@@ -52,17 +53,17 @@ def _fetched(model: str) -> Path:
 
 
 def meta_view(document: dict[str, Any]) -> View:
-    """The model that a config describes, as a view without numbers: a classifier if its architectures say so, else a causal LM.
+    """The model that a config describes, as a view without numbers.
+
+    It is a classifier of sequences or images if its architectures say so, else a causal LM; ``conv_moe`` knows images alone.
 
     Raises:
         InputError: the config is inconsistent or of a model type that transformers does not know.
         NotMoEError: the model has no MoE layer that the view knows.
     """
-    classifier = any(name.endswith("ForSequenceClassification") for name in document.get("architectures") or ())
-    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return View(kind.from_config(AutoConfig.for_model(**document)))
+            return View(_auto_class(document).from_config(AutoConfig.for_model(**document)))
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
@@ -70,3 +71,11 @@ def meta_view(document: dict[str, Any]) -> View:
         raise InputError(
             f"model_type = {document['model_type']!r}: no model can be built from this config ({reason}); correct the config"
         ) from error
+
+
+def _auto_class(document: dict[str, Any]) -> Any:
+    names = document.get("architectures") or ()
+    if document["model_type"] == ConvMoEConfig.model_type or any(name.endswith("ForImageClassification") for name in names):
+        return AutoModelForImageClassification
+    classifier = any(name.endswith("ForSequenceClassification") for name in names)
+    return AutoModelForSequenceClassification if classifier else AutoModelForCausalLM

@@ -43,6 +43,7 @@ class Router:
         self.allowed_E: Tensor | None = None
         self.generator: torch.Generator | None = None
         self.counts_E: Tensor | None = None  # set to zeros to count picks, under a mask those of the free gate
+        self.tokens = 0  # how many made these picks
         self.valid_T: Tensor | None = None  # tokens that count (no padding)
         self.keep_logits = False
         self.logits_TE: Tensor | None = None
@@ -65,6 +66,7 @@ class Router:
             wished_TK = indices_TK if self.allowed_E is None else logits_TE.float().topk(self.top_k, dim=-1).indices
             picks = wished_TK if self.valid_T is None else wished_TK[self.valid_T]
             self.counts_E += torch.bincount(picks.flatten(), minlength=self.experts)
+            self.tokens += len(picks)
         return self._weights(logits_TE, p_TK, indices_TK), indices_TK
 
     def _weights(self, logits_TE: Tensor, p_TK: Tensor, indices_TK: Tensor) -> Tensor:

@@ -297,23 +297,24 @@ class View:
     def observe(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], int]:
         """Trial pass: how often each layer's gate picks each expert (counts_LM) over how many tokens, without padding.
 
+        What a token is the routing says: a word, or a whole image.
+
         The gate of a subset without a stream knows only the kept experts: its columns are those of ``kept``.
         """
         self.model.eval()
-        tokens = 0
         for site in self.sites:
             site.router.counts_E = torch.zeros(self.experts, dtype=torch.long, device=next(iter(site.gate.values())).device)
+            site.router.tokens = 0
         with torch.no_grad():
             for batch in batches:
                 mask = batch.get("attention_mask")
                 for site in self.sites:
                     site.router.valid_T = None if mask is None else mask.flatten().bool()
                 self(batch)
-                tokens += int(mask.sum()) if mask is not None else _tokens(batch)
         counts = [site.router.counts_E for site in self.sites]
         for site in self.sites:
             site.router.counts_E = site.router.valid_T = None
-        return torch.stack([c for c in counts if c is not None]).cpu().numpy(), tokens
+        return torch.stack([c for c in counts if c is not None]).cpu().numpy(), self.sites[0].router.tokens
 
     @contextmanager
     def gate_logits(self) -> Iterator[Callable[[], list[Tensor]]]:
@@ -331,8 +332,3 @@ class View:
         for layer, site in enumerate(self.sites):
             if site.router.noise_std > 0:
                 site.router.generator = torch.Generator().manual_seed(seed + layer)
-
-
-def _tokens(batch: Batch) -> int:
-    first = next(value for key, value in batch.items() if key != "labels")
-    return first.numel() if not first.is_floating_point() else first.numel() // first.shape[-1]

@@ -169,7 +169,9 @@ class Aligned:
             for client, row in zip(self.clients, table_NM, strict=True)
             if row.any()
         }
-        sat_out |= {c: "no expert to spare" for c, k in zip(self.clients, capacity_N, strict=True) if k and c not in self.assigned}
+        sat_out |= {
+            c: "no expert to spare" for c, k in zip(self.clients, capacity_N, strict=True) if k and c not in self.assigned
+        }
         self.waiting = {client for client in link.expected if client in self.assigned}
         numbers = {client: [self.experts.index(part) for part in in_order(parts)] for client, parts in self.assigned.items()}
         link.log("align", cycle=self.round, assigned=numbers, sat_out=sat_out)

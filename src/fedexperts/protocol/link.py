@@ -36,8 +36,10 @@ class Link(Protocol):
     cluster: str
     cycle: int
     """Orbital cycle in which the contact began, counted from 0."""
-    expected: tuple[str, ...]
-    """Clusters with which this cycle has contacts, by the plan."""
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """Clusters with which this cycle has contacts, by the plan."""
 
     def rounds_left(self, up: Collection[str] = (), down: Collection[str] = (), task: Task | None = None) -> int:
         """Local rounds that still fit when parts ``up`` must then be uploaded, and parts ``down`` sent.

@@ -19,7 +19,9 @@ def heatmap_figure(runs: Mapping[str, Lines]) -> go.Figure:
     A cell is the share of the period's rounds in which the client was assigned the expert.
     """
     titles = [f"{name}: {period}" for name in runs for period in PERIODS]
-    figure = make_subplots(rows=len(runs), cols=4, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.3 / len(runs))
+    figure = make_subplots(
+        rows=len(runs), cols=4, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.3 / len(runs)
+    )
     for row, lines in enumerate(runs.values(), start=1):
         clients, experts = names_of(lines)
         rounds = [line["assigned"] for line in lines if line["event"] == "align"]
@@ -51,7 +53,7 @@ def heatmap_figure(runs: Mapping[str, Lines]) -> go.Figure:
 def names_of(lines: Lines) -> tuple[list[str], int]:
     """Clients of a run, and how many experts there are."""
     clients = next(line["clusters"] for line in lines if line["event"] == "run")
-    loads = next((line["load"] for line in lines if line["event"] == "round"), [])
+    loads: list[float] = next((line["load"] for line in lines if line["event"] == "round"), [])
     return list(clients), len(loads)
 
 

@@ -19,9 +19,7 @@ from .table import COMPARED, compared
 AXES = (("cycle", "rounds (orbital cycles)", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
 
 
-def write_comparison(
-    runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapping[str, Any]], path: Path, title: str
-) -> None:
+def write_comparison(runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
     """Write the page.
 
     Args:
@@ -98,7 +96,8 @@ def client_figure(summaries: Mapping[str, Sequence[Mapping[str, Any]]], colours:
 def _table(rows: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in COMPARED)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in compared(name, row)) + "</tr>" for name, row in rows.items()
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in compared(name, row)) + "</tr>"
+        for name, row in rows.items()
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -238,9 +238,8 @@ class Device:
         if self.view.lora and self.view.lora.average == "merge" and projections(trained):
             arrived = self.view.merged(part, piece.tensors, arrived)
         loss, share = self.appraisals.get(part, (None, None))
-        return Update(
-            self.name, Piece(part, piece.version, arrived), self.pending[part], self.samples, len(payload), self.round_s, loss, share
-        )
+        arrives = Piece(part, piece.version, arrived)
+        return Update(self.name, arrives, self.pending[part], self.samples, len(payload), self.round_s, loss, share)
 
     def _feeds_back(self, trained: Tensors) -> bool:
         """Error feedback: not for factors that the server factors again, where a residual of the old ones means nothing."""

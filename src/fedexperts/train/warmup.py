@@ -77,9 +77,12 @@ def warm_up(view: View, shared: Sequence[tuple[Samples, Objective]], recipe: War
                 inputs = objectives[at].inputs(batch)
                 if inputs is not batch:
                     view(inputs)  # the gate's logits of the tokens that a trial pass counts
-                mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-                domain_T = domains_N[at][chosen].to(view.device)[:, None].expand(mask.shape)[mask]
-                logits = [logits_TE[mask.flatten()] for logits_TE in gate_logits()]
+                logits = gate_logits()
+                each = len(logits[0]) // len(chosen)  # tokens of a sample; an image is one
+                domain_T = domains_N[at][chosen].to(view.device).repeat_interleave(each)
+                if "attention_mask" in inputs:
+                    valid_T = inputs["attention_mask"].flatten().bool()
+                    domain_T, logits = domain_T[valid_T], [logits_TE[valid_T] for logits_TE in logits]
                 loss = loss + recipe.gate_fit * gate_fit_loss(logits, domain_T, target_DE.to(view.device))
             optimizer.param_groups[0]["lr"] = recipe.lr * (1 - step / recipe.steps)
             optimizer.zero_grad(set_to_none=True)
@@ -93,7 +96,7 @@ def _batches_from(shared: Sequence[tuple[Samples, Objective]]) -> tuple[list[Sam
     """Sets to draw batches from in turn, each sample's domain, and the objectives."""
     sets, objectives = [samples for samples, _ in shared], [objective for _, objective in shared]
     domains_N = [torch.full((size(samples),), d) for d, samples in enumerate(sets)]
-    if len(set(objectives)) == 1 and "input_ids" in sets[0]:
+    if len(set(objectives)) == 1 and "question" not in sets[0]:
         return [pool(sets)], [torch.cat(domains_N)], objectives[:1]
     return sets, domains_N, objectives
 

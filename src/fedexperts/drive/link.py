@@ -55,6 +55,11 @@ class SimulatedLink:
         """See `Link`."""
         return self.simulator.expected[self.cycle] if self.simulator.expected else ()
 
+    @property
+    def gap_ahead(self) -> bool:
+        """See `Link`."""
+        return self.simulator.plan.next_start_s(self.cluster, self.contact.end_s) > self.contact.end_s + TIGHT_S
+
     def rounds_left(self, up: Collection[str] = (), down: Collection[str] = (), task: Task | None = None) -> int:
         """See `Link`."""
         model = self.simulator.protocol.model

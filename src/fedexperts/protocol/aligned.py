@@ -136,7 +136,7 @@ class Aligned:
         rounds = link.rounds_left(up=order.parts - order.keeps, task=order)
         await link.train(replace(order, rounds=rounds if self._max_rounds is None else min(rounds, self._max_rounds)))
         self.accept(link, await link.collect(self.trained))
-        await link.leave(order)
+        await link.leave(order if link.gap_ahead else None)  # slots without a gap between them are rounds in step
 
     async def flush(self, link: Link) -> None:
         """After training: what was trained since the last contact."""

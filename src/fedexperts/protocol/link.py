@@ -41,6 +41,10 @@ class Link(Protocol):
     def expected(self) -> tuple[str, ...]:
         """Clusters with which this cycle has contacts, by the plan."""
 
+    @property
+    def gap_ahead(self) -> bool:
+        """Whether the cluster is out of contact between the planned end of this contact and its next."""
+
     def rounds_left(self, up: Collection[str] = (), down: Collection[str] = (), task: Task | None = None) -> int:
         """Local rounds that still fit when parts ``up`` must then be uploaded, and parts ``down`` sent.
 

@@ -82,9 +82,9 @@ def balanced(
     takes the K_i experts with the highest D = λ·norm(F) − (1 − λ)·norm(U'), where U' = βU + (1 − β)·n_e / Σn counts what has
     been assigned in this round so far. Ties fall at random.
 
-    Before that, experts that are overdue, longest-waiting first, go each to the fittest client with capacity left. If an
-    expert is overdue once it has gone untrained for L rounds, none waits longer than L + ⌈M / S⌉ rounds, where S is the
-    least Σ min(K_i, M) of those rounds: every round takes at least S off the head of the queue.
+    Before that, experts that are overdue, longest-waiting first, go each to the fittest client with capacity left. An
+    expert that is overdue once it has waited for more than L rounds never waits for more than L + ⌈M / S⌉, where S is the
+    least Σ min(K_i, M) of those rounds: every round takes S off the head of the queue.
 
     Args:
         fitness_NM: F.
@@ -112,20 +112,22 @@ def balanced(
     least = _whole("least_M", 0 if least_M is None else least_M, experts)
     most = _whole("most_M", clients if most_M is None else most_M, experts)
     _ordered(least, most)
-    fit_NM = weight * normed(finite("fitness_NM", fitness_NM)) + TIE * rng.random((clients, experts))
+    ties_NM = TIE * rng.random((clients, experts))
+    fit_NM = weight * normed(finite("fitness_NM", fitness_NM)) + ties_NM
     finite("usage_M", usage_M)
     x_NM = np.zeros((clients, experts), dtype=bool)
     load_M = np.zeros(experts)
 
-    def give(i: int, m: ArrayLike) -> None:
-        x_NM[i, m] = True
-        load_M[m] += samples[i]  # type: ignore[index]
-        room_N[i] -= np.size(m)
+    def give(i: int, chosen: Ints) -> None:
+        x_NM[i, chosen] = True
+        load_M[chosen] += samples[i]
+        room_N[i] -= len(chosen)
 
-    for m in _queue(np.minimum(np.maximum(least, overdue > 0), most), overdue):
+    wanted_M = np.minimum(np.maximum(least, overdue > 0), most)
+    for m in _queue(wanted_M, overdue + TIE * rng.random(experts)):
         open_N = (room_N > 0) & ~x_NM[:, m]
         if open_N.any():
-            give(int(np.where(open_N, fitness_NM[:, m] + TIE * fit_NM[:, m], -np.inf).argmax()), m)
+            give(int(np.where(open_N, fitness_NM[:, m] + ties_NM[:, m], -np.inf).argmax()), np.array([m]))
     count_M = x_NM.sum(axis=0)
     for i in rng.permutation(clients):
         if room_N[i] > 0:
@@ -205,16 +207,16 @@ def load_bounds(
 def owners(policy: Policy, p_MC: Array, most_C: ArrayLike | None, rng: np.random.Generator, balance: float = 0.5) -> Split:
     """Split M experts over C clusters, each expert to exactly one: an alternative to Algorithm 1 of EMS-FL.
 
-    ``"balanced"`` lets experts choose one after another in an order drawn from ``rng``, by relevance and by how many experts
-    a cluster has already; ``"optimal"`` maximises the sum of owned relevance, Σ_c α_c of (35), and needs no chance. Both give a
-    cluster between ⌊M / C⌋ and ⌈M / C⌉ experts, or as many as it can hold if that is less; then the others share the rest
-    alike. With M ≥ C no cluster that can hold an expert stays without.
+    With ``"balanced"`` the clusters pick in turn the expert that matters most to them, up to their least; then the experts that
+    are left choose, by relevance and by how many a cluster has already. ``"optimal"`` maximises the sum of owned relevance,
+    Σ_c α_c of (35), and needs no chance. Both give a cluster between ⌊M / C⌋ and ⌈M / C⌉ experts, or as many as it can hold if
+    that is less; then the others share the rest alike. With M ≥ C no cluster that can hold an expert stays without.
 
     Args:
         policy: ``"balanced"`` or ``"optimal"``.
-        p_MC: relevance (27); of ``"balanced"`` only the order and spacing within an expert's row count.
+        p_MC: relevance (27).
         most_C: how many experts each cluster's devices can hold; None: any number.
-        rng: order and ties of ``"balanced"``.
+        rng: turns, order and ties of ``"balanced"``.
         balance: λ of ``"balanced"``.
 
     Raises:

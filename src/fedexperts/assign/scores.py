@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import InputError
+from ..units import BITS_PER_BYTE
 from .relevance import Array
 
 Limit = Literal["memory", "uplink", "downlink", "compute", "experts"]
 
-BITS_PER_BYTE = 8
 ROUNDING = 1e-9
 """Of an expert: a quotient this close below a whole number is that number."""
 

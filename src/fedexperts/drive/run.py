@@ -90,6 +90,8 @@ def run(
     _check_directory(directory, scenario, label, resume)
     torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
     prepared = prepare(scenario)
+    if scenario.protocol == "aligned" and not prepared.lora:
+        alignment(prepared)  # refuses impossible loads; what adapters take is known when they are attached
     directory.mkdir(parents=True, exist_ok=True)
     if not resume:
         unfinished = directory / "scenario.unfinished"

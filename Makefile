@@ -44,6 +44,7 @@ bench: $(STAMP)  ## every figure that the docs claim
 	$(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/uplink.py
 	$(BIN)/python benchmarks/tasks.py
+	$(BIN)/python benchmarks/alignment.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

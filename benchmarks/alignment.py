@@ -108,7 +108,7 @@ def worth(clients: int, experts: int) -> None:
         short = float((x_NM * this.D_NM).sum() - (best_NM * this.D_NM).sum())
         last, total = (load_M.std() / load_M.mean() for load_M in (loads[-1], np.sum(loads, axis=0)))
         fitness = this.fitness_NM[x_NM].mean()
-        print(f"{clients:7} {experts:7}  {name:9} {fitness:8.3f} {short:10.2f} {last:8.3f} {total:8.3f} {longest:8}")
+        print(f"{clients:7} {experts:7}  {name:8} {fitness:8.3f} {short:9.2f} {last:8.3f} {total:8.3f} {longest:6}")
 
 
 def main() -> None:
@@ -121,7 +121,7 @@ def main() -> None:
         times(clients, experts, args.repeats, clients <= args.peer_clients)
     print()
     print(
-        f"{'clients':>7} {'experts':>7}  {'policy':9} {'fitness':>8} {'D to best':>10} {'CV last':>8} {'CV all':>8} {'waited':>8}"
+        f"{'clients':>7} {'experts':>7}  {'policy':8} {'fitness':>8} {'to best':>9} {'CV last':>8} {'CV all':>8} {'waited':>8}"
     )
     for clients, experts in SIZES:
         worth(clients, experts)

@@ -12,6 +12,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,11 @@ class _Run:
         self.number, saved = found if found else (0, None)
         self.ledger = Ledger(self.directory / "ledger.jsonl", saved["ledger_B"] if saved else 0, self.listener)
         self.runtime = (self.directory / "runtime.jsonl").open("a")
+        with closing(self.ledger), closing(self.runtime):
+            model = self._play(saved)
+        self._save_model(model)
+
+    def _play(self, saved: dict[str, Any] | None) -> dict[str, Piece]:
         self.runtime.write(json.dumps({FOLDER: str(self.scenario.base.resolve())}) + "\n")
         self.trial_uplink_B = 0
         if not saved or self.prepared.lora:  # weights under adapters are in no checkpoint, but repeat bit for bit
@@ -178,9 +184,7 @@ class _Run:
         else:
             self.ledger.write("evaluate", 0, cycle=0, **self.simulator.totals, **self._evaluate(protocol.model, 0))
         self.simulator.run(protocol, lambda: self._pause(protocol, owned))
-        self.ledger.close()
-        self.runtime.close()
-        self._save_model(protocol.model)
+        return protocol.model
 
     def _begin(self) -> dict[str, frozenset[str]]:
         """Trial pass and Algorithm 1, before round 0 (Algorithms 2 and 3: "Initialize")."""

@@ -203,8 +203,8 @@ def test_ratios_agree_with_a_sum_by_hand(granularity: str) -> None:
     scenario = small.scenario(assignment={"granularity": granularity})
     prepared = fedexperts.drive.prepare.prepare(scenario)
     counts = prepared.trial()
-    owned = fedexperts.drive.prepare.split_experts(scenario, counts)
-    report = fedexperts.drive.prepare.assignment_report(scenario, counts, owned)
+    owned = fedexperts.drive.split.split_experts(scenario, counts)
+    report = fedexperts.drive.split.assignment_report(scenario, counts, owned)
     for name, (counts_LM, _) in counts.items():
         shares_LM = counts_LM / counts_LM.sum(axis=1, keepdims=True)
         mine = [str(label).rpartition(".") for label in report["assignment"][name]]

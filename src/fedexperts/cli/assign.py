@@ -19,19 +19,21 @@ def command(
     """Show relevance (27)-(29), the experts of each cluster (Algorithm 1), γ and what it suggests."""
     import torch
 
-    from ..drive.prepare import assignment_report, prepare, split_experts
+    from ..drive.align import most_experts
+    from ..drive.prepare import prepare
+    from ..drive.split import assignment_report, split_experts
 
     torch.set_num_threads(1)
     loaded = load(scenario, None, seed, set_)
     prepared = prepare(loaded)
     prepared.begin()
     counts = prepared.trial()
-    report = assignment_report(loaded, counts, split_experts(loaded, counts))
+    report = assignment_report(loaded, counts, split_experts(loaded, counts, most_experts(prepared)))
     if json:
         print_json(report)
         return
     output.print(relevance_table(report))
-    output.print(cluster_table(report))
+    output.print(cluster_table(report, loaded.assignment.policy))
     output.print(report["advice"], markup=False, soft_wrap=True)
 
 
@@ -51,9 +53,9 @@ def relevance_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def cluster_table(report: dict[str, Any]) -> Table:
+def cluster_table(report: dict[str, Any], policy: str) -> Table:
     """Clusters: their experts and ratios."""
-    table = Table(title="Algorithm 1")
+    table = Table(title=policy.capitalize().replace("-", " "))
     for column in ("cluster", "experts", "α", "β", "γ"):
         table.add_column(column, justify="left" if column in ("cluster", "experts") else "right")
     for name in report["clusters"]:

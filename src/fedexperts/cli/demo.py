@@ -129,7 +129,8 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
 
 def before_training(scenario: Scenario) -> dict[str, Any]:
     """Trial pass and Algorithm 1 on the warmed-up model."""
-    from ..drive.prepare import assignment_report, prepare, split_experts
+    from ..drive.prepare import prepare
+    from ..drive.split import assignment_report, split_experts
 
     prepared = prepare(scenario)
     counts = prepared.trial()

@@ -122,8 +122,10 @@ def _check_loads(told: Alignment, experts: int) -> None:
         raise InputError(f"alignment.min_load = {told.min_load}: must be at most the number of clients, {len(told.clients)}")
 
 
-def most_experts(prepared: Prepared) -> Mapping[str, int]:
-    """EMS-FL: how many experts the devices of each cluster can own, by memory and link."""
+def most_experts(prepared: Prepared) -> Mapping[str, int] | None:
+    """EMS-FL with a policy that has bounds: how many experts the devices of each cluster can own, by memory and link."""
+    if prepared.scenario.assignment.policy == "algorithm-1":
+        return None
     shared = frozenset[str](prepared.scenario.train.shared)
     needed = need(prepared, shared)
     deadline_s = default_deadline_s(prepared.scenario, prepared.plan)

@@ -9,20 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from ..assign.relevance import (
-    Array,
-    advice,
-    assignment_probability,
-    default_threshold,
-    expert_classes,
-    relevance,
-    relevant_ratios,
-    truncate,
-)
-from ..assign.split import split
 from ..contact.plan import ContactPlan, PlanError
 from ..data.classify import Classification
 from ..data.images import shape_text
@@ -34,7 +22,7 @@ from ..moe.checkpoint import resolve
 from ..moe.load import Kind, load_classifier, load_image_classifier, load_language_model, new_model
 from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
-from ..moe.parts import GATE, Piece, expert, expert_index, in_order, is_expert
+from ..moe.parts import GATE, Piece, is_expert
 from ..moe.view import View
 from ..scenario import Cluster, Model, Network, Scenario, Task, Tasks, Warmup
 from ..train.codec import payload_B
@@ -44,9 +32,7 @@ from .classes import DeviceClass, device_class
 from .clients import client_plan, clients
 from .orbit import network_plan
 from .samples import Datasets, datasets
-
-Counts = Mapping[str, tuple[NDArray[np.int64], int]]
-"""Per cluster: counts_LM of a trial pass and its number of tokens."""
+from .split import Counts
 
 
 @dataclass
@@ -212,81 +198,6 @@ def upload_B(model: Model, network: Network) -> int:
     size_B = {part: payload_B(leaves, model.uplink) for part, leaves in view.leaves.items()}
     experts = [size_B[part] for part in filter(is_expert, size_B)]
     return math.ceil(len(experts) / len(network.cluster)) * max(experts) + size_B[GATE]
-
-
-def split_experts(scenario: Scenario, counts: Counts, number: int = 0) -> dict[str, frozenset[str]]:
-    """Algorithm 1 on the relevance measured by a trial pass; ``number`` tells repeated splits apart."""
-    p, top_k = _relevance(scenario, counts), _top_k(counts)
-    owned: dict[str, set[str]] = {name: set() for name in counts}
-    table = scenario.assignment
-    rng = np.random.default_rng([scenario.seed, 5, number])
-    per_layer = table.granularity == "layer"
-    for layer, p_MC in enumerate(p if per_layer else p[None]):
-        result = split(p_MC, top_k, rng, table.threshold, table.order, table.repair)
-        for name, group in zip(counts, result.owned, strict=True):
-            owned[name] |= {expert(m, layer if per_layer else None) for m in group}
-    return {name: frozenset(parts) for name, parts in owned.items()}
-
-
-def assignment_report(scenario: Scenario, counts: Counts, owned: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """What ``fedexperts assign`` prints and the ledger keeps: (27)-(29), the groups, the ratios and advice."""
-    names, top_k = list(counts), _top_k(counts)
-    p = _relevance(scenario, counts)
-    layers = scenario.assignment.granularity == "layer"
-    p_MC = p.mean(axis=0) if layers else p
-    threshold = scenario.assignment.threshold
-    threshold = default_threshold(top_k, len(p_MC)) if threshold is None else threshold
-    alpha_C, beta_C, gamma_C = _ratios(p, names, owned, top_k, layers)
-    return {
-        "experts": [expert(m) for m in range(len(p_MC))],
-        "clusters": names,
-        "top_k": top_k,
-        "threshold": threshold,
-        "relevance": _rounded(p_MC),
-        "truncated": _rounded(truncate(p_MC, threshold)),
-        "probability": _rounded(assignment_probability(p_MC, threshold)),
-        "classes": expert_classes(p_MC, threshold),
-        "assignment": {name: [_label(part) for part in in_order(owned[name])] for name in names},
-        "alpha": dict(zip(names, _rounded(alpha_C), strict=True)),
-        "beta": dict(zip(names, _rounded(beta_C), strict=True)),
-        "gamma": dict(zip(names, _rounded(gamma_C), strict=True)),
-        "idle": [name for name in names if not owned[name]],
-        "advice": advice(gamma_C),
-    }
-
-
-def _ratios(
-    p: Array, names: list[str], owned: Mapping[str, frozenset[str]], top_k: int, layers: bool
-) -> tuple[Array, Array, Array]:
-    flat = p.reshape(-1, len(names))  # row ℓ·M + m; one grouped layer without layer granularity
-    experts = p.shape[-2]
-    pairs = {name: [expert_index(part) for part in owned[name]] for name in names}
-    rows = [[(ell or 0) * experts + m for ell, m in pairs[name]] for name in names]
-    return relevant_ratios(flat, rows, top_k * (len(p) if layers else 1))
-
-
-def _label(part: str) -> int | str:
-    """An expert as a report shows it: its number, or layer.number with layer granularity."""
-    layer, m = expert_index(part)
-    return m if layer is None else f"{layer}.{m}"
-
-
-def _rounded(values: Array) -> list[Any]:
-    result: list[Any] = np.round(values, 6).tolist()
-    return result
-
-
-def _relevance(scenario: Scenario, counts: Counts) -> Array:
-    return relevance(
-        np.stack([c for c, _ in counts.values()]),
-        np.array([tokens for _, tokens in counts.values()]),
-        scenario.assignment.granularity,
-    )
-
-
-def _top_k(counts: Counts) -> int:
-    counts_LM, tokens = next(iter(counts.values()))
-    return round(int(counts_LM.sum()) / (len(counts_LM) * tokens))
 
 
 def _test(splits: Splits) -> Samples:

@@ -35,15 +35,16 @@ from ..protocol.sync import Sync
 from ..scenario import Scenario
 from ..train.device import Device
 from . import checkpoint
-from .align import alignment
+from .align import alignment, most_experts
 from .baselines import baselines
 from .clients import personal
 from .export import ADAPTERS, save_adapters
 from .faults import Faults
 from .finished import FOLDER
-from .prepare import Prepared, assignment_report, prepare, split_experts
+from .prepare import Prepared, prepare
 from .samples import reads_text
 from .simulate import Pace, Simulator
+from .split import assignment_report, split_experts
 
 PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
     "sync": Sync,
@@ -211,7 +212,7 @@ class _Run:
         if self.scenario.by_client:
             return {}
         counts = prepared.trial()
-        owned = split_experts(self.scenario, counts)
+        owned = split_experts(self.scenario, counts, most_experts(prepared))
         if self.label != "sync":  # the baseline has no use for the trial; for it the report is only there to be read
             self.trial_uplink_B = sum(
                 self._trial_B(d, counts[name][0]) for name, group in prepared.devices.items() for d in group
@@ -237,7 +238,7 @@ class _Run:
             owned=owned,
             cycles=cycles,
             gate_tail_cycles=scenario.train.gate_tail_cycles,
-            split=lambda counts, number: split_experts(scenario, counts, number),
+            split=lambda counts, number: split_experts(scenario, counts, most_experts(self.prepared), number),
             every_cycles=scenario.assignment.every_cycles,
             trial_samples=scenario.assignment.trial_samples,
             lora=self.prepared.lora,

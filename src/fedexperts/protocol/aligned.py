@@ -209,7 +209,8 @@ class Aligned:
         told, M = self._told, len(self.experts)
         rng = np.random.default_rng([told.seed, 14, self.round])
         if told.cold_start and self.round == 0:
-            return coverage(capacity_N, M)
+            order_N = rng.permutation(len(capacity_N))  # neighbours in a scenario may have data alike
+            return coverage(capacity_N[order_N], M)[np.argsort(order_N)]
         if told.policy == "random":
             return random_assignment(capacity_N, M, rng)
         if told.policy == "greedy":

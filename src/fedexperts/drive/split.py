@@ -1,0 +1,123 @@
+"""EMS-FL's splitting of experts over clusters: relevance from a trial pass, Algorithm 1 or a policy, and the report of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..assign.policies import owners
+from ..assign.relevance import (
+    Array,
+    advice,
+    assignment_probability,
+    default_threshold,
+    expert_classes,
+    relevance,
+    relevant_ratios,
+    truncate,
+)
+from ..assign.split import Split, split
+from ..errors import InputError
+from ..moe.parts import expert, expert_index, in_order
+from ..scenario import Scenario
+
+Counts = Mapping[str, tuple[NDArray[np.int64], int]]
+"""Per cluster: counts_LM of a trial pass and its number of tokens."""
+
+
+def split_experts(
+    scenario: Scenario, counts: Counts, most: Mapping[str, int] | None = None, number: int = 0
+) -> dict[str, frozenset[str]]:
+    """Who owns which expert, from the relevance measured by a trial pass; ``number`` tells repeated splits apart.
+
+    ``most`` is how many experts the devices of each cluster can carry; Algorithm 1 knows no such bound.
+
+    Raises:
+        InputError: all clusters together cannot carry all experts.
+    """
+    p = _relevance(scenario, counts)
+    owned: dict[str, set[str]] = {name: set() for name in counts}
+    rng = np.random.default_rng([scenario.seed, 5, number])
+    per_layer = scenario.assignment.granularity == "layer"
+    for layer, p_MC in enumerate(p if per_layer else p[None]):
+        most_C = [len(p_MC) if most is None else most[name] // (len(p) if per_layer else 1) for name in counts]
+        result = _split(scenario, p_MC, _top_k(counts), most_C, rng)
+        for name, group in zip(counts, result.owned, strict=True):
+            owned[name] |= {expert(m, layer if per_layer else None) for m in group}
+    return {name: frozenset(parts) for name, parts in owned.items()}
+
+
+def _split(scenario: Scenario, p_MC: Array, top_k: int, most_C: list[int], rng: np.random.Generator) -> Split:
+    table = scenario.assignment
+    if table.policy == "algorithm-1":
+        return split(p_MC, top_k, rng, table.threshold, table.order, table.repair)
+    if sum(most_C) < len(p_MC):
+        raise InputError(
+            f"assignment.policy = {table.policy!r}: the clusters can carry {', '.join(map(str, most_C))} experts, and the model "
+            f"has {len(p_MC)}; give devices more memory_B or rate, adapt experts with model.lora, or use more clusters"
+        )
+    return owners(table.policy, p_MC, most_C, rng)
+
+
+def assignment_report(scenario: Scenario, counts: Counts, owned: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """What ``fedexperts assign`` prints and the ledger keeps: (27)-(29), the groups, the ratios and advice."""
+    names, top_k = list(counts), _top_k(counts)
+    p = _relevance(scenario, counts)
+    layers = scenario.assignment.granularity == "layer"
+    p_MC = p.mean(axis=0) if layers else p
+    threshold = scenario.assignment.threshold
+    threshold = default_threshold(top_k, len(p_MC)) if threshold is None else threshold
+    alpha_C, beta_C, gamma_C = _ratios(p, names, owned, top_k, layers)
+    return {
+        "experts": [expert(m) for m in range(len(p_MC))],
+        "clusters": names,
+        "top_k": top_k,
+        "threshold": threshold,
+        "relevance": _rounded(p_MC),
+        "truncated": _rounded(truncate(p_MC, threshold)),
+        "probability": _rounded(assignment_probability(p_MC, threshold)),
+        "classes": expert_classes(p_MC, threshold),
+        "assignment": {name: [_label(part) for part in in_order(owned[name])] for name in names},
+        "alpha": dict(zip(names, _rounded(alpha_C), strict=True)),
+        "beta": dict(zip(names, _rounded(beta_C), strict=True)),
+        "gamma": dict(zip(names, _rounded(gamma_C), strict=True)),
+        "idle": [name for name in names if not owned[name]],
+        "advice": advice(gamma_C),
+    }
+
+
+def _ratios(
+    p: Array, names: list[str], owned: Mapping[str, frozenset[str]], top_k: int, layers: bool
+) -> tuple[Array, Array, Array]:
+    flat = p.reshape(-1, len(names))  # row ℓ·M + m; one grouped layer without layer granularity
+    experts = p.shape[-2]
+    pairs = {name: [expert_index(part) for part in owned[name]] for name in names}
+    rows = [[(ell or 0) * experts + m for ell, m in pairs[name]] for name in names]
+    return relevant_ratios(flat, rows, top_k * (len(p) if layers else 1))
+
+
+def _label(part: str) -> int | str:
+    """An expert as a report shows it: its number, or layer.number with layer granularity."""
+    layer, m = expert_index(part)
+    return m if layer is None else f"{layer}.{m}"
+
+
+def _rounded(values: Array) -> list[Any]:
+    result: list[Any] = np.round(values, 6).tolist()
+    return result
+
+
+def _relevance(scenario: Scenario, counts: Counts) -> Array:
+    return relevance(
+        np.stack([c for c, _ in counts.values()]),
+        np.array([tokens for _, tokens in counts.values()]),
+        scenario.assignment.granularity,
+    )
+
+
+def _top_k(counts: Counts) -> int:
+    counts_LM, tokens = next(iter(counts.values()))
+    return round(int(counts_LM.sum()) / (len(counts_LM) * tokens))

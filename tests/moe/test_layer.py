@@ -144,3 +144,12 @@ def test_noise_of_the_layer_follows_train_and_eval():
     assert torch.equal(layer(x_TD), layer(x_TD))
     layer.train()
     assert not torch.equal(layer(x_TD), layer(x_TD))
+
+
+def test_a_gate_with_an_input_of_its_own():
+    layer = MoELayer(2, experts(torch.float32), 2)
+    x_TD, seen = tokens(6, torch.float32), torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
+    top_TK, indices_TK = layer.gate(seen).topk(2)
+    expected_TF = dense(x_TD, top_TK.softmax(dim=-1), indices_TK, list(layer.experts))
+    assert torch.allclose(layer(x_TD, seen), expected_TF, atol=1e-6)
+    assert torch.equal(layer(x_TD.view(2, 3, D), seen.view(2, 3, 2)), layer(x_TD, seen).view(2, 3, F))

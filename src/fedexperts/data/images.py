@@ -141,11 +141,11 @@ def _parquet(path: Path, image: str, label: str) -> ImageFile:
 def _npz(path: Path) -> ImageFile:
     where = f"data = {str(path)!r}"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if missing := [name for name in ("x", "y") if name not in file.files]:
                 raise InputError(f"{where}: there is no array {missing[0]!r}; images must be x and labels y")
             x, y = file["x"], file["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where}: cannot be read as .npz ({reason}); correct the path, or write it again") from error
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3):

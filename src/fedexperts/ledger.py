@@ -113,7 +113,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def _plateau(points: list[dict[str, Any]], patience: int, min_gain: float) -> int | None:
-    """The first cycle whose accuracy none of the next ``patience`` evaluations exceed by ``min_gain``; None if there is none."""
+    """The first cycle whose accuracy none of the next ``patience`` evaluations exceed by ``min_gain``, if there is one."""
     accuracy = [point["accuracy"] for point in points if point["event"] == "evaluate"]
     for i in range(len(accuracy) - patience):
         if max(accuracy[i + 1 : i + 1 + patience]) < accuracy[i] + min_gain:

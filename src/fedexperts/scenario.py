@@ -322,8 +322,8 @@ class Place(Table):
     ``partition`` deals the data to the devices, see `data.partition.deal`; each way needs its own number beside it.
     ``test_partition`` deals the test data to clients that are judged one by one, like their training data or evenly.
     ``samples`` and ``test_samples`` take so many images, drawn from the seed; clusters with the same ``data`` then take
-    different ones. ``device`` is a class, or classes with weights from which each device is drawn. ``from_cycle`` and
-    ``until_cycle`` say when clients join and leave; that, and mixes of classes, are for protocols that treat clients one by one.
+    different ones. ``device`` is a class, or classes with weights from which each device is drawn; ``from_cycle`` and
+    ``until_cycle`` say when clients join and leave. These are for protocols that treat clients one by one.
     """
 
     name: Name

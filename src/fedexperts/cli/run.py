@@ -62,7 +62,8 @@ def warnings(scenario: Scenario, summary: dict[str, Any]) -> list[str]:
         found.append(f"the plan ended after {summary['cycles']} of train.cycles = {scenario.train.cycles} orbital cycles")
     if summary["steps"] == 0:
         found.append(
-            "no gradient step was made: no round fits the contacts beside the transfers; see train.seconds_per_round, plan.slot_s and the rates of radio and devices"
+            "no gradient step was made: no round fits the contacts beside the transfers; see train.seconds_per_round, "
+            "plan.slot_s and the rates of radio and devices"
         )
     if summary["unsent_rounds"]:
         found.append(f"up to {summary['unsent_rounds']} local rounds of a device were never uploaded; the plan ended before")

@@ -40,7 +40,7 @@ class Objective(Protocol):
         """Averaged over the batch (33); it may have no gradient where no token met a trained part."""
 
     def inputs(self, samples: Batch) -> Batch:
-        """What the gate sees of samples in a trial pass: images, or ``input_ids`` and, if there is padding, ``attention_mask``."""
+        """What the gate sees of samples in a trial pass: images, or ``input_ids`` and, if padded, ``attention_mask``."""
 
     def guess(self, view: View, samples: Samples) -> float:
         """Mean loss over the samples of a guess that knows nothing of them."""

@@ -23,9 +23,9 @@ Capacity. Speeds are those that the powers above belong to, what training reache
 job may use beside the system, a half of what is built in or less [E]: of 8 GB in the phone 2 (Android gives an app with a large
 heap less, native code more), of 8 in the Orin Nano (data sheet) 4, of 16 in the laptop 8, of 4 in the gateway 2. Rates, where
 the contact plan has none: phone and Jetson LTE, 10 Mb/s up and 50 down, the laptop a fixed line, 40 and 90, near the world's
-medians of 2023 in Ookla's Speedtest index [E: rounded, from memory]; the gateway one short burst message of 340 bytes up and 270
-down about every 20 s (Iridium 9602; the interval is [E]). Nobody is away unless a scenario says so: Bonawitz et al. (SysML 2019)
-see four times fewer phones idle, charging and on Wi-Fi by day than at night.
+medians of 2023 in Ookla's Speedtest index [E: rounded, from memory]; the gateway one short burst message of 340 bytes up and
+270 down about every 20 s (Iridium 9602; the interval is [E]). Nobody is away unless a scenario says so: Bonawitz et al. (SysML
+2019) see four times fewer phones idle, charging and on Wi-Fi by day than at night.
 """
 
 from __future__ import annotations

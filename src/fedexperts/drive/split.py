@@ -56,8 +56,8 @@ def _split(scenario: Scenario, p_MC: Array, top_k: int, most_C: list[int], rng: 
         return split(p_MC, top_k, rng, table.threshold, table.order, table.repair)
     if sum(most_C) < len(p_MC):
         raise InputError(
-            f"assignment.policy = {table.policy!r}: the clusters can carry {', '.join(map(str, most_C))} experts, and the model "
-            f"has {len(p_MC)}; give devices more memory_B or rate, adapt experts with model.lora, or use more clusters"
+            f"assignment.policy = {table.policy!r}: the clusters can carry {', '.join(map(str, most_C))} experts, and the "
+            f"model has {len(p_MC)}; give devices more memory_B or rate, adapt experts with model.lora, or use more clusters"
         )
     return owners(table.policy, p_MC, most_C, rng)
 

@@ -84,4 +84,5 @@ def sat_out_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     if not rows:
         return "<p class='note'>No client sat out a round.</p>"
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr><th>run</th><th>client</th><th>rounds sat out, by reason</th></tr></thead><tbody>{body}</tbody></table>"
+    head = "<th>run</th><th>client</th><th>rounds sat out, by reason</th>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -107,7 +107,8 @@ def _note(seeds: int, aligned: bool) -> str:
     text += "Steps are summed over all devices; MB are 10⁶ bytes sent up by all devices. "
     if aligned:
         text += (
-            "Personalised: each client on its own test data with the experts placed on it. Load CV: standard deviation over mean of "
-            "what the experts were trained on, in the whole run and in a round. Loads and assignments below are of the first seed."
+            "Personalised: each client on its own test data with the experts placed on it. Load CV: standard deviation over "
+            "mean of what the experts were trained on, in the whole run and in a round. Loads and assignments below are of the "
+            "first seed."
         )
     return f"<p class='note'>{text}</p>"

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..errors import InputError
-from . import encoder  # noqa: F401  # tells transformers of our own model type
+from . import encoder, resnet  # noqa: F401  # they tell transformers of our own model types
 from .parts import NotMoEError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -335,4 +335,6 @@ class View:
 
 def _tokens(batch: Batch) -> int:
     first = next(value for key, value in batch.items() if key != "labels")
+    if first.ndim == 4:
+        return len(first)  # an image is one token
     return first.numel() if not first.is_floating_point() else first.numel() // first.shape[-1]

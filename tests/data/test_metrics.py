@@ -8,7 +8,18 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn import metrics as sk
 
-from fedexperts.data.metrics import METRICS, OF_SCORES, accuracy, f1, matthews, pearson, spearman
+from fedexperts.data.metrics import (
+    METRICS,
+    OF_SCORES,
+    accuracy,
+    f1,
+    macro_auc,
+    macro_f1,
+    matthews,
+    over_clients,
+    pearson,
+    spearman,
+)
 
 CLASSES = [name for name in METRICS if name not in OF_SCORES]
 
@@ -112,3 +123,83 @@ def test_correlations_agree_with_scipy(values):
 def test_the_order_of_samples_does_not_matter(name):
     order = a(4, 2, 0, 1, 3)
     assert METRICS[name](LABELS[order], GUESSES[order]) == METRICS[name](LABELS, GUESSES)
+
+
+# ---- macro means, pooled and by client
+
+
+def test_macro_f1_leaves_out_classes_without_positives():
+    labels, guesses = a(0, 0, 1, 1), a(0, 2, 1, 1)
+    assert macro_f1(labels, guesses) == pytest.approx((2 / 3 + 1) / 2)
+    assert f1(labels, guesses) == pytest.approx((2 / 3 + 1 + 0) / 3)  # which counts class 2 as a failure of its own
+
+
+def test_macro_f1_of_two_classes_has_both():
+    assert macro_f1(LABELS, GUESSES) == pytest.approx((4 / 6 + 2 / 4) / 2)
+
+
+def test_a_constant_prediction_on_uneven_classes_has_a_low_macro_f1():
+    labels = np.repeat(np.arange(10), [100, *[2] * 9])
+    assert accuracy(labels, np.zeros(118)) > 0.8
+    assert macro_f1(labels, np.zeros(118, dtype=int)) == pytest.approx((2 * 100 / 218) / 10)
+
+
+def scores(n: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    raw = rng.normal(size=(n, classes)).round(1) + 1.2 * np.eye(classes)[labels]  # rounded, so that there are ties
+    return labels, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True)
+
+
+def test_auc_by_hand():
+    # class 0: 0.9 and 0.4 against 0.5 and 0.1: three of four pairs are in order; class 1 has the same in reverse
+    assert macro_auc(a(0, 0, 1, 1), a([0.9, 0.1], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9])) == pytest.approx(0.75)
+    assert macro_auc(a(0, 1), a([0.5, 0.5], [0.5, 0.5])) == 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_agrees_with_scikit_learn_where_all_classes_have_positives(seed):
+    labels, p_NC = scores(seed=seed)
+    assert macro_auc(labels, p_NC) == pytest.approx(sk.roc_auc_score(labels, p_NC, multi_class="ovr", average="macro"))
+    assert macro_auc(labels, np.log(p_NC)) == pytest.approx(macro_auc(labels, p_NC))
+
+
+def test_auc_leaves_out_classes_without_positives():
+    labels, p_NC = scores()
+    kept = labels != 2
+    each = [sk.roc_auc_score(labels[kept] == c, p_NC[kept, c]) for c in (0, 1, 3)]
+    assert macro_auc(labels[kept], p_NC[kept]) == pytest.approx(np.mean(each))
+
+
+def test_auc_where_there_is_no_curve_is_that_of_a_guess():
+    labels, p_NC = scores()
+    assert macro_auc(np.zeros(60, dtype=int), p_NC) == 0.5
+    assert macro_auc(labels, np.full((60, 4), np.nan)) == 0.5
+
+
+def test_auc_takes_infinite_scores_in_their_order():
+    scores_NC = np.array([[0.0, -np.inf], [-1.0, -2.0], [-3.0, 0.0]])
+    assert macro_auc(a(0, 0, 1), scores_NC) == 1
+
+
+@pytest.mark.parametrize("labels", [a(0, 4, 1), a(0, 1), a()])
+def test_auc_refuses_scores_that_do_not_fit(labels):
+    with pytest.raises(ValueError, match="a row for each label, a column for each class"):
+        macro_auc(labels, np.zeros((3, 4)))
+
+
+def test_pooled_is_over_samples_and_the_mean_over_clients():
+    judged = {"a": (a(0, 0, 0, 1), a(0, 0, 0, 0)), "b": (a(1), a(1))}
+    over = over_clients(accuracy, judged)
+    assert over.by_client == {"a": 0.75, "b": 1.0}
+    assert (over.pooled, over.mean) == (0.8, 0.875)
+    assert over_clients(macro_f1, judged).by_client["b"] == 1
+    with pytest.raises(ValueError, match="at least one client"):
+        over_clients(accuracy, {})
+
+
+def test_pooled_auc_is_of_all_scores_together():
+    labels, p_NC = scores()
+    over = over_clients(macro_auc, {"a": (labels[:20], p_NC[:20]), "b": (labels[20:], p_NC[20:])})
+    assert over.pooled == macro_auc(labels, p_NC)
+    assert over.by_client["a"] == macro_auc(labels[:20], p_NC[:20])

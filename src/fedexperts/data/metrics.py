@@ -6,12 +6,14 @@ labels are all the same, it is 0: such predictions tell nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
-from sklearn.metrics import f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score, matthews_corrcoef, roc_auc_score
 
 Values = NDArray[Any]
 
@@ -56,6 +58,61 @@ def spearman(labels: Values, predictions: Values) -> float:
     if not np.all(np.isfinite(predictions)):
         return 0.0
     return pearson(rankdata(labels), rankdata(predictions))
+
+
+def macro_f1(labels: Values, predictions: Values) -> float:
+    """Mean of F1 over the classes that have positives among the labels; the others are left out, also where predicted.
+
+    A wrong prediction of a class without positives still counts against the class that it should have been. Unlike `f1`, two
+    classes are both in the mean.
+    """
+    _check(labels, predictions)
+    return float(f1_score(labels, predictions, labels=np.unique(labels), average="macro", zero_division=0.0))
+
+
+def macro_auc(labels: Values, scores_NC: Values) -> float:
+    """Mean over classes of the area under the ROC curve of one class against the rest, by its column of the scores.
+
+    Classes without positives are left out of the mean. Where all labels are one class, no curve exists, and the area is that of
+    a guess, 0.5; so it is where a score is not a number.
+
+    Raises:
+        ValueError: the scores have no row for each label or no column for each class.
+    """
+    if scores_NC.ndim != 2 or len(scores_NC) != len(labels) or not len(labels) or labels.max() >= scores_NC.shape[1]:
+        raise ValueError(
+            f"labels {labels.shape} and scores {scores_NC.shape}: need a row for each label, a column for each class"
+        )
+    present = np.unique(labels)
+    if len(present) < 2 or np.any(np.isnan(scores_NC)):
+        return 0.5
+    ranks_NP = rankdata(scores_NC[:, present], axis=0)  # the curve knows ranks alone, and infinite scores have them too
+    return float(np.mean([roc_auc_score(labels == c, ranks_N) for c, ranks_N in zip(present, ranks_NP.T, strict=True)]))
+
+
+@dataclass(frozen=True)
+class OverClients:
+    """A metric over all clients' samples in one set, and over each client's own."""
+
+    pooled: float
+    by_client: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Over clients, each counting alike."""
+        return float(np.mean(list(self.by_client.values())))
+
+
+def over_clients(metric: Callable[[Values, Values], float], judged: Mapping[str, tuple[Values, Values]]) -> OverClients:
+    """The metric of each client's (labels, predictions or scores), and of all of them together.
+
+    Raises:
+        ValueError: there is no client, or the arrays do not fit together.
+    """
+    if not judged:
+        raise ValueError("judged = {}: needs at least one client")
+    labels, predictions = (np.concatenate(arrays) for arrays in zip(*judged.values(), strict=True))
+    return OverClients(metric(labels, predictions), {client: metric(*pair) for client, pair in judged.items()})
 
 
 METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "spearman": spearman, "pearson": pearson}

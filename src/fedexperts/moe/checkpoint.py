@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..errors import InputError
-from . import conv, encoder  # noqa: F401  # they tell transformers of our own model types
+from . import conv, encoder, resnet  # noqa: F401  # they tell transformers of our own model types
 from .parts import NotMoEError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

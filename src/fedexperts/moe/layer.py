@@ -47,11 +47,16 @@ class MoELayer(nn.Module):
 
 def combine(x_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor, experts: Sequence[object]) -> Tensor:
     """Send every token to its picked experts and add the weighted results (8); experts without tokens do not run."""
+    y_TKF = outputs(x_TD, indices_TK, experts)
+    return (y_TKF * weights_TK.to(y_TKF.dtype).unsqueeze(-1)).sum(dim=1)
+
+
+def outputs(x_TD: Tensor, indices_TK: Tensor, experts: Sequence[object]) -> Tensor:
+    """What its picked experts put out for every token, y_TKF; experts without tokens do not run."""
     top_k = indices_TK.shape[-1]
     order_P = indices_TK.flatten().argsort(stable=True)  # P = T·K picks, grouped by expert
     sizes = torch.bincount(indices_TK.flatten(), minlength=len(experts)).tolist()
     chunks = torch.split(x_TD[order_P // top_k], sizes)
     run = [f(chunk) for f, chunk, n in zip(experts, chunks, sizes, strict=True) if n]  # type: ignore[operator]  # callables
     y_PF = torch.cat(run)
-    y_PF = y_PF[order_P.argsort()]  # back to token order
-    return (y_PF.view(*indices_TK.shape, -1) * weights_TK.to(y_PF.dtype).unsqueeze(-1)).sum(dim=1)
+    return y_PF[order_P.argsort()].view(*indices_TK.shape, -1)  # back to token order

@@ -1,0 +1,133 @@
+"""Gates: the mix of RollGate's labels, RanGate's draws against their prior, gradients of unit norm."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedexperts.errors import InputError
+from fedexperts.train.gating import normalise_gradients, random_picks, roll_loss, roll_targets
+
+
+def targets(n: int = 9000, own: int = 2, experts: int = 4, **options: float) -> Tensor:
+    return roll_targets(np.random.default_rng(0), n, own, experts, **options)
+
+
+def test_own_ids_are_an_exact_share_and_the_others_uniform():
+    counts = torch.bincount(targets(), minlength=4).tolist()
+    assert counts[2] == 6300
+    assert all(abs(counts[m] - 900) < 3 * (2700 * (1 / 3) * (2 / 3)) ** 0.5 for m in (0, 1, 3))
+
+
+def test_own_ids_are_spread_over_the_samples():
+    assert abs(int((targets()[:4500] == 2).sum()) - 3150) < 3 * (4500 * 0.7 * 0.3) ** 0.5
+
+
+def test_targets_depend_on_the_seed_and_share_alone():
+    assert torch.equal(targets(), targets())
+    assert not torch.equal(targets(), roll_targets(np.random.default_rng(1), 9000, 2, 4))
+    assert set(targets(share=1.0).tolist()) == {2}
+    assert 2 not in targets(share=0.0).tolist()
+    assert roll_targets(np.random.default_rng(0), 5, 0, 1, share=1.0).tolist() == [0] * 5
+
+
+def test_a_gate_learns_whose_samples_these_are():
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.cat([torch.randn(300, 3, generator=generator) + 4 * torch.eye(3)[m] for m in range(3)])
+    targets_T = torch.cat([roll_targets(np.random.default_rng(m), 300, m, 3) for m in range(3)])
+    gate_ED = torch.zeros(3, 3, requires_grad=True)
+    for _ in range(100):
+        gate_ED.grad = None
+        loss = roll_loss(x_TD @ gate_ED.T, targets_T)
+        loss.backward()
+        gate_ED.data -= 0.1 * gate_ED.grad
+    own_T = torch.arange(900) // 300
+    assert ((x_TD @ gate_ED.T).argmax(dim=1) == own_T).float().mean() > 0.9
+    assert 0.7 < loss.item() < 1.0  # the labels' own entropy is 0.82 nats
+
+
+def test_draws_follow_the_prior():
+    weights_TK, indices_TK = random_picks(0, 20_000, 4, prior_E=[1, 2, 0, 5])
+    share_E = torch.bincount(indices_TK[:, 0], minlength=4) / 20_000
+    assert torch.allclose(share_E, torch.tensor([1, 2, 0, 5]) / 8, atol=3 * (0.25 / 20_000) ** 0.5)
+    assert share_E[2] == 0
+    assert torch.equal(weights_TK, torch.ones(20_000, 1))
+    uniform_E = torch.bincount(random_picks(0, 20_000, 4)[1][:, 0]) / 20_000
+    assert torch.allclose(uniform_E, torch.full((4,), 0.25), atol=3 * (0.19 / 20_000) ** 0.5)
+
+
+def test_several_picks_are_different_and_drawn_one_after_another():
+    p_E = np.array([1, 2, 5]) / 8
+    weights_TK, indices_TK = random_picks(1, 20_000, 3, 2, p_E.tolist())
+    assert bool((indices_TK[:, 0] != indices_TK[:, 1]).all())
+    assert torch.equal(weights_TK, torch.full((20_000, 2), 0.5))
+    for a, b in permutations(range(3), 2):
+        found = float(((indices_TK[:, 0] == a) & (indices_TK[:, 1] == b)).float().mean())
+        assert found == pytest.approx(p_E[a] * p_E[b] / (1 - p_E[a]), abs=3 * (0.25 / 20_000) ** 0.5)
+
+
+def test_draws_repeat_with_the_seed():
+    assert torch.equal(random_picks(3, 50, 4)[1], random_picks(3, 50, 4)[1])
+    assert not torch.equal(random_picks(3, 50, 4)[1], random_picks(4, 50, 4)[1])
+
+
+def with_gradients(*values: list[float] | None) -> list[Tensor]:
+    leaves = []
+    for value in values:
+        leaf = torch.zeros(2, requires_grad=True)
+        leaf.grad = None if value is None else torch.tensor(value)
+        leaves.append(leaf)
+    return leaves
+
+
+def test_gradients_get_the_global_norm_1():
+    leaves = with_gradients([3.0, 0.0], None, [0.0, -4.0])
+    assert normalise_gradients(iter(leaves)) == pytest.approx(5)
+    assert torch.allclose(leaves[0].grad, torch.tensor([0.6, 0.0]))
+    assert torch.allclose(leaves[2].grad, torch.tensor([0.0, -0.8]))
+    assert leaves[1].grad is None
+
+
+def test_small_gradients_grow_unless_they_are_clipped():
+    leaves = with_gradients([3e-4, 4e-4])
+    assert normalise_gradients(leaves, clip=True) == pytest.approx(5e-4)
+    assert leaves[0].grad.tolist() == pytest.approx([3e-4, 4e-4])
+    normalise_gradients(leaves)
+    assert leaves[0].grad.tolist() == pytest.approx([0.6, 0.8])
+    large = with_gradients([30.0, 40.0])
+    normalise_gradients(large, clip=True)
+    assert large[0].grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_gradients_of_zero_and_none_stay():
+    leaves = with_gradients([0.0, 0.0])
+    assert normalise_gradients(leaves) == 0
+    assert leaves[0].grad.tolist() == [0, 0]
+    assert normalise_gradients(with_gradients(None)) == 0
+
+
+def test_a_gradient_that_is_not_finite_is_shown_and_left():
+    leaves = with_gradients([float("inf"), 1.0])
+    assert normalise_gradients(leaves) == float("inf")
+    assert leaves[0].grad[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: targets(own=4), "own = 4: must be an id in 0…3"),
+        (lambda: targets(share=1.2), "share = 1.2: must lie in 0…1"),
+        (lambda: targets(own=0, experts=1), "a single client has no others"),
+        (lambda: random_picks(0, 3, 2, prior_E=[1.0]), "must be 2 numbers"),
+        (lambda: random_picks(0, 3, 2, prior_E=[0.0, 0.0]), "not all 0"),
+        (lambda: random_picks(0, 3, 2, prior_E=[-1.0, 2.0]), "at least 0"),
+        (lambda: random_picks(0, 3, 3, 2, [1, 0, 0]), r"top_k = 2: must lie in 1…1"),
+    ],
+)
+def test_wrong_input_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

@@ -40,7 +40,7 @@ class Objective(Protocol):
         """Averaged over the batch (33); it may have no gradient where no token met a trained part."""
 
     def inputs(self, samples: Batch) -> Batch:
-        """What the gate sees of samples in a trial pass: images, or ``input_ids`` and, if there is padding, ``attention_mask``."""
+        """What the gate sees of samples in a trial pass: images, or ``input_ids`` and, with padding, ``attention_mask``."""
 
     def judge(self, view: View, samples: Samples) -> Judged:
         """How the model now in the view does, in evaluation mode and unmasked."""

@@ -25,7 +25,7 @@ from .layer import MoELayer
 
 GROUPS = 4
 """Of the stem's channels, normalised together."""
-GATE_GRID = 2
+GATE_GRID = 4
 """The gate sees the stem's means over a grid of so many rows and columns."""
 
 LAYOUT = torch.channels_last
@@ -84,7 +84,6 @@ class ConvMoEForImageClassification(PreTrainedModel):  # type: ignore[misc]
             nn.Conv2d(config.in_channels, config.channels, 3, padding=1),
             nn.MaxPool2d(2),  # before the rest, which then costs a quarter
             nn.GroupNorm(GROUPS, config.channels),
-            nn.ReLU(),
         )
         experts = [ConvExpert(config) for _ in range(config.num_experts)]
         self.moe = MoELayer(config.channels * GATE_GRID**2, experts, config.num_experts_per_tok)
@@ -97,22 +96,25 @@ class ConvMoEForImageClassification(PreTrainedModel):  # type: ignore[misc]
             module.reset_parameters()
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """The stem's output x_ND of images, see `normalised`."""
+        """The stem's output x_NSHW of images, see `normalised`."""
         x_NCHW = normalised(pixel_values).to(self.head.weight.dtype)
-        return self.stem(x_NCHW.contiguous(memory_format=LAYOUT)).flatten(1)  # type: ignore[no-any-return]
+        return self.stem(x_NCHW.contiguous(memory_format=LAYOUT))  # type: ignore[no-any-return]
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutputWithNoAttention:
         """Logits of images, and with ``labels`` the mean cross-entropy."""
-        x_ND = self.features(pixel_values)
-        y_NF = self.moe(x_ND, self._gate_input(x_ND))
+        x_NSHW = self.features(pixel_values)
+        y_NF = self.moe(F.relu(x_NSHW).flatten(1), self._gate_input(x_NSHW))
         logits = self.head(F.relu(y_NF))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
 
-    def _gate_input(self, x_ND: Tensor) -> Tensor:
-        """Means of the stem's output, x_NG: D weights an expert would make the gate as large as an expert."""
-        side = self.config.image_size // 2
-        return F.adaptive_avg_pool2d(x_ND.view(len(x_ND), -1, side, side), GATE_GRID).flatten(1)
+    def _gate_input(self, x_NSHW: Tensor) -> Tensor:
+        """Means of the stem's output, x_NG: D weights an expert would make the gate as large as an expert.
+
+        Taken before the ReLU, where they lie around zero: after it all images look alike to a new gate, which then sends
+        most of them to one expert.
+        """
+        return F.adaptive_avg_pool2d(x_NSHW, GATE_GRID).flatten(1)
 
 
 def normalised(pixel_values: Tensor) -> Tensor:

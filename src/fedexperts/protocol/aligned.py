@@ -85,6 +85,7 @@ class Aligned:
         self._lora: LoRA | None = start.lora
         self._max_rounds = start.max_rounds
         self.fitness_NM = np.full((len(self.clients), len(self.experts)), self._told.prior)
+        self.prior = self._told.prior  # what is expected of a pair that nobody tried: the mean of rewards so far
         self.usage_M = np.zeros(len(self.experts))
         self.untrained_M = np.zeros(len(self.experts), dtype=np.int64)  # rounds since an expert was trained last
         self.speeds: dict[str, list[tuple[float, float]]] = {}  # client -> (FLOPs, seconds) of its rounds
@@ -316,7 +317,9 @@ class Aligned:
             loss_NM[at], share_NM[at] = loss, share
         load_M = np.array([self.loads.get(part, 0.0) for part in self.experts])
         reward_NM = reward(loss_NM, share_NM, told.loss_weight)
-        self.fitness_NM = updated_fitness(self.fitness_NM, reward_NM, told.fitness_rate, told.drift, told.prior)
+        if self.rewards:
+            self.prior += told.fitness_rate * (float(np.nanmean(reward_NM)) - self.prior)
+        self.fitness_NM = updated_fitness(self.fitness_NM, reward_NM, told.fitness_rate, told.drift, self.prior)
         self.usage_M = updated_usage(self.usage_M, load_M, told.usage_decay)
         self.untrained_M = np.where(load_M > 0, 0, self.untrained_M + 1)
         self.loads, self.rewards = {}, {}

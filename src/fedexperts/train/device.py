@@ -125,6 +125,8 @@ class Device:
 
     def train(self, task: Task, rounds: int, round_s: float = 0.0) -> int:
         """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made."""
+        if task.appraisal:
+            self.appraisals |= self.appraise(filter(is_expert, task.parts), task)
         leaves = self._enter(task.parts, task.route)
         optimizer = self._optimizer(leaves)
         kept = self._frozen_layers(task, leaves, rounds)
@@ -142,19 +144,19 @@ class Device:
                     self.steps += 1
         self._leave(task, leaves, optimizer, rounds)
         self.round_s = round_s
-        if task.appraisal:
-            self.appraisals |= self.appraise(filter(is_expert, task.parts), task)
         return self.steps - first
 
     def appraise(self, experts: Iterable[str], task: Task) -> dict[str, tuple[float, float]]:
-        """Loss and share of experts on at most ``task.appraisal`` own samples, as `Update` has them.
+        """Loss and share of experts on at most ``task.appraisal`` own samples, as `Update` has them, before training.
+
+        Afterwards any expert would fit: a few steps on a device's own data tell more of the data than of the expert.
 
         The loss is that of the expert alone; the share counts what the gate would pick if it were free, layer by layer, along
         the path that samples take through the experts which the task allows: others need not be there.
         """
         chosen = np.random.default_rng([*self.key, 1]).permutation(self.samples)[: task.appraisal]
         samples = take(self.data, torch.from_numpy(np.sort(chosen)))
-        self.view.route(task.route)
+        self._enter(frozenset(), task.route)
         counts_LM, tokens = self.view.observe(
             _chunks(self.objective.inputs(samples), torch.arange(len(chosen)), self.view.device)
         )

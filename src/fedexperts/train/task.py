@@ -16,7 +16,7 @@ class Task:
         rounds: local rounds; None means as many as fit before the cluster's next contact.
         route: expert parts that the gate may pick (39); None leaves the gate unmasked.
         keeps: those of ``parts`` that stay on the device: they are its own and never uploaded.
-        appraisal: how many of its samples a device judges each trained expert on afterwards; 0: none.
+        appraisal: how many of its samples a device judges each expert on before it trains it; 0: none.
     """
 
     parts: frozenset[str]
@@ -37,7 +37,7 @@ class Update:
         samples: size of the device's data set.
         size_B: of the file that travels, see `codec`.
         round_s: how long a local round took on the device.
-        loss: of an expert that was appraised: what it reaches alone on the device's data, over the loss of a blind guess.
+        loss: of an expert that was appraised: that which it had alone on the device's data, over the loss of a blind guess.
         share: of an expert that was appraised: how often the gate, unmasked, would pick it for the device's data, in 0…1.
     """
 

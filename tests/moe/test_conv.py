@@ -38,7 +38,7 @@ def test_the_parts_are_backbone_gate_experts_and_head():
     view = View(model())
     assert set(view.parts) == {BACKBONE, GATE, HEAD, *map(expert, range(4))}
     assert all(name.startswith("stem.") for name in view.parts[BACKBONE])
-    assert {name: tuple(t.shape) for name, t in view.parts[GATE].items()} == {"moe.gate.weight": (4, 4 * 4)}
+    assert {name: tuple(t.shape) for name, t in view.parts[GATE].items()} == {"moe.gate.weight": (4, 4 * 16)}
     assert (view.experts, view.top_k, view.layers) == (4, 1, 1)
     assert set(view.parts[HEAD]) == {"head.weight", "head.bias"}
 
@@ -47,8 +47,8 @@ def test_the_forward_pass_is_stem_picked_expert_head():
     net, x = model().eval(), batch(5)["pixel_values"]
     with torch.no_grad():
         stem = net.stem(x.float() / 127.5 - 1)
-        gate = net.moe.gate(F.adaptive_avg_pool2d(stem, 2).flatten(1))
-        picked = [net.moe.experts[int(m)](one.reshape(1, -1)) for one, m in zip(stem, gate.argmax(dim=1), strict=True)]
+        gate = net.moe.gate(F.adaptive_avg_pool2d(stem, 4).flatten(1))
+        picked = [net.moe.experts[int(m)](one.relu().reshape(1, -1)) for one, m in zip(stem, gate.argmax(dim=1), strict=True)]
         wanted = net.head(torch.cat(picked).relu())
         assert torch.allclose(net(x).logits, wanted, atol=1e-6)
 

@@ -157,11 +157,13 @@ def test_no_expert_waits_for_ever(policy: str, tmp_path: Path) -> None:
 
 def test_fitness_follows_the_reward(tmp_path: Path) -> None:
     data = {"a": toy.samples(0, 4.0)}
-    protocol, _ = play(always_on(["a"], 2, 1.0), data, tmp_path, appraisal_samples=2)
-    # expert 0 → 2: loss ½·2² = 2 over a guess of 8 is 1/4; the free gate picks it always: r = ½·¾ + ½·1 = 0.875
-    # F = 0.7·0.5 + 0.3·0.875; the other expert drifts to the prior, where it is
-    assert protocol.fitness_NM.tolist() == [[pytest.approx(0.6125), 0.5]]
-    assert protocol.usage_M.tolist() == [pytest.approx(0.2), 0.0]
+    greedy = {"policy": "greedy", "ties": "first"}
+    protocol, _ = play(always_on(["a"], 3, 1.0), data, tmp_path, cycles=2, appraisal_samples=2, **greedy)
+    # round 0: expert 0 is 0, its loss is that of the guess, ½·4² = 8; the free gate picks it always: r = ½·0 + ½·1
+    # F = 0.7·0.5 + 0.3·0.5 = 0.5, which is also the mean of rewards. Round 1: expert 0 is 2, loss ½·2² = 2, a quarter of
+    # the guess: r = ½·¾ + ½ = 0.875, F = 0.7·0.5 + 0.3·0.875 = 0.6125, and so the mean; expert 1 drifts 5 % towards it
+    assert protocol.fitness_NM.tolist() == [[pytest.approx(0.6125), pytest.approx(0.505625)]]
+    assert protocol.usage_M.tolist() == [pytest.approx(0.36), 0.0]
     assert protocol.placement() == {"a": frozenset({"expert:0"})}
 
 

@@ -23,11 +23,10 @@ from ..assign.scores import (
     updated_usage,
 )
 from ..assign.transport import Bools, Ints
-from ..moe.lora import LoRA
-from ..moe.parts import GATE, Tensors, expert_index, in_order, is_expert
+from ..moe.parts import GATE, in_order, is_expert
 from ..train.task import Task, Update
-from .aggregate import Change, moved, picked
-from .link import Link, SignalLost, Start
+from .link import Link, Start
+from .rounds import Rounds, experts_of
 
 
 @dataclass(frozen=True)
@@ -73,81 +72,25 @@ class Alignment:
     appraisal_samples: int = 64
 
 
-class Aligned:
+class Aligned(Rounds):
     """The server's side: scores, the round's assignment, and aggregation over those who trained an expert."""
 
     def __init__(self, start: Start):
-        self.model = dict(start.model)
-        self.clients = start.clusters
+        told: Alignment = start.alignment
+        super().__init__(start, {name: client.samples for name, client in told.clients.items()})
+        self._told, self._shared = told, start.shared
         self.experts = tuple(in_order(filter(is_expert, start.model)))
-        self._told: Alignment = start.alignment
-        self._shared = start.shared
-        self._lora: LoRA | None = start.lora
-        self._max_rounds = start.max_rounds
-        self.fitness_NM = np.full((len(self.clients), len(self.experts)), self._told.prior)
-        self.prior = self._told.prior  # what is expected of a pair that nobody tried: the mean of rewards so far
+        self.fitness_NM = np.full((len(self.clients), len(self.experts)), told.prior)
+        self.prior = told.prior  # what is expected of a pair that nobody tried: the mean of rewards so far
         self.usage_M = np.zeros(len(self.experts))
         self.untrained_M = np.zeros(len(self.experts), dtype=np.int64)  # rounds since an expert was trained last
         self.speeds: dict[str, list[tuple[float, float]]] = {}  # client -> (FLOPs, seconds) of its rounds
         self.loads: dict[str, float] = {}  # expert -> samples or FLOPs that arrived since the last round's end
         self.rewards: dict[tuple[str, str], tuple[float, float]] = {}  # (client, expert) -> loss and share
-        self.round = -1
-        self.open = False
-        self.waiting: set[str] = set()  # clients of this round whose contact has not ended yet
-        self.assigned: dict[str, frozenset[str]] = {}
-        self.order: dict[str, tuple[int, frozenset[str]]] = {}  # client -> round and experts that it was last sent
-        self.since: dict[str, dict[str, Tensors]] = {}  # client -> part -> what the server last saw of its training
-        self.weights: dict[str, dict[str, float]] = {}  # client -> part -> its share among those assigned in that round
-        self.arrived: list[tuple[str, Update, Tensors]] = []  # of this round: client, update, what it is a change of
-
-    async def contact(self, link: Link) -> None:
-        """One client, Fig. 2: alignment in the round's first contact, download, local training, upload."""
-        if link.cycle > self.round:
-            self.end_round(link)
-            self.begin_round(link)
-        try:
-            await self.serve(link)
-        except SignalLost:
-            self.served(link)
-            raise
-        self.served(link)
-
-    async def serve(self, link: Link) -> None:
-        """A client's part in the round."""
-        self.accept(link, await link.collect(self.trained))  # what was trained out of contact
-        if mine := self.assigned.get(link.cluster):
-            await self.train(link, mine)
-        else:
-            await link.leave(None)
-
-    def served(self, link: Link) -> None:
-        """The round ends with the last of its clients, whether they delivered or were lost."""
-        self.waiting.discard(link.cluster)
-        if not self.waiting:
-            self.end_round(link)
-
-    async def train(self, link: Link, mine: frozenset[str]) -> None:
-        """Download, local training on the assigned experts, upload; the client goes on with them out of contact."""
-        order = self.task(mine)
-        sent = picked(self.model, order.parts - order.keeps)
-        self.order[link.cluster] = self.round, mine
-        self.since[link.cluster] = {piece.part: piece.tensors for piece in sent}
-        self.weights[link.cluster] = {part: self.share(link.cluster, part) for part in in_order(order.parts)}
-        await link.send(sent, order)
-        rounds = link.rounds_left(up=order.parts - order.keeps, task=order)
-        await link.train(replace(order, rounds=rounds if self._max_rounds is None else min(rounds, self._max_rounds)))
-        self.accept(link, await link.collect(self.trained))
-        await link.leave(order if link.gap_ahead else None)  # slots without a gap between them are rounds in step
-
-    async def flush(self, link: Link) -> None:
-        """After training: what was trained since the last contact."""
-        self.accept(link, await link.collect(self.trained))
-        self.end_round(link)
-        await link.leave(None)
 
     @property
-    def trained(self) -> frozenset[str]:
-        """Parts that anybody may upload."""
+    def uploads(self) -> frozenset[str]:
+        """Experts, and the shared parts that are averaged."""
         return frozenset(self.experts) | self.shared
 
     @property
@@ -160,22 +103,19 @@ class Aligned:
         own = frozenset({GATE}) if self._told.gate == "per-client" else frozenset()
         return Task(mine | self.shared | own, route=mine, keeps=own, appraisal=self._told.appraisal_samples)
 
-    def begin_round(self, link: Link) -> None:
-        """Assign experts to the clients that this round can expect."""
-        self.round, self.open = link.cycle, True
+    def begin(self, link: Link) -> dict[str, Task]:
+        """Fig. 2, step 2: assign experts to the clients that this round can expect."""
         capacity_N, sat_out = self.capacities(link)
         table_NM = self.assign(capacity_N)
-        self.assigned = {
+        assigned = {
             client: frozenset(part for part, chosen in zip(self.experts, row, strict=True) if chosen)
             for client, row in zip(self.clients, table_NM, strict=True)
             if row.any()
         }
-        sat_out |= {
-            c: "no expert to spare" for c, k in zip(self.clients, capacity_N, strict=True) if k and c not in self.assigned
-        }
-        self.waiting = {client for client in link.expected if client in self.assigned}
-        numbers = {client: [self.experts.index(part) for part in in_order(parts)] for client, parts in self.assigned.items()}
+        sat_out |= {c: "no expert to spare" for c, k in zip(self.clients, capacity_N, strict=True) if k and c not in assigned}
+        numbers = {client: [self.experts.index(part) for part in in_order(parts)] for client, parts in assigned.items()}
         link.log("align", cycle=self.round, assigned=numbers, sat_out=sat_out)
+        return {client: self.task(mine) for client, mine in assigned.items()}
 
     def capacities(self, link: Link) -> tuple[Ints, dict[str, str]]:
         """K_i of those who take part in this round, 0 for the others, and why these sit out."""
@@ -246,45 +186,12 @@ class Aligned:
                 least_M[np.lexsort((self.untrained_M, -least_M))[0]] -= 1
         return least_M, np.maximum(most_M, least_M)
 
-    def share(self, client: str, part: str) -> float:
-        """n_i over the samples of all who are assigned the part in this round."""
-        holders = [c for c, parts in self.assigned.items() if part in parts or not is_expert(part)]
-        return self._told.clients[client].samples / sum(self._told.clients[c].samples for c in holders)
-
-    def accept(self, link: Link, updates: list[Update]) -> None:
-        """What arrives in the client's own contact waits for the others; what comes later moves the model at once."""
-        client = link.cluster
-        for update in updates:
-            part = update.piece.part
-            since, self.since[client][part] = self.since[client][part], update.piece.tensors
-            began, held = self.order[client]
-            self.note(client, update, len(held))
-            if began == self.round and client in self.waiting:
-                self.arrived.append((client, update, since))
-                continue
-            self.model[part], facts = moved(self.model, self.late(client, update, since), self._lora, 1.0)
-            link.log("aggregate", part=part, behind=self.round - began, digest=self.model[part].digest, **facts)
-
-    def late(self, client: str, update: Update, since: Tensors) -> list[Change]:
-        """An update that missed its round, with the share that it would have had in it."""
-        part, share = update.piece.part, self.weights[client]
-        if part != GATE:
-            return [Change(part, share[part], update.piece.tensors, since)]
-        held = in_order(self.order[client][1])
-        return [Change(part, share[m], update.piece.tensors, since, (expert_index(m)[1],)) for m in held]
-
-    def change(self, client: str, update: Update, since: Tensors) -> Change:
-        """An update of this round; of the gate, the rows of what the client holds."""
-        rows = None
-        if update.piece.part == GATE:
-            rows = tuple(expert_index(part)[1] for part in in_order(self.order[client][1]))
-        return Change(update.piece.part, float(update.samples), update.piece.tensors, since, rows)
-
-    def note(self, client: str, update: Update, held: int) -> None:
+    def note(self, client: str, update: Update) -> None:
         """What the scores and the estimates of speed need of an update."""
         part = update.piece.part
         if not is_expert(part):
             return
+        held = len(experts_of(self.orders[client][1]))
         flops = self._told.need.base_flops + held * self._told.need.expert_flops
         effort = float(update.samples) if self._told.usage == "samples" else update.rounds * flops / held
         self.loads[part] = self.loads.get(part, 0.0) + effort
@@ -293,21 +200,7 @@ class Aligned:
         if update.round_s > 0:
             self.speeds[client] = [*self.speeds.get(client, ())[-8:], (flops, update.round_s)]
 
-    def end_round(self, link: Link) -> None:
-        """Aggregation: Σ n·Δ / Σ n over those who trained a part; the rest stays. Then the scores."""
-        if not self.open:
-            return
-        self.open = False
-        place = {client: i for i, client in enumerate(self.clients)}
-        arrived = sorted(self.arrived, key=lambda entry: place[entry[0]])  # sums in one order, whoever came first
-        self.arrived = []
-        for part in in_order({update.piece.part for _, update, _ in arrived}):
-            changes = [self.change(*entry) for entry in arrived if entry[1].piece.part == part]
-            self.model[part], facts = moved(self.model, changes, self._lora)
-            link.log("aggregate", part=part, clients=len(changes), digest=self.model[part].digest, **facts)
-        self.score(link)
-
-    def score(self, link: Link) -> None:
+    def after(self, link: Link) -> None:
         """Fitness and usage after a round, from all that arrived since the last."""
         told = self._told
         loss_NM = np.full(self.fitness_NM.shape, np.nan)

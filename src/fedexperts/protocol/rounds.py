@@ -1,0 +1,156 @@
+"""Rounds of clients that train in step: who takes part is decided in a round's first contact, and what they did is averaged
+when the last of them has been served.
+
+A client is a link of its own, and a round is an orbital cycle; with an always-on plan, a slot. What a client trains out of
+contact arrives later and moves the model at once, by the share that it would have had in its round. Every update is taken as a
+change of what the server last saw of that client, so that nothing counts twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..moe.lora import LoRA
+from ..moe.parts import GATE, Piece, Tensors, expert_index, in_order, is_expert
+from ..train.task import Task, Update
+from .aggregate import Change, moved, picked
+from .link import Link, SignalLost, Start
+
+
+class Rounds:
+    """The state that protocols in rounds share. They say what a round is to do (`begin`), and what follows it (`after`)."""
+
+    def __init__(self, start: Start, samples: dict[str, int]):
+        self.model = dict(start.model)
+        self.clients = start.clusters
+        self._samples = samples
+        self._lora: LoRA | None = start.lora
+        self._max_rounds = start.max_rounds
+        self.round = -1
+        self.open = False
+        self.tasks: dict[str, Task] = {}  # of this round's clients
+        self.waiting: set[str] = set()  # those of them whose contact has not ended yet
+        self.orders: dict[str, tuple[int, Task]] = {}  # client -> round and task of what it was last sent
+        self.since: dict[str, dict[str, Tensors]] = {}  # client -> part -> what the server last saw of its training
+        self.shares: dict[str, dict[str, float]] = {}  # client -> part -> its share among those of its round
+        self.arrived: list[tuple[str, Update, Tensors]] = []  # of this round: client, update, what it is a change of
+
+    def begin(self, link: Link) -> dict[str, Task]:
+        """What each client that takes part in round ``self.round`` is to train."""
+        raise NotImplementedError
+
+    def pieces(self, client: str, task: Task) -> list[Piece]:
+        """What a client must have before its task."""
+        return picked(self.model, task.parts - task.keeps)
+
+    def note(self, client: str, update: Update) -> None:
+        """Called with every update that arrives."""
+
+    def after(self, link: Link) -> None:
+        """Called at the end of every round, when the model has moved."""
+
+    @property
+    def uploads(self) -> frozenset[str]:
+        """Parts that clients may deliver: all but those that stay with them."""
+        return frozenset(self.model)
+
+    async def contact(self, link: Link) -> None:
+        """One client: in the round's first contact all tasks are given; then download, local training, upload."""
+        if link.cycle > self.round:
+            self.end_round(link)
+            self.round, self.open = link.cycle, True
+            self.tasks = self.begin(link)
+            self.waiting = {client for client in link.expected if client in self.tasks}
+        try:
+            await self.serve(link)
+        except SignalLost:
+            self.served(link)
+            raise
+        self.served(link)
+
+    async def serve(self, link: Link) -> None:
+        """A client's part in the round; it goes on with its task when it leaves contact."""
+        self.accept(link, await link.collect(self.uploads))  # what was trained out of contact
+        task = self.tasks.get(link.cluster)
+        if task is None:
+            await link.leave(None)
+            return
+        client = link.cluster
+        pieces = self.pieces(client, task)
+        self.orders[client] = self.round, task
+        self.since[client] = {piece.part: piece.tensors for piece in pieces}
+        self.shares[client] = {part: self.share(client, part) for part in in_order(task.parts)}
+        await link.send(pieces, task)
+        rounds = link.rounds_left(up=task.parts - task.keeps, task=task)
+        await link.train(replace(task, rounds=rounds if self._max_rounds is None else min(rounds, self._max_rounds)))
+        self.accept(link, await link.collect(self.uploads))
+        await link.leave(task if link.gap_ahead else None)  # slots without a gap between them are rounds in step
+
+    def served(self, link: Link) -> None:
+        """The round ends with the last of its clients, whether they delivered or were lost."""
+        self.waiting.discard(link.cluster)
+        if not self.waiting:
+            self.end_round(link)
+
+    async def flush(self, link: Link) -> None:
+        """After training: what was trained since the last contact."""
+        self.accept(link, await link.collect(self.uploads))
+        self.end_round(link)
+        await link.leave(None)
+
+    def share(self, client: str, part: str) -> float:
+        """n_i over the samples of all who train the part in this round."""
+        holders = [c for c, task in self.tasks.items() if part in task.parts]
+        return self._samples[client] / sum(self._samples[c] for c in holders)
+
+    def accept(self, link: Link, updates: Sequence[Update]) -> None:
+        """What arrives in the client's own contact waits for the others; what comes later moves the model at once."""
+        client = link.cluster
+        for update in updates:
+            part = update.piece.part
+            since, self.since[client][part] = self.since[client][part], update.piece.tensors
+            began, _ = self.orders[client]
+            self.note(client, update)
+            if began == self.round and client in self.waiting:
+                self.arrived.append((client, update, since))
+                continue
+            self.model[part], facts = moved(self.model, self.late(client, update, since), self._lora, 1.0)
+            link.log("aggregate", part=part, behind=self.round - began, digest=self.model[part].digest, **facts)
+
+    def late(self, client: str, update: Update, since: Tensors) -> list[Change]:
+        """An update that missed its round, with the share that it would have had in it."""
+        part, share = update.piece.part, self.shares[client]
+        if (held := self.rows(client, part)) is None:
+            return [Change(part, share[part], update.piece.tensors, since)]
+        return [Change(part, share[m], update.piece.tensors, since, (expert_index(m)[1],)) for m in held]
+
+    def change(self, client: str, update: Update, since: Tensors) -> Change:
+        """An update of this round."""
+        held = self.rows(client, update.piece.part)
+        rows = None if held is None else tuple(expert_index(m)[1] for m in held)
+        return Change(update.piece.part, float(update.samples), update.piece.tensors, since, rows)
+
+    def rows(self, client: str, part: str) -> list[str] | None:
+        """The experts whose rows of the gate a client has trained: those that its gate might pick; None for whole parts."""
+        route = self.orders[client][1].route
+        return None if part != GATE or route is None else in_order(route)
+
+    def end_round(self, link: Link) -> None:
+        """Aggregation: Σ n·Δ / Σ n over those who trained a part; the rest stays."""
+        if not self.open:
+            return
+        self.open = False
+        place = {client: i for i, client in enumerate(self.clients)}
+        arrived = sorted(self.arrived, key=lambda entry: place[entry[0]])  # sums in one order, whoever came first
+        self.arrived = []
+        for part in in_order({update.piece.part for _, update, _ in arrived}):
+            changes = [self.change(*entry) for entry in arrived if entry[1].piece.part == part]
+            self.model[part], facts = moved(self.model, changes, self._lora)
+            link.log("aggregate", part=part, clients=len(changes), digest=self.model[part].digest, **facts)
+        self.after(link)
+
+
+def experts_of(task: Task) -> list[str]:
+    """The experts that a task trains."""
+    return in_order(filter(is_expert, task.parts))

@@ -21,7 +21,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-BY_CLIENT = frozenset({"aligned"})
+BY_CLIENT = frozenset({"aligned", "networked"})
 """Protocols that treat clients one by one."""
 
 
@@ -273,6 +273,38 @@ class Alignment(Table):
         return self
 
 
+class Networked(Table):
+    """``[networked]``: the stages of ``protocol = "networked"``, each so many cycles; together they are ``train.cycles``.
+
+    ``gate_top_k`` is how many experts a sample meets while a federated gate is trained; inference takes the model's own number.
+    ``share`` is RollGate's p, ``prior`` RanGate's distribution over clients (uniform if not given), ``norm`` and ``sigma`` clip
+    FedSC's representations and set the noise on shared correlation matrices, in sensitivities; ``delta`` is that of its (ε, δ).
+    ``control`` trains classifiers without a network instead: each client its own, or one for all by FedAvg.
+    """
+
+    extractor: Literal["fedce", "fedsc"] = "fedce"
+    extractor_cycles: Annotated[int, Field(ge=0)] = 10
+    expert_cycles: Annotated[int, Field(ge=0)] = 5
+    gate: Literal["random", "rolling", "federated"] = "federated"
+    gate_cycles: Annotated[int, Field(ge=0)] = 5
+    gate_top_k: Annotated[int, Field(ge=1)] = 1
+    gate_participation: Annotated[float, Field(gt=0, le=1)] = 0.7
+    gate_patience: Annotated[int, Field(ge=1)] = 2
+    balance: NonNegative = 0.01
+    share: Fraction = 0.7
+    prior: Annotated[tuple[NonNegative, ...], Field(strict=False)] | None = None
+    expert_cache: bool = False
+    norm: Positive = 1.0
+    sigma: NonNegative = 0.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    control: Literal["local", "fedavg"] | None = None
+
+    @property
+    def cycles(self) -> int:
+        """Of all stages."""
+        return self.extractor_cycles + self.expert_cycles + self.gate_cycles
+
+
 class Evaluation(Table):
     """``[evaluation]``: when to test the global model, and the accuracy to reach.
 
@@ -463,10 +495,11 @@ class Scenario(Tasks):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced", "aligned"] = "ems-fl"
+    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced", "aligned", "networked"] = "ems-fl"
     train: Train
     assignment: Assignment = Assignment()
     alignment: Alignment = Alignment()
+    networked: Networked = Networked()
     evaluation: Evaluation = Evaluation()
     faults: Faults = Faults()
     device: dict[Name, Device] = {}
@@ -490,6 +523,18 @@ class Scenario(Tasks):
                     f"cluster[{i}]: a mix of device classes, from_cycle and until_cycle are for protocols that treat clients "
                     f"one by one ({', '.join(sorted(BY_CLIENT))}); protocol = {self.protocol!r} does not"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _stages(self) -> Scenario:
+        table = self.networked
+        if self.protocol == "networked" and table.control is None and table.cycles != self.train.cycles:
+            raise ValueError(
+                f"train.cycles = {self.train.cycles}: must be the stages' {table.extractor_cycles} + {table.expert_cycles} + "
+                f"{table.gate_cycles} = {table.cycles} (networked.extractor_cycles, expert_cycles, gate_cycles)"
+            )
+        if self.protocol == "networked" and self.task.kind != "image":
+            raise ValueError(f'task.kind = {self.task.kind!r}: protocol = "networked" is for images; use kind = "image"')
         return self
 
     @model_validator(mode="after")

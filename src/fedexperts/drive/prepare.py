@@ -27,9 +27,11 @@ from ..moe.view import View
 from ..scenario import Cluster, Model, Network, Scenario, Task, Tasks, Warmup
 from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
+from ..train.network import Peers
 from ..train.warmup import WarmUp, warm_up
 from .classes import DeviceClass, device_class
 from .clients import client_plan, clients
+from .network import connect
 from .orbit import network_plan
 from .samples import Datasets, datasets
 from .split import Counts
@@ -39,7 +41,8 @@ from .split import Counts
 class Prepared:
     """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet.
 
-    What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one.
+    What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one. The clients of a
+    Networked MoE are also judged on ``even_tests``, even shares of all test data, whatever they were trained on.
     """
 
     scenario: Scenario
@@ -51,6 +54,8 @@ class Prepared:
     data: Datasets
     kinds: dict[str, DeviceClass]
     objectives: dict[str, Objective]
+    peers: Peers
+    even_tests: dict[str, Samples]
 
     @property
     def lora(self) -> LoRA | None:
@@ -136,7 +141,12 @@ def prepare(scenario: Scenario) -> Prepared:
         tests = {client.name: test for client, test in zip(group, own, strict=True)}
     else:
         kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}
-    prepared = Prepared(scenario, plan, view, model, devices, tests, data, kinds, objectives)
+    peers, even = Peers(), {}
+    if scenario.protocol == "networked":
+        peers = connect(scenario, view, devices)
+        pools = [deal_test(_test(data.splits[c.name]), shares[c.name], "iid", scenario.seed, c.name) for c in scenario.cluster]
+        even = dict(zip(devices, [test for pool in pools for test in pool], strict=True))
+    prepared = Prepared(scenario, plan, view, model, devices, tests, data, kinds, objectives, peers, even)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared

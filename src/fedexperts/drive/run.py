@@ -31,6 +31,7 @@ from ..moe.parts import GATE, Piece, Tensors, in_order
 from ..protocol.aligned import Aligned
 from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
 from ..protocol.link import ServerProtocol, Start
+from ..protocol.networked import Networked
 from ..protocol.sync import Sync
 from ..scenario import Scenario
 from ..train.device import Device
@@ -41,6 +42,7 @@ from .clients import personal
 from .export import ADAPTERS, save_adapters
 from .faults import Faults
 from .finished import FOLDER
+from .networked import network_facts, privacy_facts, stages
 from .prepare import Prepared, prepare
 from .samples import reads_text
 from .simulate import Pace, Simulator
@@ -51,6 +53,7 @@ PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
     "ems-fl": EmsFl,
     "ems-fl-enhanced": EnhancedEmsFl,
     "aligned": Aligned,
+    "networked": Networked,
 }
 CHECKPOINT_EVERY_S = 2.0
 """Wall-clock seconds between checkpoints at least; results do not depend on it."""
@@ -209,6 +212,8 @@ class _Run:
         )
         if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
             self.ledger.write("baselines", 0, clusters=baselines(self.scenario, prepared.data))
+        if self.scenario.protocol == "networked" and self.scenario.networked.extractor == "fedsc":
+            self.ledger.write("privacy", 0, **privacy_facts(self.scenario))
         if self.scenario.by_client:
             return {}
         counts = prepared.trial()
@@ -244,6 +249,7 @@ class _Run:
             lora=self.prepared.lora,
             max_rounds=scenario.train.max_rounds,
             alignment=alignment(self.prepared) if scenario.protocol == "aligned" else None,
+            stages=stages(self.prepared) if scenario.protocol == "networked" else None,
         )
 
     def _evaluate(self, model: dict[str, Piece], cycle: int) -> dict[str, Any]:
@@ -252,7 +258,10 @@ class _Run:
         began_s = time.monotonic()
         self._install(model)
         prepared = self.prepared
-        facts = evaluate(prepared.view, prepared.objectives, prepared.tests)
+        if isinstance(self.protocol, Networked):
+            facts = network_facts(prepared)
+        else:
+            facts = evaluate(prepared.view, prepared.objectives, prepared.tests)
         if isinstance(self.protocol, Aligned):
             facts |= personal(prepared.view, prepared.objectives, prepared.tests, self.protocol.placement(), self._gates())
         now_s = time.monotonic()
@@ -299,8 +308,12 @@ class _Run:
         self._write("model")
 
     def _install(self, model: dict[str, Piece]) -> None:
+        view = self.prepared.view
         for part, piece in model.items():
-            self.prepared.view.install(part, piece.tensors)
+            if part in view.parts:
+                view.install(part, piece.tensors)
+        for part, tensors in self.prepared.peers.experts().items():
+            view.install(part, tensors)
 
     def _write(self, name: str) -> None:
         """The model now in the view, and its tokenizer if there is one, as a checkpoint folder."""

@@ -128,7 +128,7 @@ class Simulator:
         self.training_over = False
         self.totals = {"steps": 0, "uplink_B": first_uplink_B, "downlink_B": 0}
         self.cycle_uplink_B = 0
-        self.flops: dict[tuple[int, frozenset[str], bool, int], int] = {}
+        self.flops: dict[tuple[int, frozenset[str], bool, str, int], int] = {}
         self.trial_B = trial_B
         self.open = 0
 
@@ -254,13 +254,18 @@ class Simulator:
         if rounds <= 0 or not task.parts:
             return
         cluster, steps, round_s = self.clusters[name], 0, self.round_s(name, task)
+        peer_B = -sum(device.peer_B for device in cluster.devices)
         for device in cluster.devices:
             flops_per_step = self._flops_per_step(device, task)
             made = device.train(task, rounds, round_s)
             cluster.meter.flops += flops_per_step * made
             steps += made
         self.totals["steps"] += steps
-        self.ledger.write("train", t_s, cluster=name, phase=phase, parts=in_order(task.parts), rounds=rounds, steps=steps)
+        facts = {"cluster": name, "phase": phase, "parts": in_order(task.parts), "rounds": rounds, "steps": steps}
+        if peer_B := peer_B + sum(device.peer_B for device in cluster.devices):
+            facts["peer_B"] = peer_B
+            self.totals["peer_B"] = self.totals.get("peer_B", 0) + peer_B
+        self.ledger.write("train", t_s, **facts)
 
     def round_s(self, name: str, task: Task) -> float:
         """Seconds of a local round; of devices that differ in speed, those of the slowest."""
@@ -274,7 +279,7 @@ class Simulator:
         """Measured once for each kind of task: how many experts, which shared parts, masked or not, what batch."""
         shared = frozenset(part for part in task.parts if not is_expert(part))
         batch = min(device.local.batch_size or device.samples, device.samples)
-        kind = (len(task.parts) - len(shared), shared, task.route is not None, batch)
+        kind = (len(task.parts) - len(shared), shared, task.route is not None, task.goal, batch)
         if kind not in self.flops:
             self.flops[kind] = device.flops_per_step(task)
         return self.flops[kind]

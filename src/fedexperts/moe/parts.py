@@ -20,6 +20,8 @@ from ..errors import InputError
 BACKBONE = "backbone"
 GATE = "gate"
 HEAD = "head"
+CORRELATION = "correlation"
+"""Not of the model: the correlation matrices that travel beside it in FedSC."""
 EXPERT = "expert:"
 
 Tensors = Mapping[str, Tensor]
@@ -103,6 +105,6 @@ def in_order(parts: Iterable[str]) -> list[str]:
         if is_expert(part):
             layer, m = expert_index(part)
             return 0, -1 if layer is None else layer, m
-        return (GATE, HEAD, BACKBONE).index(part) + 1, 0, 0
+        return (GATE, HEAD, BACKBONE, CORRELATION).index(part) + 1, 0, 0
 
     return sorted(parts, key=key)

@@ -101,6 +101,7 @@ class Start:
         lora: how experts are adapted; None where their full parameters are trained.
         max_rounds: local rounds that a device makes at most, in contact or out of it.
         alignment: what ``protocol = "aligned"`` is told, see `aligned.Alignment`.
+        stages: what ``protocol = "networked"`` is told, see `networked.Stages`.
     """
 
     model: Mapping[str, Piece]
@@ -115,3 +116,4 @@ class Start:
     lora: LoRA | None = None
     max_rounds: int | None = None
     alignment: Any = None
+    stages: Any = None

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..moe.lora import LoRA
-from ..moe.parts import GATE, Piece, Tensors, expert_index, in_order, is_expert
+from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..train.task import Task, Update
 from .aggregate import Change, moved, picked
 from .link import Link, SignalLost, Start
@@ -43,6 +43,10 @@ class Rounds:
     def pieces(self, client: str, task: Task) -> list[Piece]:
         """What a client must have before its task."""
         return picked(self.model, task.parts - task.keeps)
+
+    def takes(self, update: Update) -> bool:
+        """Whether an update still counts."""
+        return True
 
     def note(self, client: str, update: Update) -> None:
         """Called with every update that arrives."""
@@ -112,6 +116,11 @@ class Rounds:
             since, self.since[client][part] = self.since[client][part], update.piece.tensors
             began, _ = self.orders[client]
             self.note(client, update)
+            if part == CORRELATION:
+                continue  # of each client its own, and no part of the model
+            if not self.takes(update):
+                link.log("refuse", part=part, behind=self.round - began)
+                continue
             if began == self.round and client in self.waiting:
                 self.arrived.append((client, update, since))
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,11 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
 from ..moe.lora import combined, projections
-from ..moe.parts import Piece, Tensors, expert_index, in_order, is_expert
+from ..moe.parts import BACKBONE, CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
+from ..moe.resnet import all_latents
 from ..moe.view import Batch, View
 from .batches import epoch_batches
 from .codec import Codec, decode, encode, payload_B
 from .frozen import FrozenLayers, Kept, compute, kept_B
+from .gating import normalise_gradients
+from .network import NetworkClient, Peers, contrast_loss, gate_loss, own_ids, roll, shared_correlation, traffic_B
 from .task import Task, Update
 
 
@@ -59,6 +62,7 @@ class Device:
         model: the parts it starts with (version 0, loaded from the checkpoint that everybody has).
         objective: what the device trains for.
         codec: what uploads look like on the link.
+        network: what it knows of a Networked MoE, if it is a client of one.
     """
 
     def __init__(
@@ -71,9 +75,11 @@ class Device:
         seed: int,
         objective: Objective,
         codec: Codec = "exact",
+        network: NetworkClient | None = None,
     ):
         self.name, self.view, self.data, self.local, self.objective = name, view, data, local, objective
         self.codec = codec
+        self.network, self.peers = network, Peers()
         self.samples = len(data["labels"])
         self.key = (seed, zlib.crc32(name.encode()))
         self.held = dict(model)
@@ -87,11 +93,16 @@ class Device:
         self.steps = 0
         self.round_s = 0.0
         self.appraisals: dict[str, tuple[float, float]] = {}  # expert -> loss and share, see `Update`
-        self.flops: dict[tuple[frozenset[str], frozenset[str] | None, int], int] = {}  # see `flops_per_step`
+        self.held_loss: float | None = None
+        self.peer_B = 0  # sent to and from other clients
+        self.fetched: set[str] = set()  # experts of other clients that are kept
+        self.flops: dict[tuple[frozenset[str], frozenset[str] | None, str, int], int] = {}  # see `flops_per_step`
         self.sizes_B: dict[str, int] = {}  # see `upload_B`
         self.batch_size = min(local.batch_size or self.samples, self.samples)
         self._lengths_N = lengths(data) if local.bucketing else None
         self._kept: Kept | None = None  # see `frozen`, a cache
+        self._source = data  # what batches are taken from: the data, or what the frozen extractor makes of them
+        self._latents: tuple[Piece, Tensor] | None = None  # a cache
         self._epoch: tuple[int, Tensor] | None = None  # number and batches, a cache
 
     def receive(self, pieces: Collection[Piece]) -> None:
@@ -121,25 +132,28 @@ class Device:
 
     def holds(self, piece: Piece) -> bool:
         """Whether the device has exactly this version, untouched."""
-        return piece.part not in self.trained and self.held[piece.part].version == piece.version
+        held = self.held.get(piece.part)
+        return piece.part not in self.trained and held is not None and held.version == piece.version
 
     def train(self, task: Task, rounds: int, round_s: float = 0.0) -> int:
         """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made."""
         if task.appraisal:
             self.appraisals |= self.appraise(filter(is_expert, task.parts), task)
-        leaves = self._enter(task.parts, task.route)
+        leaves = self._enter(task.parts, task.route, task)
         optimizer = self._optimizer(leaves)
         kept = self._frozen_layers(task, leaves, rounds)
         first = self.steps
-        with torch.random.fork_rng(devices=[]):  # dropout and gate noise repeat after a resume
+        with torch.random.fork_rng(devices=[]), self._among_peers(task):  # dropout and gate noise repeat after a resume
             for _ in range(rounds):
                 self._seed_round()
                 for _ in range(self.local.local_steps):
                     chosen_B = self._chosen(self.steps)
                     optimizer.zero_grad(set_to_none=True)
                     with kept.used(chosen_B, self.view.device) if kept else nullcontext():
-                        learnt = self._backward(self._batch(chosen_B))
+                        learnt = self._backward(self._batch(chosen_B), task.goal)
                     if learnt:
+                        if task.unit_gradient:
+                            normalise_gradients(leaf for _, _, leaf in leaves)
                         optimizer.step()
                     self.steps += 1
         self._leave(task, leaves, optimizer, rounds)
@@ -179,13 +193,13 @@ class Device:
         as its products; not element-wise work, softmax, sorting, the optimiser. Every token has K picks, so batches differ
         only by how many tokens meet a trained expert. Nothing else changes: not the parts, the optimiser, or the random state.
         """
-        key = (task.parts, task.route, self.batch_size)
+        key = (task.parts, task.route, task.goal, self.batch_size)
         if key not in self.flops:
-            leaves = self._enter(task.parts, task.route)
+            leaves = self._enter(task.parts, task.route, task)
             math = sdpa_kernel(SDPBackend.MATH)  # torch 2.13 counts nothing for its fused attention on CPU
             with torch.random.fork_rng(devices=[]), math, FlopCounterMode(display=False) as counter:
                 self._seed_round()
-                self._backward(self._batch(self._chosen(self.steps)))
+                self._backward(self._batch(self._chosen(self.steps)), task.goal)
             for _, _, leaf in leaves:
                 leaf.grad = None
             self.flops[key] = self._mean_over_epoch(counter.get_total_flops())
@@ -193,7 +207,7 @@ class Device:
 
     def activations_B(self, task: Task) -> int:
         """Bytes that autograd saves in one step of the task, on the device's next batch; parameters are not counted."""
-        leaves = self._enter(task.parts, task.route)
+        leaves = self._enter(task.parts, task.route, task)
         own = {leaf.untyped_storage().data_ptr() for tensors in self.view.parts.values() for leaf in tensors.values()}
         saved: dict[int, int] = {}
 
@@ -205,7 +219,7 @@ class Device:
 
         with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             self._seed_round()
-            loss = self.objective.loss(self.view, self._batch(self._chosen(self.steps)))
+            loss = self._loss(self._batch(self._chosen(self.steps)), task.goal)
         del loss
         for _, _, leaf in leaves:
             leaf.grad = None
@@ -241,7 +255,8 @@ class Device:
             arrived = self.view.merged(part, piece.tensors, arrived)
         loss, share = self.appraisals.get(part, (None, None))
         arrives = Piece(part, piece.version, arrived)
-        return Update(self.name, arrives, self.pending[part], self.samples, len(payload), self.round_s, loss, share)
+        size_B, held_loss = len(payload), self.held_loss if part == GATE else None
+        return Update(self.name, arrives, self.pending[part], self.samples, size_B, self.round_s, loss, share, held_loss)
 
     def _feeds_back(self, trained: Tensors) -> bool:
         """Error feedback: not for factors that the server factors again, where a residual of the old ones means nothing."""
@@ -251,7 +266,8 @@ class Device:
     def upload_B(self, part: str) -> int:
         """Bytes of an upload of the part."""
         if part not in self.sizes_B:
-            self.sizes_B[part] = payload_B(self.view.leaves[part], self.codec)
+            tensors = self.view.leaves[part] if part in self.view.leaves else self.held[part].tensors
+            self.sizes_B[part] = payload_B(tensors, self.codec)
         return self.sizes_B[part]
 
     def delivered(self, update: Update) -> None:
@@ -296,6 +312,9 @@ class Device:
             "steps": self.steps,
             "round_s": self.round_s,
             "appraisals": self.appraisals,
+            "held_loss": self.held_loss,
+            "peer_B": self.peer_B,
+            "fetched": self.fetched,
             "flops": self.flops,
         }
 
@@ -303,15 +322,61 @@ class Device:
         """Inverse of `state`."""
         vars(self).update(state)
 
-    def _enter(self, parts: Collection[str], route: Collection[str] | None) -> list[tuple[str, str, Tensor]]:
+    def _enter(
+        self, parts: Collection[str], route: Collection[str] | None, task: Task | None = None
+    ) -> list[tuple[str, str, Tensor]]:
         for part, piece in self.held.items():
-            self.view.install(part, piece.tensors, self.trained.get(part))
+            if part in self.view.parts:
+                self.view.install(part, piece.tensors, self.trained.get(part))
+        if task is not None and task.peers:
+            for part in self.peers.owners:
+                self.view.install(part, *self.peers.expert(part))
         self.view.route(route)
+        self._source = self._sources(task)
         self.view.model.train()
-        return self.view.freeze(but=parts)
+        return self.view.freeze(but=[part for part in parts if part in self.view.parts])
 
-    def _backward(self, batch: Batch) -> bool:
+    def _sources(self, task: Task | None) -> Batch:
+        """What the task's batches are taken from: latents, where a Networked MoE's extractor stays as it is."""
+        model: Any = self.view.model
+        if self.network is None or task is None or BACKBONE in task.parts:
+            return self.data
+        piece = self.held[BACKBONE]
+        if BACKBONE in self.trained:
+            piece = Piece(BACKBONE, piece.version, self.trained[BACKBONE])
+        if self._latents is None or self._latents[0].tensors is not piece.tensors:
+            self.view.model.eval()
+            self._latents = piece, all_latents(model, self.data["pixel_values"])
+        source = {"latents": self._latents[1], "labels": self.data["labels"]}
+        return source | own_ids(self.samples, self.network, self.view.experts, self.key) if task.goal == "own-id" else source
+
+    @contextmanager
+    def _among_peers(self, task: Task) -> Iterator[None]:
+        """While a gate learns which client to ask: how many experts a sample meets, and the bytes that this costs."""
+        if self.network is None or not task.peers:
+            yield
+            return
+        router = self.view.sites[0].router
+        usual, router.top_k = router.top_k, self.network.gate_top_k
+        router.counts_E = torch.zeros(self.view.experts, dtype=torch.long, device=self.view.device)
+        router.keep_logits = True
+        try:
+            yield
+        finally:
+            tensors = {part: self.view.parts[part] for part in self.peers.owners}
+            self.peer_B += traffic_B(self.view, router.counts_E, self.network, self.fetched, tensors)
+            router.top_k, router.counts_E, router.keep_logits, router.logits_TE = usual, None, False, None
+
+    def _loss(self, batch: Batch, goal: str) -> Tensor:
+        if goal == "contrast" and self.network is not None:
+            return contrast_loss(self.view, batch, self.network, self.held)
+        if goal == "own-id":
+            return roll(self.view, batch)
         loss = self.objective.loss(self.view, batch)
+        return loss if self.network is None else gate_loss(self.view, batch, loss, self.network)
+
+    def _backward(self, batch: Batch, goal: str) -> bool:
+        loss = self._loss(batch, goal)
         if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
         return loss.requires_grad
@@ -337,13 +402,22 @@ class Device:
         rounds: int,
     ) -> None:
         for part in task.parts:
-            self.trained[part] = self.view.trained(part)
+            self.trained[part] = self.view.trained(part) if part in self.view.parts else self._correlation()
             if part not in task.keeps:
                 self.pending[part] = self.pending.get(part, 0) + rounds
         for part, name, leaf in leaves:
             leaf.grad = None
             if leaf in optimizer.state:
                 self.optimizer_state.setdefault(part, {})[name] = optimizer.state[leaf]
+        if task.goal == "own-id":
+            with torch.no_grad():
+                self.held_loss = float(roll(self.view, self._source, held_back=True))
+
+    def _correlation(self) -> Tensors:
+        assert self.network is not None  # only the clients of a network have such a part
+        weight = self.held[CORRELATION].tensors["weight"]
+        self.view.model.eval()
+        return shared_correlation(self.view, self.data, self.network, weight, (*self.key, self.steps))
 
     def _seed_round(self) -> None:
         seed = int(np.random.default_rng([*self.key, 2, self.steps]).integers(2**62))
@@ -374,7 +448,7 @@ class Device:
         return self._batches(epoch)[at]
 
     def _batch(self, chosen_B: Tensor) -> dict[str, Tensor]:
-        return {key: value.to(self.view.device) for key, value in trimmed(take(self.data, chosen_B)).items()}
+        return {key: value.to(self.view.device) for key, value in trimmed(take(self._source, chosen_B)).items()}
 
     def _batches(self, epoch: int) -> Tensor:
         """The epoch's batches chosen_KB; a full batch keeps the samples' order."""

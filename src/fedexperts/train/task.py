@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..moe.parts import Piece
 
@@ -16,6 +17,9 @@ class Task:
         rounds: local rounds; None means as many as fit before the cluster's next contact.
         route: expert parts that the gate may pick (39); None leaves the gate unmasked.
         keeps: those of ``parts`` that stay on the device: they are its own and never uploaded.
+        goal: what is learnt: the device's task, FedSC's contrast of views, or with RollGate the id of the client.
+        peers: whether the gate may pick experts of other clients, which are asked for what they make of a sample.
+        unit_gradient: whether gradients are scaled to the global norm 1.
         appraisal: how many of its samples a device judges each expert on before it trains it; 0: none.
     """
 
@@ -23,6 +27,9 @@ class Task:
     rounds: int | None = None
     route: frozenset[str] | None = None
     keeps: frozenset[str] = frozenset()
+    goal: Literal["task", "contrast", "own-id"] = "task"
+    peers: bool = False
+    unit_gradient: bool = False
     appraisal: int = 0
 
 
@@ -38,6 +45,7 @@ class Update:
         size_B: of the file that travels, see `codec`.
         round_s: how long a local round took on the device.
         loss: of an expert that was appraised: that which it had alone on the device's data, over the loss of a blind guess.
+        held_loss: of a rolling gate: its loss on what was held back.
         share: of an expert that was appraised: how often the gate, unmasked, would pick it for the device's data, in 0…1.
     """
 
@@ -49,3 +57,4 @@ class Update:
     round_s: float = 0.0
     loss: float | None = None
     share: float | None = None
+    held_loss: float | None = None

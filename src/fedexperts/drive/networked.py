@@ -1,0 +1,152 @@
+"""A Networked MoE judged: who asks whom, how well they do together, and what that costs.
+
+Shapes: T images of a client, D numbers of a latent, E experts, K picks, L labels.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.metrics import macro_auc, macro_f1, over_clients
+from ..data.source import Samples
+from ..moe.parts import BACKBONE, expert
+from ..moe.resnet import all_latents, log_mixture
+from ..protocol.networked import Stages
+from ..scenario import Scenario
+from ..train.gating import random_picks
+from ..train.network import call_B
+from ..train.privacy import guarantee
+from .prepare import Prepared
+
+
+def stages(prepared: Prepared) -> Stages:
+    """What the server is told of the scenario and its clients."""
+    scenario, config = prepared.scenario, prepared.view.model.config
+    names = ("extractor", "extractor_cycles", "expert_cycles", "gate", "gate_cycles", "gate_participation", "gate_patience")
+    return Stages(
+        samples={name: sum(device.samples for device in group) for name, group in prepared.devices.items()},
+        latent_size=int(config.latent_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
+        seed=scenario.seed,
+        control=scenario.networked.control,
+        **{name: getattr(scenario.networked, name) for name in names},
+    )
+
+
+def privacy_facts(scenario: Scenario) -> dict[str, Any]:
+    """(ε, δ) of all shared correlation matrices of the run; without noise there is no such guarantee.
+
+    Raises:
+        InputError: noise is asked for, and the accountant is not installed.
+    """
+    table = scenario.networked
+    if table.sigma == 0:
+        return {"sigma": 0.0, "epsilon": None, "note": "no noise on the shared correlation matrices, so no (ε, δ)"}
+    found = guarantee(table.sigma, max(1, table.extractor_cycles), table.delta)
+    return {"sigma": table.sigma, "epsilon": round(found.epsilon, 6), "delta": found.delta, "note": str(found)}
+
+
+def network_facts(prepared: Prepared) -> dict[str, Any]:
+    """How the network infers: each client's images through the shared extractor and gate, and the experts that it asks.
+
+    ``accuracy``, ``loss``, ``macro_f1`` and ``macro_auc`` are over all clients' test data, ``by_client`` has each one's own;
+    ``personal_…`` is a client with its own expert alone. ``routing`` has for each client the share of picks that go to each
+    expert, ``local_ratio`` the mean share that stays at home, and ``inference_B`` the bytes between clients for one image.
+    ``even_test`` has the same for even shares of the test data. Controls ask nobody.
+    """
+    facts = _judged(prepared, prepared.tests)
+    even = _judged(prepared, prepared.even_tests)
+    keys = ("accuracy", "macro_f1", "macro_auc", "mean_f1", "mean_auc", "local_ratio", "personal_accuracy")
+    return {**facts, "even_test": {key: even[key] for key in keys if key in even}}
+
+
+def _judged(prepared: Prepared, tests: Mapping[str, Samples]) -> dict[str, Any]:
+    view = prepared.view
+    view.model.eval()
+    view.route(None)
+    clients = list(tests)
+    log_p: dict[str, Tensor] = {}
+    own: dict[str, Tensor] = {}
+    picks_CE = np.zeros((len(clients), view.experts))
+    for i, client in enumerate(clients):
+        _install_own(prepared, client)
+        log_q_TEL, gate_TE = _opinions(prepared, tests[client])
+        at = 0 if view.experts == 1 else i
+        own[client] = log_q_TEL[:, at]
+        if prepared.scenario.networked.control is not None:
+            log_p[client], indices_TK = own[client], torch.full((len(log_q_TEL), 1), at)
+        else:
+            weights_TK, indices_TK = _picks(prepared, client, gate_TE)
+            picked_TKL = log_q_TEL.gather(1, indices_TK.unsqueeze(-1).expand(-1, -1, log_q_TEL.shape[-1]))
+            log_p[client] = picked_TKL[:, 0] if indices_TK.shape[1] == 1 else log_mixture(picked_TKL, weights_TK)
+        picks_CE[i] = np.bincount(indices_TK.flatten().numpy(), minlength=view.experts)
+    routing_CE = picks_CE / picks_CE.sum(axis=1, keepdims=True)
+    local = [float(routing_CE[i, 0 if view.experts == 1 else i]) for i in range(len(clients))]
+    asked = float(np.mean([1 - share for share in local]))
+    k = 1 if prepared.scenario.networked.control else view.top_k
+    return {
+        **_scores(log_p, tests),
+        "personal_accuracy": _scores(own, tests)["accuracy"],
+        "personal_by_client": _scores(own, tests)["accuracy_by_cluster"],
+        "local_ratio": round(float(np.mean(local)), 6),
+        "inference_B": round(asked * k * call_B(view), 1),
+        "routing": np.round(routing_CE, 4).tolist(),
+    }
+
+
+def _install_own(prepared: Prepared, client: str) -> None:
+    """A control's client has an extractor of its own, and what it made of its expert."""
+    if prepared.scenario.networked.control != "local":
+        return
+    device = prepared.devices[client][0]
+    for part in (BACKBONE, expert(list(prepared.devices).index(client))):
+        prepared.view.install(part, device.held[part].tensors, device.trained.get(part))
+
+
+@torch.no_grad()
+def _opinions(prepared: Prepared, samples: Samples) -> tuple[Tensor, Tensor]:
+    """What every expert makes of the images, log q_TEL, and the gate's logits_TE."""
+    model: Any = prepared.view.model
+    latents_TD = all_latents(model, samples["pixel_values"]).to(model.device)
+    log_q_TEL = torch.stack([body(latents_TD) for body in model.moe.experts], dim=1)
+    return log_q_TEL.cpu(), model.moe.gate(latents_TD).cpu()
+
+
+def _picks(prepared: Prepared, client: str, gate_TE: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and experts of each image: the gate's, or drawn from the prior."""
+    table, view = prepared.scenario.networked, prepared.view
+    if table.gate != "random":
+        with torch.no_grad():
+            weights_TK, indices_TK = view.sites[0].router(gate_TE, False)
+        return weights_TK, indices_TK
+    seed = zlib.crc32(f"{prepared.scenario.seed}/{client}".encode())
+    return random_picks(seed, len(gate_TE), view.experts, view.top_k, table.prior)
+
+
+def _scores(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> dict[str, Any]:
+    """Accuracy, macro F1 and macro AUC over all clients, and their means over clients."""
+    labels = {client: tests[client]["labels"].numpy() for client in log_p}
+    p = {client: values.exp().double().numpy() for client, values in log_p.items()}
+    hard: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {c: (labels[c], p[c].argmax(axis=1)) for c in p}
+    right = {client: float(np.mean(pair[0] == pair[1])) for client, pair in hard.items()}
+    counts = {client: len(pair[0]) for client, pair in hard.items()}
+    total = sum(counts.values())
+    losses = [float(F.nll_loss(log_p[c], tests[c]["labels"], reduction="sum")) for c in log_p]
+    f1 = over_clients(macro_f1, hard)
+    auc = over_clients(macro_auc, {client: (labels[client], p[client]) for client in p})
+    return {
+        "accuracy": sum(counts[c] * right[c] for c in right) / total,
+        "loss": sum(losses) / total,
+        "accuracy_by_cluster": right,
+        "macro_f1": round(f1.pooled, 6),
+        "macro_auc": round(auc.pooled, 6),
+        "mean_f1": round(f1.mean, 6),
+        "mean_auc": round(auc.mean, 6),
+    }

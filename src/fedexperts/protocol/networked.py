@@ -1,0 +1,161 @@
+"""Networked MoE (third paper): every client has one expert, and all share a feature extractor and a gate.
+
+Three stages (Sec. III), each so many rounds: the extractor by FedCE or FedSC, the experts on their clients, the gate by
+RollGate or FedGate; RanGate needs no training. Stages are tasks in rounds, so they run on any contact plan. Experts never go to
+the server; while a federated gate is trained, clients ask each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..moe.parts import BACKBONE, CORRELATION, GATE, Piece, Tensors, in_order, is_expert
+from ..train.fedsc import others
+from ..train.task import Task, Update
+from .aggregate import picked
+from .link import Link, Start
+from .rounds import Rounds
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the server is told; the fields are those of the scenario's ``[networked]``, where they are explained."""
+
+    samples: Mapping[str, int]
+    latent_size: int
+    seed: int
+    extractor: str = "fedce"
+    extractor_cycles: int = 1
+    expert_cycles: int = 1
+    gate: str = "federated"
+    gate_cycles: int = 1
+    gate_participation: float = 0.7
+    gate_patience: int = 2
+    control: str | None = None
+
+
+class Networked(Rounds):
+    """The server's side of the training; inference needs no server."""
+
+    def __init__(self, start: Start):
+        told: Stages = start.stages
+        super().__init__(start, dict(told.samples))
+        self._told = told
+        self.own = dict(zip(self.clients, in_order(filter(is_expert, start.model)), strict=False))
+        zero = {"matrix": torch.zeros(told.latent_size, told.latent_size), "weight": torch.zeros(())}
+        self.correlations: dict[str, Tensors] = {}  # client -> R_i, as it shared it last
+        self.exchanges = 0
+        self.held_losses: dict[str, float] = {}  # of this roll: client -> the rolling gate's loss on what it held back
+        self.best = math.inf
+        self.stalled = 0  # rolls without a gain
+        self.rolled = 0  # turns taken
+        if told.extractor == "fedsc":
+            self.model[CORRELATION] = Piece(CORRELATION, 0, zero)
+
+    @property
+    def uploads(self) -> frozenset[str]:
+        """Experts stay where they are; as a control, FedAvg shares the only one there is."""
+        shared = {self.own[self.clients[0]]} if self._told.control == "fedavg" else set()
+        return frozenset(part for part in self.model if not is_expert(part)) | shared
+
+    def begin(self, link: Link) -> dict[str, Task]:
+        """The stage that this round belongs to, and who takes part."""
+        told, present = self._told, [client for client in self.clients if client in link.expected]
+        if told.control is not None:
+            stage, tasks = told.control, {client: self.whole(client) for client in present}
+        elif self.round < told.extractor_cycles:
+            stage, tasks = told.extractor, {client: self.extractor(client) for client in present}
+        elif self.round < told.extractor_cycles + told.expert_cycles:
+            stage, tasks = "experts", {client: self.expert(client) for client in present}
+        elif told.gate == "federated":
+            stage, tasks = "federated", dict.fromkeys(self.drawn(present), self.federated())
+        elif told.gate == "rolling" and present and self.stalled < told.gate_patience:
+            stage, tasks = "rolling", {self.turn(present): Task(frozenset({GATE}), goal="own-id")}
+        else:
+            stage, tasks = "rest", {}
+        link.log("stage", cycle=self.round, stage=stage, clients=list(tasks))
+        return tasks
+
+    def whole(self, client: str) -> Task:
+        """Controls: a whole classifier of one's own, or one that is averaged (FedAvg)."""
+        if self._told.control == "fedavg":
+            only = self.own[self.clients[0]]
+            return Task(frozenset({BACKBONE, only}), route=frozenset({only}))
+        mine = frozenset({self.own[client]})
+        return Task(mine | {BACKBONE}, route=mine, keeps=mine | {BACKBONE})
+
+    def extractor(self, client: str) -> Task:
+        """Stage 1. FedCE (2): the extractor is shared, its predictor is the client's own expert. FedSC: (4)."""
+        if self._told.extractor == "fedsc":
+            return Task(frozenset({BACKBONE, CORRELATION}), goal="contrast")
+        mine = frozenset({self.own[client]})
+        return Task(mine | {BACKBONE}, route=mine, keeps=mine)
+
+    def expert(self, client: str) -> Task:
+        """Stage 2 (5): the client's own expert on the frozen extractor."""
+        mine = frozenset({self.own[client]})
+        return Task(mine, route=mine, keeps=mine)
+
+    def federated(self) -> Task:
+        """Stage 3, FedGate: the gate on everybody's experts, with normalised gradients."""
+        return Task(frozenset({GATE}), peers=True, unit_gradient=True)
+
+    def drawn(self, present: list[str]) -> list[str]:
+        """FedGate's client scheduling: ⌈0.7 m⌉ of them in a round."""
+        rng = np.random.default_rng([self._told.seed, 15, self.round])
+        count = math.ceil(self._told.gate_participation * len(present))
+        return sorted((str(c) for c in rng.permutation(present)[:count]), key=self.clients.index)
+
+    def turn(self, present: list[str]) -> str:
+        """RollGate: the gate goes from client to client in a seeded order, again and again."""
+        order = np.random.default_rng([self._told.seed, 16]).permutation(self.clients)
+        turns = [str(order[(self.rolled + i) % len(order)]) for i in range(len(order))]
+        self.rolled += 1
+        return next(client for client in turns if client in present)
+
+    def pieces(self, client: str, task: Task) -> list[Piece]:
+        """The extractor goes along with every task; with FedSC, the others' correlation matrix R̄_{−i}."""
+        wanted = task.parts - task.keeps - {CORRELATION}
+        pieces = picked(self.model, wanted if self._told.control else wanted | {BACKBONE, GATE})
+        if CORRELATION in task.parts:
+            pieces.append(self.of_the_others(client))
+        return pieces
+
+    def of_the_others(self, client: str) -> Piece:
+        """R̄_{−i} and q_i; version 0, before anything was shared, tells the client to contrast with itself alone."""
+        total = sum(self._samples[c] for c in self.clients)
+        weight = torch.tensor(self._samples[client] / total)
+        known = [c for c in self.clients if c in self.correlations]
+        if not [c for c in known if c != client]:
+            return Piece(CORRELATION, 0, {**self.model[CORRELATION].tensors, "weight": weight})
+        group = known if client in known else [client, *known]
+        matrices = [self.correlations.get(c, self.model[CORRELATION].tensors)["matrix"] for c in group]
+        q = [self._samples[c] / sum(self._samples[g] for g in group) for c in group]
+        return Piece(CORRELATION, self.exchanges, {"matrix": others(matrices, q, group.index(client)), "weight": weight})
+
+    def takes(self, update: Update) -> bool:
+        """An extractor that is late for its stage is refused: experts and gate rest on the one that ended it."""
+        told = self._told
+        return update.piece.part != BACKBONE or told.control is not None or self.round < told.extractor_cycles
+
+    def note(self, client: str, update: Update) -> None:
+        """Correlation matrices are kept by client; a rolling gate tells how it does."""
+        if update.piece.part == CORRELATION:
+            self.correlations[client] = update.piece.tensors
+        if update.held_loss is not None:
+            self.held_losses[client] = update.held_loss
+
+    def after(self, link: Link) -> None:
+        """At the end of a round: the next exchange of matrices; at the end of a roll: has the gate still gained?"""
+        self.exchanges += 1
+        if self._told.gate == "rolling" and len(self.held_losses) == len(self.clients):
+            loss = sum(self.held_losses.values()) / len(self.held_losses)
+            self.stalled = 0 if loss < self.best else self.stalled + 1
+            self.best = min(self.best, loss)
+            link.log("roll", held_loss=round(loss, 6), stalled=self.stalled)
+            self.held_losses = {}

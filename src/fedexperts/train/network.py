@@ -1,0 +1,141 @@
+"""What a client of a Networked MoE does beyond its own task: contrast (FedSC), its id (RollGate), others' experts (FedGate).
+
+Shapes: B images or latents of a batch, D numbers of a latent, E experts, which are the clients' ids, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..moe.parts import CORRELATION, Piece, Tensors, expert, file_B
+from ..moe.routing import load_balance_loss
+from ..moe.view import Batch, View
+from .fedsc import Augmentation, both_views, clipped, correlation, local_loss, two_views
+from .gating import roll_loss, roll_targets
+from .privacy import noisy
+
+if TYPE_CHECKING:
+    from .device import Device
+
+FLOAT32_B = 4
+HELD_BACK = 10
+"""Every so-manieth sample is held back from a rolling gate, and says when it has learnt enough."""
+
+
+@dataclass(frozen=True)
+class NetworkClient:
+    """What a client knows of the network.
+
+    Attributes:
+        own: its id, the number of its expert.
+        norm: representations are clipped to it (FedSC).
+        sigma: noise on the correlation matrix that it shares, in sensitivities; 0: none.
+        share: p, the part of its samples that a rolling gate is to keep at home.
+        balance: weight of the load-balance loss of a federated gate.
+        gate_top_k: experts that a sample meets while a federated gate is trained.
+        expert_cache: whether other clients' experts are fetched once instead of being asked for every sample.
+    """
+
+    own: int
+    norm: float = 1.0
+    sigma: float = 0.0
+    share: float = 0.7
+    balance: float = 0.01
+    gate_top_k: int = 1
+    expert_cache: bool = False
+
+
+@dataclass
+class Peers:
+    """The other clients, as a device reaches them: in this process. Bytes are counted as if they were elsewhere."""
+
+    owners: dict[str, Device] = field(default_factory=dict)
+
+    def expert(self, part: str) -> tuple[Tensors, Tensors | None]:
+        """An expert as its owner holds it, and as the owner has trained it."""
+        owner = self.owners[part]
+        return owner.held[part].tensors, owner.trained.get(part)
+
+    def experts(self) -> dict[str, Tensors]:
+        """All experts as their owners have them."""
+        return {part: owner.trained.get(part, owner.held[part].tensors) for part, owner in self.owners.items()}
+
+
+def contrast_loss(view: View, batch: Batch, client: NetworkClient, held: Mapping[str, Piece]) -> Tensor:
+    """(4) on two augmented views of each image, from torch's own random state."""
+    model: Any = view.model
+    one, other = two_views(batch["pixel_values"], Augmentation(), torch.default_generator)
+    z_BD, plus_BD = model.latents(torch.cat([one, other])).chunk(2)
+    shared = held[CORRELATION].tensors
+    known = held[CORRELATION].version > 0  # before the first exchange there is nothing to contrast with but oneself
+    others_DD = shared["matrix"].to(z_BD.device) if known else None
+    return local_loss(z_BD, plus_BD, float(shared["weight"]), others_DD, client.norm)
+
+
+@torch.no_grad()
+def shared_correlation(view: View, data: Batch, client: NetworkClient, weight: Tensor, key: tuple[int, ...]) -> Tensors:
+    """R_i over a device's images, two views of each, with noise on it if asked for.
+
+    The part `CORRELATION` holds a ``matrix``, R̄_{−i} on its way down and R_i on its way up, and the client's ``weight`` q_i.
+    """
+    model: Any = view.model
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([*key, 21]).integers(2**62)))
+    views = []
+    for chunk in torch.split(data["pixel_values"], 250):
+        one, other = two_views(chunk.to(view.device), Augmentation(), generator)
+        latents_BD = clipped(model.latents(torch.cat([one, other])), client.norm)
+        views.append(both_views(*latents_BD.chunk(2)))
+    r_DD = correlation(torch.cat(views)).cpu()
+    if client.sigma > 0:
+        rng = np.random.default_rng([*key, 22])
+        noised = noisy(r_DD.double().numpy(), client.sigma, client.norm, len(data["labels"]), rng)
+        r_DD = torch.from_numpy(noised).to(r_DD.dtype)
+    return {"matrix": r_DD, "weight": weight}
+
+
+def own_ids(samples: int, client: NetworkClient, experts: int, key: tuple[int, ...]) -> dict[str, Tensor]:
+    """RollGate's pseudo labels of a client's samples, and which of them are held back."""
+    targets = roll_targets(np.random.default_rng([*key, 23]), samples, client.own, experts, client.share)
+    held = torch.zeros(samples, dtype=torch.bool)
+    held[torch.from_numpy(np.random.default_rng([*key, 24]).permutation(samples)[: samples // HELD_BACK])] = True
+    return {"ids": targets, "held": held}
+
+
+def roll(view: View, batch: Batch, held_back: bool = False) -> Tensor:
+    """Cross-entropy of the gate against the pseudo labels of the samples that it may learn from, or of those held back."""
+    model: Any = view.model
+    keep = batch["held"] if held_back else ~batch["held"]
+    return roll_loss(model.moe.gate(batch["latents"][keep]), batch["ids"][keep])
+
+
+def gate_loss(view: View, batch: Batch, loss: Tensor, client: NetworkClient) -> Tensor:
+    """The task's loss and the load-balance loss of the batch (Sec. II-A, in the Switch form)."""
+    model: Any = view.model
+    router = model.moe.router
+    logits_TE = router.logits_TE
+    if client.balance == 0 or logits_TE is None:
+        return loss
+    return loss + client.balance * load_balance_loss(logits_TE, logits_TE.topk(router.top_k, dim=-1).indices)
+
+
+def call_B(view: View) -> int:
+    """Bytes of asking another client's expert about one sample: its latent there, probabilities back, in float32."""
+    config: Any = view.model.config
+    return FLOAT32_B * (int(config.latent_size) + int(config.num_labels))
+
+
+def traffic_B(view: View, picks_E: Tensor, client: NetworkClient, cached: set[str], tensors: Mapping[str, Tensors]) -> int:
+    """Bytes between clients for these picks; ``cached`` grows by the experts that are fetched."""
+    picks_E = picks_E.clone()
+    picks_E[client.own] = 0
+    if not client.expert_cache:
+        return int(picks_E.sum()) * call_B(view)
+    fetched = [expert(int(m)) for m in torch.nonzero(picks_E).flatten() if expert(int(m)) not in cached]
+    cached.update(fetched)
+    return sum(file_B(tensors[part]) for part in fetched)

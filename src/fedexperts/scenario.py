@@ -276,7 +276,7 @@ class Alignment(Table):
 class Networked(Table):
     """``[networked]``: the stages of ``protocol = "networked"``, each so many cycles; together they are ``train.cycles``.
 
-    ``gate_top_k`` is how many experts a sample meets while a federated gate is trained; inference takes the model's own number.
+    ``gate_lr`` is the learning rate of the gate's stage; ``gate_top_k`` is how many experts a sample meets while a federated gate is trained; inference takes the model's own number.
     ``share`` is RollGate's p, ``prior`` RanGate's distribution over clients (uniform if not given), ``norm`` and ``sigma`` clip
     FedSC's representations and set the noise on shared correlation matrices, in sensitivities; ``delta`` is that of its (ε, δ).
     ``control`` trains classifiers without a network instead: each client its own, or one for all by FedAvg.
@@ -287,6 +287,7 @@ class Networked(Table):
     expert_cycles: Annotated[int, Field(ge=0)] = 5
     gate: Literal["random", "rolling", "federated"] = "federated"
     gate_cycles: Annotated[int, Field(ge=0)] = 5
+    gate_lr: Positive = 1e-2
     gate_top_k: Annotated[int, Field(ge=1)] = 1
     gate_participation: Annotated[float, Field(gt=0, le=1)] = 0.7
     gate_patience: Annotated[int, Field(ge=1)] = 2

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import TaskID
 
 from ..errors import InputError
 from ..report.compare_html import write_comparison
+from ..report.network_html import network_tables, write_tables
 from ..report.table import comparison_table
+from ..scenario import Scenario
 from .common import console, output, print_json, progress_bars
 from .run import Json, ScenarioPath, Set, load
 
@@ -18,6 +21,7 @@ def command(
     scenario: ScenarioPath,
     protocol: Annotated[str, typer.Option(help="Protocols to compare, such as sync,ems-fl.")] = "",
     policy: Annotated[str, typer.Option(help="Policies of the scenario's protocol; all four of aligned by default.")] = "",
+    tau: Annotated[str, typer.Option(help="Of a Networked MoE: how its data are dealt, iid or τ.")] = "iid,0.5,0.3,0.2",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, from the scenario's seed upwards.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs and the report; default runs/<name>-compare.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out.")] = False,
@@ -28,10 +32,12 @@ def command(
     from ..drive import comparison
 
     loaded = load(scenario, None, None, set_)
-    kind, named = comparison.variants(loaded, _names(protocol), _names(policy))
     directory = out or Path("runs") / f"{loaded.name}-compare"
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())) and not resume:
-        raise InputError(f"--out {directory}: already holds files; add --resume to go on with it, or name another folder")
+    if loaded.protocol == "networked" and not protocol and not policy:
+        fill_tables(loaded, tau, seeds, directory, resume, json)
+        return
+    kind, named = comparison.variants(loaded, _names(protocol), _names(policy))
+    _check_free(directory, resume)
     with progress_bars() as bars:
         names = comparison.job_names(named, seeds)
         bar = {name: bars.add_task(name, total=cycles, accuracy="") for name, cycles in names.items()}
@@ -51,6 +57,38 @@ def command(
     else:
         output.print(comparison_table(rows, loaded.evaluation.target))
         console.print(f"{directory / 'report.html'}: curves, loads and assignments; {directory}/<run>/: the runs")
+
+
+def fill_tables(scenario: Scenario, tau: str, seeds: int, out: Path, resume: bool, json: bool) -> None:
+    """The tables of the Networked MoE paper."""
+    from ..drive import tables
+
+    _check_free(out, resume)
+    partitions = tables.partitions(tau)
+    with progress_bars() as bars:
+        bar: dict[str, TaskID] = {}
+
+        def show(name: str, cycles: int, accuracy: float | None) -> None:
+            if name not in bar:
+                bar[name] = bars.add_task(name, total=None, accuracy="")
+            bars.update(bar[name], completed=cycles, accuracy=f"accuracy {accuracy:.1%}")
+
+        try:
+            document = tables.compare(scenario, partitions, seeds, out, resume, show)
+        except KeyboardInterrupt:
+            console.print("interrupted; go on with the same command and --resume")
+            raise typer.Exit(130) from None
+    write_tables(document, out / "report.html", scenario.name)
+    if json:
+        print_json({"directory": str(out), **document})
+    else:
+        output.print(network_tables(document))
+        console.print(f"{out / 'report.html'}: tables, gating heatmaps and costs; {out}/<run>/: the runs")
+
+
+def _check_free(out: Path, resume: bool) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
+        raise InputError(f"--out {out}: already holds files; add --resume to go on with it, or name another folder")
 
 
 def _names(text: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..moe.view import Batch, View
-from .metrics import METRICS, OF_SCORES
+from .metrics import METRICS, OF_SCORES, macro_auc, macro_f1
 from .objective import Judged
 from .rows import columns
 from .source import Samples, size, trimmed
@@ -25,12 +25,14 @@ JUDGED_AT_ONCE = 256
 class Classification:
     """A task whose labels 0…n−1 are outputs ``first`` … ``first + labels − 1`` of the model's head.
 
-    With a metric of regression (correlations) there is one output, and the loss is the mean square error.
+    With a metric of regression (correlations) there is one output, and the loss is the mean square error. ``macro`` adds macro
+    F1 and macro AUC to what is judged.
     """
 
     first: int
     labels: int
     metric: str = "accuracy"
+    macro: bool = False
 
     def _own(self, logits: Tensor) -> Tensor:
         return logits[:, self.first : self.first + self.labels]
@@ -57,19 +59,24 @@ class Classification:
 
     def judge(self, view: View, samples: Samples) -> Judged:
         """The metric over all samples; the accuracy beside it."""
-        loss, predicted = 0.0, []
+        loss, predicted, shares = 0.0, [], []
         with torch.no_grad():
             for at in range(0, size(samples), JUDGED_AT_ONCE):
                 batch = {key: value[at : at + JUDGED_AT_ONCE] for key, value in samples.items()}
                 batch = {key: value.to(view.device) for key, value in trimmed(batch).items()}
                 own = self._own(view(batch))
                 loss += float(self._loss(own, batch["labels"], "sum"))
+                if self.macro:
+                    shares.append(own.double().softmax(dim=-1))
                 predicted.append(own[:, 0].float() if self.metric in OF_SCORES else own.argmax(dim=-1))
         values, labels = torch.cat(predicted).cpu().numpy(), samples["labels"].cpu().numpy()
         score = METRICS[self.metric](labels, values)
         metrics = {self.metric: score}
         if self.metric not in OF_SCORES:
             metrics["accuracy"] = float(np.mean(values == labels))
+        if self.macro:
+            p_NC = torch.cat(shares).cpu().numpy()
+            metrics |= {"macro_f1": macro_f1(labels, values), "macro_auc": macro_auc(labels, p_NC)}
         return Judged(len(labels), loss / len(labels), score, metrics)
 
 

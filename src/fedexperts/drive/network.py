@@ -12,6 +12,8 @@ from ..scenario import Scenario
 from ..train.device import Device
 from ..train.network import NetworkClient, Peers
 
+NETWORK_FIELDS = ("norm", "sigma", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
+
 
 def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Device]]) -> Peers:
     """Give every client its expert, by its place, and the way to the others.
@@ -41,9 +43,8 @@ def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Devic
     peers = Peers()
     for i, device in enumerate(device for group in devices.values() for device in group):
         own = 0 if table.control == "fedavg" else i
-        device.network = NetworkClient(
-            own, table.norm, table.sigma, table.share, table.balance, table.gate_top_k, table.expert_cache
-        )
+        settings = {name: getattr(table, name) for name in NETWORK_FIELDS}
+        device.network = NetworkClient(own, **settings)
         if table.control is None:
             peers.owners[expert(own)] = device
             device.peers = peers

@@ -59,12 +59,19 @@ def network_facts(prepared: Prepared) -> dict[str, Any]:
     ``accuracy``, ``loss``, ``macro_f1`` and ``macro_auc`` are over all clients' test data, ``by_client`` has each one's own;
     ``personal_…`` is a client with its own expert alone. ``routing`` has for each client the share of picks that go to each
     expert, ``local_ratio`` the mean share that stays at home, and ``inference_B`` the bytes between clients for one image.
-    ``even_test`` has the same for even shares of the test data. Controls ask nobody.
+    ``accuracy_by_k`` is what other numbers of picks would give, without training again. ``even_test`` has the same for even
+    shares of the test data. Controls ask nobody; where each client has a classifier of its own, ``one_shot`` is the average of
+    all of them, FedAvg after a single round.
     """
     facts = _judged(prepared, prepared.tests)
     even = _judged(prepared, prepared.even_tests)
-    keys = ("accuracy", "macro_f1", "macro_auc", "mean_f1", "mean_auc", "local_ratio", "personal_accuracy")
-    return {**facts, "even_test": {key: even[key] for key in keys if key in even}}
+    keys = ("accuracy", "macro_f1", "macro_auc", "mean_f1", "mean_auc", "local_ratio", "personal_accuracy", "accuracy_by_k")
+    facts["even_test"] = {key: even[key] for key in keys if key in even}
+    if prepared.scenario.networked.control == "local":
+        _install_average(prepared)
+        even = _one_for_all(prepared, prepared.even_tests)
+        facts["one_shot"] = {**_one_for_all(prepared, prepared.tests), "even_test": even}
+    return facts
 
 
 def _judged(prepared: Prepared, tests: Mapping[str, Samples]) -> dict[str, Any]:
@@ -74,6 +81,7 @@ def _judged(prepared: Prepared, tests: Mapping[str, Samples]) -> dict[str, Any]:
     clients = list(tests)
     log_p: dict[str, Tensor] = {}
     own: dict[str, Tensor] = {}
+    by_k: dict[int, dict[str, Tensor]] = {k: {} for k in _ks(view.experts)}
     picks_CE = np.zeros((len(clients), view.experts))
     for i, client in enumerate(clients):
         _install_own(prepared, client)
@@ -83,9 +91,10 @@ def _judged(prepared: Prepared, tests: Mapping[str, Samples]) -> dict[str, Any]:
         if prepared.scenario.networked.control is not None:
             log_p[client], indices_TK = own[client], torch.full((len(log_q_TEL), 1), at)
         else:
-            weights_TK, indices_TK = _picks(prepared, client, gate_TE)
-            picked_TKL = log_q_TEL.gather(1, indices_TK.unsqueeze(-1).expand(-1, -1, log_q_TEL.shape[-1]))
-            log_p[client] = picked_TKL[:, 0] if indices_TK.shape[1] == 1 else log_mixture(picked_TKL, weights_TK)
+            weights_TK, indices_TK = _picks(prepared, client, gate_TE, view.top_k)
+            log_p[client] = _combined(log_q_TEL, weights_TK, indices_TK)
+            for k, found in by_k.items():
+                found[client] = _combined(log_q_TEL, *_picks(prepared, client, gate_TE, k))
         picks_CE[i] = np.bincount(indices_TK.flatten().numpy(), minlength=view.experts)
     routing_CE = picks_CE / picks_CE.sum(axis=1, keepdims=True)
     local = [float(routing_CE[i, 0 if view.experts == 1 else i]) for i in range(len(clients))]
@@ -95,10 +104,45 @@ def _judged(prepared: Prepared, tests: Mapping[str, Samples]) -> dict[str, Any]:
         **_scores(log_p, tests),
         "personal_accuracy": _scores(own, tests)["accuracy"],
         "personal_by_client": _scores(own, tests)["accuracy_by_cluster"],
+        **({} if prepared.scenario.networked.control else {"accuracy_by_k": _accuracies(by_k, tests)}),
         "local_ratio": round(float(np.mean(local)), 6),
         "inference_B": round(asked * k * call_B(view), 1),
         "routing": np.round(routing_CE, 4).tolist(),
     }
+
+
+def _ks(experts: int) -> list[int]:
+    """Numbers of picks that are tried."""
+    return [k for k in (1, 2, 3, 5, 10) if k <= experts]
+
+
+def _accuracies(by_k: Mapping[int, Mapping[str, Tensor]], tests: Mapping[str, Samples]) -> dict[str, float]:
+    return {str(k): round(float(_scores(found, tests)["accuracy"]), 6) for k, found in by_k.items()}
+
+
+def _combined(log_q_TEL: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tensor:
+    """Log-probabilities of the picked experts together (1)."""
+    picked_TKL = log_q_TEL.gather(1, indices_TK.unsqueeze(-1).expand(-1, -1, log_q_TEL.shape[-1]))
+    return picked_TKL[:, 0] if indices_TK.shape[1] == 1 else log_mixture(picked_TKL, weights_TK)
+
+
+def _install_average(prepared: Prepared) -> None:
+    """One classifier from all clients' own: extractor and expert, each averaged by samples, in the place of expert 0."""
+    devices = [device for group in prepared.devices.values() for device in group]
+    total, view = sum(device.samples for device in devices), prepared.view
+    for target, parts in ((BACKBONE, [BACKBONE] * len(devices)), (expert(0), [expert(i) for i in range(len(devices))])):
+        names = list(view.parts[target])
+        held = [d.trained.get(part, d.held[part].tensors) for d, part in zip(devices, parts, strict=True)]
+        tensors = {
+            name: sum((d.samples / total * list(t.values())[n] for d, t in zip(devices, held, strict=True)), torch.zeros(()))
+            for n, name in enumerate(names)
+        }
+        view.install(target, tensors)
+
+
+def _one_for_all(prepared: Prepared, tests: Mapping[str, Samples]) -> dict[str, Any]:
+    """Every client with expert 0 on the extractor that is installed."""
+    return _scores({client: _opinions(prepared, tests[client])[0][:, 0] for client in tests}, tests)
 
 
 def _install_own(prepared: Prepared, client: str) -> None:
@@ -119,15 +163,17 @@ def _opinions(prepared: Prepared, samples: Samples) -> tuple[Tensor, Tensor]:
     return log_q_TEL.cpu(), model.moe.gate(latents_TD).cpu()
 
 
-def _picks(prepared: Prepared, client: str, gate_TE: Tensor) -> tuple[Tensor, Tensor]:
+def _picks(prepared: Prepared, client: str, gate_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Weights and experts of each image: the gate's, or drawn from the prior."""
-    table, view = prepared.scenario.networked, prepared.view
+    table = prepared.scenario.networked
     if table.gate != "random":
-        with torch.no_grad():
-            weights_TK, indices_TK = view.sites[0].router(gate_TE, False)
-        return weights_TK, indices_TK
+        p_TE = gate_TE.float().softmax(dim=-1)
+        indices_TK = p_TE.topk(k, dim=-1).indices
+        weights_TK = p_TE.gather(-1, indices_TK)
+        return weights_TK / weights_TK.sum(dim=-1, keepdim=True), indices_TK
     seed = zlib.crc32(f"{prepared.scenario.seed}/{client}".encode())
-    return random_picks(seed, len(gate_TE), view.experts, view.top_k, table.prior)
+    able = prepared.view.experts if table.prior is None else sum(weight > 0 for weight in table.prior)
+    return random_picks(seed, len(gate_TE), prepared.view.experts, min(k, able), table.prior)
 
 
 def _scores(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> dict[str, Any]:

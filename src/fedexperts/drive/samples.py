@@ -111,7 +111,8 @@ class _Heads:
 
     def classification(self, task: Task) -> Classification:
         """What a classifier's task trains for."""
-        return Classification(self.first[_key(task)], len(self.labels.get(_key(task), [0])), task.metric)
+        outputs = self.first[_key(task)], len(self.labels.get(_key(task), [0]))
+        return Classification(*outputs, task.metric, macro=task.kind == "image")
 
 
 class _Reader(_Heads):

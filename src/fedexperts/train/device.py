@@ -382,7 +382,8 @@ class Device:
         return loss.requires_grad
 
     def _optimizer(self, leaves: list[tuple[str, str, Tensor]]) -> torch.optim.Optimizer:
-        rates = {True: self.local.lr_expert, False: self.local.lr_gate}
+        alone = self.network is not None and all(part == GATE for part, _, _ in leaves)
+        rates = {True: self.local.lr_expert, False: self.network.gate_lr if alone and self.network else self.local.lr_gate}
         groups: list[dict[str, Any]] = [
             {"params": [leaf for part, _, leaf in leaves if is_expert(part) is kind], "lr": lr} for kind, lr in rates.items()
         ]

@@ -39,6 +39,7 @@ class NetworkClient:
         share: p, the part of its samples that a rolling gate is to keep at home.
         balance: weight of the load-balance loss of a federated gate.
         gate_top_k: experts that a sample meets while a federated gate is trained.
+        gate_lr: learning rate of a gate that is trained alone.
         expert_cache: whether other clients' experts are fetched once instead of being asked for every sample.
     """
 
@@ -48,6 +49,7 @@ class NetworkClient:
     share: float = 0.7
     balance: float = 0.01
     gate_top_k: int = 1
+    gate_lr: float = 1e-2
     expert_cache: bool = False
 
 

@@ -1,0 +1,179 @@
+"""The tables of the Networked MoE paper on a scenario: extractors and gates beside controls, over partitions and seeds.
+
+Extractor and experts are trained once for each partition and seed; the gates start from that run's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..ledger import tail
+from ..scenario import Scenario
+from .many import Progress, folder, run_many
+
+EXTRACTORS = ("fedce", "fedsc")
+GATES = ("random", "rolling", "federated")
+METRICS = ("accuracy", "macro_f1", "macro_auc")
+IID = "iid"
+CENTRAL = "central"
+
+
+def partitions(text: str) -> list[str]:
+    """Partitions as the command line names them: ``iid``, or τ.
+
+    Raises:
+        InputError: a word is neither.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        try:
+            good = word == IID or 0 < float(word) <= 1
+        except ValueError:
+            good = False
+        if not good:
+            raise InputError(f"--tau {word!r}: must be iid or a number above 0 and up to 1, such as iid,0.5,0.3,0.2")
+    return list(dict.fromkeys(words))
+
+
+def on(scenario: Scenario, partition: str) -> Scenario:
+    """The scenario with its clusters' data dealt like this."""
+    clusters = []
+    for cluster in scenario.model_dump(exclude_none=True)["cluster"]:
+        cluster.pop("tau", None)
+        own = {"partition": "iid"} if partition == IID else {"partition": "tau", "tau": float(partition)}
+        clusters.append({**cluster, **own})
+    return scenario.changed(cluster=clusters)
+
+
+def trained(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[tuple[str, str, int], Scenario]:
+    """Runs that start from nothing, by method, partition and seed: both extractors with their experts, and the controls.
+
+    All make equally many gradient steps on the extractor; the centralised MoE makes those of all clients together, and is there
+    for the even partition alone.
+    """
+    table, jobs = scenario.networked, {}
+    stages = {"gate": "random", "gate_cycles": 0}
+    cycles = table.extractor_cycles + table.expert_cycles
+    for seed in range(scenario.seed, scenario.seed + seeds):
+        for name in names:
+            dealt = on(scenario.changed(seed=seed), name)
+            for extractor in EXTRACTORS:
+                own = dealt.changed(networked={**stages, "extractor": extractor}, train={"cycles": cycles})
+                jobs[extractor, name, seed] = own
+            for control in ("local", "fedavg"):
+                own = dealt.changed(networked={"control": control}, train={"cycles": table.extractor_cycles})
+                jobs[control, name, seed] = _one_expert(own) if control == "fedavg" else own
+        if IID in names:
+            jobs[CENTRAL, IID, seed] = _central(on(scenario.changed(seed=seed), IID))
+    return jobs
+
+
+def gated(scenario: Scenario, model: Path, gate_cycles: int) -> dict[str, Scenario]:
+    """Stage 3 alone, from a run's model, for the two gates that are trained; a roll takes a cycle for each client."""
+    document = scenario.model_dump(exclude_none=True)
+    document["model"] = {k: v for k, v in document["model"].items() if k != "config"} | {"path": str(model.resolve())}
+    table = {"extractor_cycles": 0, "expert_cycles": 0}
+    jobs = {}
+    for gate in GATES[1:]:
+        cycles = gate_cycles * (_clients(scenario) if gate == "rolling" else 1)
+        document["networked"] = {**document["networked"], **table, "gate": gate, "gate_cycles": cycles}
+        document["train"] = {**document["train"], "cycles": cycles}
+        jobs[gate] = Scenario.parse(document, scenario.base)
+    return jobs
+
+
+def _clients(scenario: Scenario) -> int:
+    return sum(cluster.devices for cluster in scenario.cluster)
+
+
+def _one_expert(scenario: Scenario) -> Scenario:
+    config = {**(scenario.model.config or {}), "num_experts": 1, "num_experts_per_tok": 1}
+    return scenario.changed(model={"config": config})
+
+
+def _central(scenario: Scenario) -> Scenario:
+    """All data in one place, all parts trained together, as many steps as all clients make."""
+    clients, document = _clients(scenario), scenario.model_dump(exclude_none=True)
+    document["cluster"] = [{**cluster, "devices": 1} for cluster in document["cluster"]]
+    document["train"] |= {
+        "cycles": scenario.networked.extractor_cycles,
+        "local_steps": scenario.train.local_steps * clients,
+        "shared": ["gate", "backbone"],
+        "seconds_per_round": scenario.plan.slot_s / 2,
+    }
+    return Scenario.parse({**document, "protocol": "sync"}, scenario.base)
+
+
+def compare(
+    scenario: Scenario, names: Sequence[str], seeds: int, out: Path, resume: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train everything and fill the tables; what ``fedexperts compare --json`` prints for a Networked MoE.
+
+    ``tables`` has ``same`` (test data like the training data: Table I) and ``even`` (Table II), each by method and partition
+    with the metrics' values over seeds.
+
+    Raises:
+        InputError: the scenario is not one that can be trained from its config.
+    """
+    if scenario.model.config is None:
+        raise InputError("model.path: the comparison trains from nothing; give model.config instead")
+    first = trained(scenario, names, seeds)
+    run_many({_job(*key): job for key, job in first.items()}, out, resume, progress)
+    second: dict[tuple[str, str, int], Scenario] = {}
+    for (method, name, seed), job in first.items():
+        if method in EXTRACTORS:
+            model = out / folder(_job(method, name, seed)) / "model"
+            stages = gated(job, model, scenario.networked.gate_cycles)
+            second |= {(f"{method}, {gate}", name, seed): stage for gate, stage in stages.items()}
+    run_many({_job(*key): job for key, job in second.items()}, out, resume, progress)
+    ends = {key: _end(out / folder(_job(*key))) for key in [*first, *second]}
+    return {"partitions": list(names), "seeds": seeds, **_tables(ends, list(names))}
+
+
+def job_names(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[str, int]:
+    """Names of the first runs and their cycles, for progress bars."""
+    return {_job(*key): job.train.cycles for key, job in trained(scenario, names, seeds).items()}
+
+
+def _job(method: str, partition: str, seed: int) -> str:
+    return f"{method}, {partition}, seed {seed}"
+
+
+def _end(directory: Path) -> dict[str, Any]:
+    end = tail(directory / "ledger.jsonl", "end")
+    assert end is not None  # the run has ended
+    return end
+
+
+def _tables(ends: Mapping[tuple[str, str, int], dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    same: dict[str, dict[str, dict[str, list[float]]]] = {}
+    even: dict[str, dict[str, dict[str, list[float]]]] = {}
+    network: dict[str, dict[str, dict[str, list[Any]]]] = {}
+
+    def put(table: dict[str, dict[str, dict[str, list[Any]]]], method: str, name: str, facts: Mapping[str, Any]) -> None:
+        cell = table.setdefault(method, {}).setdefault(name, {})
+        for key, value in facts.items():
+            cell.setdefault(key, []).append(value)
+
+    for (method, name, _), end in ends.items():
+        label = f"{method}, random" if method in EXTRACTORS else method
+        if method == CENTRAL:
+            put(same, label, name, _of_one(end))
+            continue
+        put(same, label, name, {key: end[key] for key in METRICS})
+        put(even, label, name, {key: end["even_test"][key] for key in METRICS})
+        keys = ("local_ratio", "inference_B", "personal_accuracy", "accuracy_by_k", "routing")
+        put(network, label, name, {key: end[key] for key in keys if key in end})
+        if "one_shot" in end:
+            put(same, "fedavg, one-shot", name, {key: end["one_shot"][key] for key in METRICS})
+            put(even, "fedavg, one-shot", name, {key: end["one_shot"]["even_test"][key] for key in METRICS})
+    return {"tables": {"same": same, "even": even}, "network": network}
+
+
+def _of_one(end: Mapping[str, Any]) -> dict[str, float]:
+    """A single cluster's metrics."""
+    (metrics,) = end["metrics_by_cluster"].values()
+    return {key: metrics[key] for key in METRICS}

@@ -1,0 +1,165 @@
+"""The tables of a Networked MoE comparison: for the terminal, and as one page with gating heatmaps and costs."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from rich.console import Group
+from rich.table import Table
+
+from .html import COLOURS, shown, write_page
+
+METRICS = (("accuracy", "Acc"), ("macro_f1", "F1"), ("macro_auc", "AUC"))
+TITLES = {
+    "same": "Test data like each client's training data (the paper's Table I), %",
+    "even": "Even shares of the test data (the paper's Table II), %",
+}
+METHODS = (
+    "central",
+    "local",
+    "fedavg, one-shot",
+    "fedavg",
+    *(f"{extractor}, {gate}" for extractor in ("fedce", "fedsc") for gate in ("random", "rolling", "federated")),
+)
+Cells = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+
+
+def network_tables(document: Mapping[str, Any]) -> Group:
+    """Medians over seeds, in percent."""
+    found: list[Table | str] = []
+    for key, title in TITLES.items():
+        table = Table(title=title, box=None)
+        table.add_column("method")
+        for name in document["partitions"]:
+            for _, short in METRICS:
+                table.add_column(f"{_label(name)}\n{short}", justify="right")
+        for method in _present(document["tables"][key]):
+            table.add_row(method, *_row(document["tables"][key][method], document["partitions"], spread=False))
+        found += [table, ""]
+    return Group(*found)
+
+
+def _label(name: str) -> str:
+    return "IID" if name == "iid" else f"τ {name}"
+
+
+def _present(table: Cells) -> list[str]:
+    return [method for method in METHODS if method in table]
+
+
+def _row(cells: Mapping[str, Mapping[str, Sequence[float]]], partitions: Sequence[str], spread: bool) -> list[str]:
+    return [_cell(cells.get(name, {}).get(metric, ()), spread) for name in partitions for metric, _ in METRICS]
+
+
+def _cell(values: Sequence[float], spread: bool) -> str:
+    if not values:
+        return "–"
+    middle = f"{100 * statistics.median(values):.1f}"
+    if not spread or len(values) < 2:
+        return middle
+    return f"{middle} ({100 * min(values):.1f}–{100 * max(values):.1f})"
+
+
+def write_tables(document: Mapping[str, Any], path: Path, title: str) -> None:
+    """Write the page."""
+    tables = "".join(_html_table(document["tables"][key], document["partitions"], text) for key, text in TITLES.items())
+    network, partitions = document["network"], document["partitions"]
+    figures = [figure for name in partitions if (figure := routing_figure(network, name)) is not None]
+    figures.append(picks_figure(network, partitions))
+    write_page(path, title, f"{tables}{_note(document['seeds'])}{_costs(network, partitions)}{shown(figures)}")
+
+
+def _note(seeds: int) -> str:
+    return (
+        f"<p class='note'>Medians over {seeds} seed{'s' if seeds > 1 else ''}, in brackets the lowest and the highest. "
+        "Metrics are over all clients' test data together; F1 and AUC are macro means over classes. Controls: <i>central</i>, "
+        "the whole MoE trained on all data in one place; <i>local</i>, each client a classifier of its own; <i>fedavg</i>, one "
+        "classifier for all, averaged every round, or once. All make equally many gradient steps on the extractor. Heatmaps "
+        "and costs are of the first seed.</p>"
+    )
+
+
+def _html_table(table: Cells, partitions: Sequence[str], title: str) -> str:
+    groups = "<th></th>" + "".join(f"<th colspan={len(METRICS)}>{html.escape(_label(name))}</th>" for name in partitions)
+    head = "<th>method</th>" + "".join(f"<th>{short}</th>" for _ in partitions for _, short in METRICS)
+    rows = "".join(
+        f"<tr><td>{html.escape(method)}</td>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(table[method], partitions, spread=True))
+        + "</tr>"
+        for method in _present(table)
+    )
+    head = f"<thead><tr>{groups}</tr><tr>{head}</tr></thead>"
+    return f"<h2>{html.escape(title)}</h2><table>{head}<tbody>{rows}</tbody></table>"
+
+
+def _costs(network: Mapping[str, Any], partitions: Sequence[str]) -> str:
+    """Who asks how often, and what an inference costs between clients."""
+    rows = ""
+    for method in (m for m in METHODS if m in network and "," in m):
+        cells = ""
+        for name in partitions:
+            facts = network[method].get(name, {})
+            ratio, size_B = facts.get("local_ratio"), facts.get("inference_B")
+            cells += f"<td>{100 * ratio[0]:.0f} %</td><td>{size_B[0]:.0f}</td>" if ratio and size_B else "<td>–</td><td>–</td>"
+        rows += f"<tr><td>{html.escape(method)}</td>{cells}</tr>"
+    head = "".join(f"<th>{_label(name)}: local</th><th>B an image</th>" for name in partitions)
+    return (
+        "<h2>Local processing ratio, and bytes between clients for one image</h2>"
+        f"<table><thead><tr><th>method</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def routing_figure(network: Mapping[str, Any], name: str) -> go.Figure | None:
+    """Client by expert, the share of picks (the paper's Fig. 3), for each extractor and gate on one partition."""
+    methods = [m for m in METHODS if "," in m and network.get(m, {}).get(name, {}).get("routing")]
+    if not methods:
+        return None
+    columns = 3
+    lines = -(-len(methods) // columns)
+    titles = [f"{m}, {_label(name)}: {100 * network[m][name]['local_ratio'][0]:.0f} % at home" for m in methods]
+    figure = make_subplots(rows=lines, cols=columns, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.16)
+    for i, method in enumerate(methods):
+        heat = go.Heatmap(
+            z=network[method][name]["routing"][0], zmin=0, zmax=1, colorscale="Blues", showscale=i == 0, xgap=1, ygap=1
+        )
+        row, column = i // columns + 1, i % columns + 1
+        figure.add_trace(heat, row=row, col=column)
+        figure.update_yaxes(autorange="reversed", title_text="client" if column == 1 else None, row=row, col=column)
+        figure.update_xaxes(title_text="expert" if row == lines else None, row=row, col=column)
+    figure.update_layout(template="plotly_white", height=330 * lines + 60, margin={"t": 60})
+    figure.update_annotations(font_size=13)
+    return figure
+
+
+def picks_figure(network: Mapping[str, Any], partitions: Sequence[str]) -> go.Figure:
+    """Accuracy by the number of picks at inference (the paper's Fig. 4b), median over seeds."""
+    figure = make_subplots(
+        cols=len(partitions), shared_yaxes=True, subplot_titles=[_label(name) for name in partitions], horizontal_spacing=0.03
+    )
+    methods = [m for m in METHODS if "," in m and m in network]
+    for column, name in enumerate(partitions, start=1):
+        for i, method in enumerate(methods):
+            tables = network[method].get(name, {}).get("accuracy_by_k", [])
+            if not tables:
+                continue
+            ks = list(tables[0])
+            values = [100 * statistics.median(table[k] for table in tables) for k in ks]
+            line = go.Scatter(
+                x=ks,
+                y=values,
+                name=method,
+                legendgroup=method,
+                showlegend=column == 1,
+                line={"color": COLOURS[i % len(COLOURS)]},
+            )
+            figure.add_trace(line, row=1, col=column)
+        figure.update_xaxes(title_text="experts picked, k", type="category", row=1, col=column)
+    figure.update_yaxes(title_text="accuracy, %", row=1, col=1)
+    figure.update_layout(template="plotly_white", height=420, legend={"orientation": "h", "y": -0.25}, margin={"t": 60})
+    return figure

@@ -276,8 +276,8 @@ class Alignment(Table):
 class Networked(Table):
     """``[networked]``: the stages of ``protocol = "networked"``, each so many cycles; together they are ``train.cycles``.
 
-    ``gate_lr`` is the learning rate of the gate's stage, ``gate_top_k`` how many experts a sample meets while a federated gate is
-    trained; inference takes the model's own number. ``share`` is RollGate's p, ``prior`` RanGate's distribution over clients
+    ``gate_lr`` is the learning rate of the gate's stage, ``gate_top_k`` how many experts a sample meets while a federated gate
+    is trained; inference takes the model's own number. ``share`` is RollGate's p, ``prior`` RanGate's distribution over clients
     (uniform if not given). ``norm`` and ``sigma`` clip FedSC's representations and set the noise on shared correlation
     matrices, in sensitivities; ``delta`` is that of its (ε, δ).
     ``control`` trains classifiers without a network instead: each client its own, or one for all by FedAvg.

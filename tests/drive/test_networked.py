@@ -26,6 +26,9 @@ CLIENTS = 3
 MODEL = {"model_type": "networked_moe", "image_size": pictures.SIDE, "width": 8, "expert_hidden": 8, "num_experts": CLIENTS}
 
 
+CLUSTER = {"name": "c", "devices": CLIENTS, "data": "train.npz", "test": "test.npz", "partition": "tau", "tau": 0.5}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures")
@@ -44,16 +47,7 @@ def scenario(folder: Path, **tables: Any) -> Scenario:
         "train": {"cycles": 4, "local_steps": 2, "batch_size": 8, "seconds_per_round": 60.0, "max_rounds": 1},
         "networked": {"extractor_cycles": 2, "expert_cycles": 1, "gate_cycles": 1},
         "evaluation": {"every_cycles": 2},
-        "cluster": [
-            {
-                "name": "c",
-                "devices": CLIENTS,
-                "data": "train.npz",
-                "test": "test.npz",
-                "partition": "tau",
-                "tau": 0.5,
-            }
-        ],
+        "cluster": [CLUSTER],
     }
     for key, value in tables.items():
         base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
@@ -174,7 +168,7 @@ def test_a_rolling_gate_visits_every_client_once_a_roll_and_stops_when_it_gains_
     run(scenario(folder, networked=table, train={"cycles": 15}), tmp_path / "run")
     turns = [line["clients"] for line in lines(tmp_path / "run", "stage") if line["stage"] == "rolling"]
     assert sorted(turns[:3]) == [["c/0"], ["c/1"], ["c/2"]]
-    assert [turn for turn in turns[3:6]] == turns[:3]
+    assert turns[3:6] == turns[:3]
     rolls = lines(tmp_path / "run", "roll")
     assert rolls[-1]["stalled"] == 1
     stages = [line["stage"] for line in lines(tmp_path / "run", "stage")]
@@ -248,7 +242,8 @@ def test_on_an_orbit_the_extractor_s_rounds_obey_contacts(folder: Path, tmp_path
         train={"seconds_per_round": 60.0, "max_rounds": 2},
     )
     run(given, tmp_path / "run")
-    contacts = [(line["cluster"], line["t_s"], line["until_s"]) for line in lines(tmp_path / "run", "contact")]
+    visits = lines(tmp_path / "run", "contact") + lines(tmp_path / "run", "flush")
+    contacts = [(line["cluster"], line["t_s"], line["until_s"]) for line in visits]
     for line in lines(tmp_path / "run", "collect"):
         assert any(c == line["cluster"] and start <= line["t_s"] <= end for c, start, end in contacts)
     stages = [line["stage"] for line in lines(tmp_path / "run", "stage")]
@@ -260,14 +255,9 @@ def test_on_an_orbit_the_extractor_s_rounds_obey_contacts(folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        (
-            {"cluster": [{"name": "c", "devices": 3, "data": "train.npz", "test": "test.npz", "partition": "tau", "tau": 0.0}]},
-            "tau",
-        ),
-        (
-            {"cluster": [{"name": "c", "devices": 3, "data": "train.npz", "test": "test.npz", "partition": "tau", "tau": 1.5}]},
-            "tau",
-        ),
+        ({"cluster": [{**CLUSTER, "tau": 0.0}]}, "cluster[0].tau = 0.0"),
+        ({"cluster": [{**CLUSTER, "tau": 1.5}]}, "cluster[0].tau = 1.5"),
+        ({"cluster": [{**CLUSTER, "devices": 200}], "model": {"config": {**MODEL, "num_experts": 200}}}, "devices = 200"),
         ({"model": {"config": {**MODEL, "num_experts": 4}}}, "model.config.num_experts = 4: must be 3, one for each client"),
         ({"networked": {"gate_top_k": 4}}, "networked.gate_top_k = 4: must be at most the number of clients, 3"),
         ({"train": {"cycles": 5}}, "train.cycles = 5: must be the stages' 2 + 1 + 1 = 4"),

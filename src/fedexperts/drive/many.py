@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from ..ledger import tail
 from ..scenario import Scenario
 from .run import run
 
+POLL_S = 1.0
+"""Between looks at how far the runs are: each reads their whole ledgers."""
 Progress = Callable[[str, int, float | None], None]
 """Called with a run's name, its finished cycles and its last accuracy."""
 
@@ -26,8 +28,8 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
     with ProcessPoolExecutor(workers, context) as pool:
         futures = {name: pool.submit(_run, job, out / folder(name), resume) for name, job in jobs.items()}
         while progress and not all(future.done() for future in futures.values()):
-            _report(jobs, out, progress)
-            time.sleep(0.2)
+            _report([name for name, future in futures.items() if future.running()], out, progress)
+            time.sleep(POLL_S)
         results = {name: future.result() for name, future in futures.items()}
     if progress:
         _report(jobs, out, progress)
@@ -44,7 +46,7 @@ def _run(scenario: Scenario, directory: Path, resume: bool) -> dict[str, Any]:
     return run(scenario, directory, resume=resume and (directory / "scenario.toml").is_file()).summary
 
 
-def _report(jobs: Mapping[str, Scenario], out: Path, progress: Progress) -> None:
+def _report(jobs: Iterable[str], out: Path, progress: Progress) -> None:
     for name in jobs:
         last = tail(out / folder(name) / "ledger.jsonl", "evaluate")
         if last:

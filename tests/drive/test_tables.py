@@ -1,0 +1,106 @@
+"""The grid of a Networked MoE comparison, and its tables from ledgers' ends."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import pictures
+from fedexperts import Scenario
+from fedexperts.cli.main import app
+from fedexperts.drive import tables
+from fedexperts.errors import InputError
+from fedexperts.report.network_html import network_tables, routing_figure, write_tables
+
+MODEL = {"model_type": "networked_moe", "image_size": pictures.SIDE, "width": 8, "expert_hidden": 8, "num_experts": 2}
+DOCUMENT: dict[str, Any] = {
+    "name": "network",
+    "seed": 4,
+    "protocol": "networked",
+    "plan": {"kind": "always-on", "slot_s": 600.0},
+    "model": {"config": MODEL},
+    "task": {"kind": "image"},
+    "train": {"cycles": 3, "local_steps": 2, "batch_size": 8, "seconds_per_round": 60.0, "max_rounds": 1},
+    "networked": {"extractor_cycles": 1, "expert_cycles": 1, "gate_cycles": 1},
+    "evaluation": {"every_cycles": 3},
+    "cluster": [{"name": "c", "devices": 2, "data": "train.npz", "test": "test.npz", "partition": "tau", "tau": 0.5}],
+}
+
+
+def test_what_is_trained_for_the_tables() -> None:
+    scenario = Scenario.parse(DOCUMENT)
+    jobs = tables.trained(scenario, ["iid", "0.3"], 2)
+    methods = {(method, name) for method, name, _ in jobs}
+    both = {(m, name) for m in ("fedce", "fedsc", "local", "fedavg") for name in ("iid", "0.3")}
+    assert methods == both | {("central", "iid")}
+    assert {seed for _, _, seed in jobs} == {4, 5}
+    steps = {key: _steps(job) for key, job in jobs.items() if key[2] == 4}
+    assert set(steps.values()) == {2 * 2 * 1}  # clients, local steps, cycles: alike for the extractor of every method
+    assert jobs["fedavg", "0.3", 4].cluster[0].tau == 0.3
+    assert jobs["fedce", "iid", 4].cluster[0].partition == "iid"
+    assert jobs["fedavg", "iid", 4].model.config is not None
+    assert jobs["fedavg", "iid", 4].model.config["num_experts"] == 1
+    gates = tables.gated(jobs["fedsc", "0.3", 5], Path("/somewhere"), 3)
+    assert {gate: job.train.cycles for gate, job in gates.items()} == {"rolling": 6, "federated": 3}
+    assert all(job.networked.extractor_cycles == job.networked.expert_cycles == 0 for job in gates.values())
+    assert all(job.model.path == "/somewhere" and job.seed == 5 for job in gates.values())
+
+
+def _steps(job: Scenario) -> int:
+    """Gradient steps on the extractor, of all devices."""
+    cycles = job.networked.extractor_cycles if job.protocol == "networked" else job.train.cycles
+    return sum(cluster.devices for cluster in job.cluster) * job.train.local_steps * cycles
+
+
+@pytest.mark.parametrize("text", ["iid,0", "1.5", "two"])
+def test_partitions_that_cannot_be(text: str) -> None:
+    with pytest.raises(InputError, match="--tau"):
+        tables.partitions(text)
+
+
+def _end(accuracy: float, **more: Any) -> dict[str, Any]:
+    metrics = {"accuracy": accuracy, "macro_f1": accuracy / 2, "macro_auc": 0.9}
+    routing = [[0.75, 0.25], [0.5, 0.5]]
+    network = {"local_ratio": 0.625, "inference_B": 100.0, "personal_accuracy": 0.5, "routing": routing}
+    return {**metrics, "even_test": metrics, **network, "accuracy_by_k": {"1": accuracy, "2": accuracy}, **more}
+
+
+def test_tables_and_page_from_ledgers_ends(tmp_path: Path) -> None:
+    ends = {("fedce", "0.5", seed): _end(0.2 * seed) for seed in (1, 2, 3)}
+    ends |= {("fedce, federated", "0.5", seed): _end(0.3 * seed) for seed in (1, 2, 3)}
+    once = {"accuracy": 0.1, "macro_f1": 0.1, "macro_auc": 0.1}
+    ends["local", "0.5", 1] = _end(0.7, one_shot={**once, "even_test": once})
+    ends["central", "iid", 1] = {"metrics_by_cluster": {"c": {"accuracy": 0.9, "macro_f1": 0.8, "macro_auc": 1.0}}}
+    document = {"partitions": ["iid", "0.5"], "seeds": 3, **tables._tables(ends, ["iid", "0.5"])}
+    same = document["tables"]["same"]
+    assert same["fedce, random"]["0.5"]["accuracy"] == pytest.approx([0.2, 0.4, 0.6])
+    assert same["central"]["iid"]["macro_f1"] == [0.8]
+    assert same["fedavg, one-shot"]["0.5"]["accuracy"] == [0.1]
+    assert "central" not in document["tables"]["even"]
+    json.dumps(document)
+    write_tables(document, tmp_path / "page.html", "title")
+    page = (tmp_path / "page.html").read_text()
+    assert "40.0 (20.0–60.0)" in page
+    assert "62 %" in page
+    assert "<script src=" not in page
+    figure = routing_figure(document["network"], "0.5")
+    assert figure is not None
+    assert [list(row) for row in figure.data[0].z] == [[0.75, 0.25], [0.5, 0.5]]
+    assert network_tables(document).renderables
+
+
+@pytest.mark.slow
+def test_the_whole_comparison(tmp_path: Path) -> None:
+    pictures.npz(tmp_path / "train.npz", 80)
+    pictures.npz(tmp_path / "test.npz", 40, seed=1)
+    import tomli_w
+
+    (tmp_path / "s.toml").write_text(tomli_w.dumps(DOCUMENT))
+    command = ["compare", str(tmp_path / "s.toml"), "--tau", "iid,0.5", "--out", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert set(document["tables"]["same"]["fedsc, rolling"]) == {"iid", "0.5"}
+    assert (tmp_path / "out" / "report.html").is_file()

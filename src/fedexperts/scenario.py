@@ -279,7 +279,7 @@ class Networked(Table):
     ``gate_lr`` is the learning rate of the gate's stage, ``gate_top_k`` how many experts a sample meets while a federated gate
     is trained; inference takes the model's own number. ``share`` is RollGate's p, ``prior`` RanGate's distribution over clients
     (uniform if not given). ``norm`` and ``sigma`` clip FedSC's representations and set the noise on shared correlation
-    matrices, in sensitivities; ``delta`` is that of its (ε, δ).
+    matrices, in sensitivities; ``delta`` is that of its (ε, δ); each is estimated on ``correlation_samples`` images.
     ``control`` trains classifiers without a network instead: each client its own, or one for all by FedAvg.
     """
 
@@ -299,6 +299,7 @@ class Networked(Table):
     norm: Positive = 1.0
     sigma: NonNegative = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    correlation_samples: Annotated[int, Field(ge=1)] = 256
     control: Literal["local", "fedavg"] | None = None
 
     @property

@@ -12,7 +12,7 @@ from ..scenario import Scenario
 from ..train.device import Device
 from ..train.network import NetworkClient, Peers
 
-NETWORK_FIELDS = ("norm", "sigma", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
+NETWORK_FIELDS = ("norm", "sigma", "correlation_samples", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
 
 
 def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Device]]) -> Peers:

@@ -36,6 +36,7 @@ class NetworkClient:
         own: its id, the number of its expert.
         norm: representations are clipped to it (FedSC).
         sigma: noise on the correlation matrix that it shares, in sensitivities; 0: none.
+        correlation_samples: images that this matrix is estimated on, two views of each; drawn anew every time.
         share: p, the part of its samples that a rolling gate is to keep at home.
         balance: weight of the load-balance loss of a federated gate.
         gate_top_k: experts that a sample meets while a federated gate is trained.
@@ -46,6 +47,7 @@ class NetworkClient:
     own: int
     norm: float = 1.0
     sigma: float = 0.0
+    correlation_samples: int = 256
     share: float = 0.7
     balance: float = 0.01
     gate_top_k: int = 1
@@ -82,21 +84,22 @@ def contrast_loss(view: View, batch: Batch, client: NetworkClient, held: Mapping
 
 @torch.no_grad()
 def shared_correlation(view: View, data: Batch, client: NetworkClient, weight: Tensor, key: tuple[int, ...]) -> Tensors:
-    """R_i over a device's images, two views of each, with noise on it if asked for.
+    """R_i estimated on some of a device's images, two views of each, with noise on it if asked for.
 
     The part `CORRELATION` holds a ``matrix``, R̄_{−i} on its way down and R_i on its way up, and the client's ``weight`` q_i.
     """
     model: Any = view.model
     generator = torch.Generator().manual_seed(int(np.random.default_rng([*key, 21]).integers(2**62)))
+    chosen = np.random.default_rng([*key, 25]).permutation(len(data["labels"]))[: client.correlation_samples]
     views = []
-    for chunk in torch.split(data["pixel_values"], 250):
+    for chunk in torch.split(data["pixel_values"][torch.from_numpy(np.sort(chosen))], 250):
         one, other = two_views(chunk.to(view.device), Augmentation(), generator)
         latents_BD = clipped(model.latents(torch.cat([one, other])), client.norm)
         views.append(both_views(*latents_BD.chunk(2)))
     r_DD = correlation(torch.cat(views)).cpu()
     if client.sigma > 0:
         rng = np.random.default_rng([*key, 22])
-        noised = noisy(r_DD.double().numpy(), client.sigma, client.norm, len(data["labels"]), rng)
+        noised = noisy(r_DD.double().numpy(), client.sigma, client.norm, len(chosen), rng)
         r_DD = torch.from_numpy(noised).to(r_DD.dtype)
     return {"matrix": r_DD, "weight": weight}
 

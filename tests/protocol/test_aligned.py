@@ -187,3 +187,29 @@ def test_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
         _, lines = play(ContactPlan(("a", "b", "c"), contacts, 2.0, (1.0,)), data, folder, experts=1)
         ends.append(rows(lines, "evaluate")[0]["expert:0"])
     assert ends[0] == ends[1]
+
+
+FILE_bps = 8 * toy.FILE_B / 0.1  # bit/s that carry one part in 0.1 s
+
+
+@pytest.mark.parametrize("cut_s", [5 + 0.1 * k for k in range(1, 15)])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_whatever_a_lost_signal_cuts_everything_trained_arrives_in_the_end(cut_s: float, lost: int, tmp_path: Path) -> None:
+    """One client has the whole of its expert and head: the server must end with what the device has, to the rounding."""
+    contacts = tuple(Contact("a", 5.0 * k, 5.0 * k + 3, FILE_bps, FILE_bps) for k in range(6))
+    plan = ContactPlan(("a",), contacts, 35.0)
+    data = {"a": toy.samples(0, 8.0, experts=1)}
+    _, model, devices = toy.make({"a": [data["a"]]}, values=(0.0,))
+    told = Alignment({"a": Client(CAN, 2)}, FREE, 5.0, 0, appraisal_samples=0)
+    protocol = Aligned(Start(model, ("a",), frozenset({"head"}), {}, cycles=5, alignment=told))
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    closes = {lost: cut_s - 5 * (1 - lost)}
+    Simulator(plan, devices, Pace(0.5, max_rounds=1), 5, ledger, lambda model, cycle: {}, closes_s=closes).run(protocol)
+    ledger.close()
+    (device,) = devices["a"]
+    assert not device.pending
+    for part in ("expert:0", "head"):
+        here = toy.value(protocol.model, part)
+        there = float(next(iter(device.trained.get(part, device.held[part].tensors).values())).flatten()[0])
+        assert here == pytest.approx(there, abs=1e-6)
+    assert 7 < toy.value(protocol.model, "expert:0") + toy.value(protocol.model, "head") <= 8 + 1e-6

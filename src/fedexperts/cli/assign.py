@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..errors import InputError
 from .common import output, print_json
 from .run import Json, ScenarioPath, Seed, Set, load
 
@@ -25,6 +26,11 @@ def command(
 
     torch.set_num_threads(1)
     loaded = load(scenario, None, seed, set_)
+    if loaded.by_client:
+        raise InputError(
+            f"protocol = {loaded.protocol!r}: decides in rounds who trains what; see the align rows of a run's ledger, or use "
+            "--set protocol=ems-fl"
+        )
     prepared = prepare(loaded)
     prepared.begin()
     counts = prepared.trial()

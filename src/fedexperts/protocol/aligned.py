@@ -192,7 +192,7 @@ class Aligned(Rounds):
         if not is_expert(part):
             return
         held = len(experts_of(self.orders[client][1]))
-        flops = self._told.need.base_flops + held * self._told.need.expert_flops
+        flops = (self._told.need.base_flops + held * self._told.need.expert_flops) / (self._max_rounds or 1)  # of a local round
         effort = float(update.samples) if self._told.usage == "samples" else update.rounds * flops / held
         self.loads[part] = self.loads.get(part, 0.0) + effort
         if update.loss is not None and update.share is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -117,6 +117,15 @@ class Networked(Rounds):
         turns = [str(order[(self.rolled + i) % len(order)]) for i in range(len(order))]
         self.rolled += 1
         return next(client for client in turns if client in present)
+
+    def task_of(self, client: str) -> Task | None:
+        """A matrix is shared once a round at most, or the privacy that was stated would not hold."""
+        task, (last, _) = self.tasks.get(client), self.orders.get(client, (-1, None))
+        return self.afterwards(task) if task is not None and last == self.round else task
+
+    def afterwards(self, task: Task) -> Task:
+        """Out of contact a client goes on with the same, but shares no other matrix."""
+        return replace(task, parts=task.parts - {CORRELATION})
 
     def pieces(self, client: str, task: Task) -> list[Piece]:
         """The extractor goes along with every task; with FedSC, the others' correlation matrix R̄_{−i}."""

@@ -32,13 +32,21 @@ class Rounds:
         self.tasks: dict[str, Task] = {}  # of this round's clients
         self.waiting: set[str] = set()  # those of them whose contact has not ended yet
         self.orders: dict[str, tuple[int, Task]] = {}  # client -> round and task of what it was last sent
-        self.since: dict[str, dict[str, Tensors]] = {}  # client -> part -> what the server last saw of its training
+        self.since: dict[str, dict[str, dict[int, Tensors]]] = {}  # client -> part -> version -> what the server last saw of it
         self.shares: dict[str, dict[str, float]] = {}  # client -> part -> its share among those of its round
         self.arrived: list[tuple[str, Update, Tensors]] = []  # of this round: client, update, what it is a change of
 
     def begin(self, link: Link) -> dict[str, Task]:
         """What each client that takes part in round ``self.round`` is to train."""
         raise NotImplementedError
+
+    def task_of(self, client: str) -> Task | None:
+        """What a client does in a contact of this round."""
+        return self.tasks.get(client)
+
+    def afterwards(self, task: Task) -> Task:
+        """What it goes on with out of contact."""
+        return task
 
     def pieces(self, client: str, task: Task) -> list[Piece]:
         """What a client must have before its task."""
@@ -76,20 +84,21 @@ class Rounds:
     async def serve(self, link: Link) -> None:
         """A client's part in the round; it goes on with its task when it leaves contact."""
         self.accept(link, await link.collect(self.uploads))  # what was trained out of contact
-        task = self.tasks.get(link.cluster)
+        client, task = link.cluster, self.task_of(link.cluster)
         if task is None:
             await link.leave(None)
             return
-        client = link.cluster
-        pieces = self.pieces(client, task)
+        pieces, order = self.pieces(client, task), self.afterwards(task)
+        for piece in pieces:  # a signal that is lost while they travel may leave some of them there, and the old order
+            if piece.part in task.parts:
+                self.since.setdefault(client, {}).setdefault(piece.part, {}).setdefault(piece.version, piece.tensors)
+        await link.send(pieces, order)
         self.orders[client] = self.round, task
-        self.since[client] = {piece.part: piece.tensors for piece in pieces}
         self.shares[client] = {part: self.share(client, part) for part in in_order(task.parts)}
-        await link.send(pieces, task)
         rounds = link.rounds_left(up=task.parts - task.keeps, task=task)
         await link.train(replace(task, rounds=rounds if self._max_rounds is None else min(rounds, self._max_rounds)))
         self.accept(link, await link.collect(self.uploads))
-        await link.leave(task if link.gap_ahead else None)  # slots without a gap between them are rounds in step
+        await link.leave(order if link.gap_ahead else None)  # slots without a gap between them are rounds in step
 
     def served(self, link: Link) -> None:
         """The round ends with the last of its clients, whether they delivered or were lost."""
@@ -112,8 +121,10 @@ class Rounds:
         """What arrives in the client's own contact waits for the others; what comes later moves the model at once."""
         client = link.cluster
         for update in updates:
-            part = update.piece.part
-            since, self.since[client][part] = self.since[client][part], update.piece.tensors
+            part, version = update.piece.part, update.piece.version
+            known = self.since[client][part]
+            since = known[version]
+            self.since[client][part] = {v: t for v, t in known.items() if v > version} | {version: update.piece.tensors}
             began, _ = self.orders[client]
             self.note(client, update)
             if part == CORRELATION:

@@ -61,7 +61,7 @@ def command(
 
 def fill_tables(scenario: Scenario, tau: str, seeds: int, out: Path, resume: bool, json: bool) -> None:
     """The tables of the Networked MoE paper."""
-    from ..drive import tables
+    from ..drive import network_comparison as tables
 
     _check_free(out, resume)
     partitions = tables.partitions(tau)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import pictures
 from fedexperts import Scenario
 from fedexperts.cli.main import app
-from fedexperts.drive import tables
+from fedexperts.drive import network_comparison as tables
 from fedexperts.errors import InputError
 from fedexperts.report.network_html import network_tables, routing_figure, write_tables
 

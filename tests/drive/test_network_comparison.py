@@ -54,6 +54,20 @@ def _steps(job: Scenario) -> int:
     return sum(cluster.devices for cluster in job.cluster) * job.train.local_steps * cycles
 
 
+def test_the_same_data_on_other_numbers_of_clients() -> None:
+    scenario = Scenario.parse(DOCUMENT)
+    jobs = tables.by_clients(scenario, [3, 5], "0.5", 1)
+    assert {key[:2] for key in jobs} == {(m, f"0.5, {n} clients") for m in ("fedce", "fedsc") for n in (3, 5)}
+    for (_, name, _), job in jobs.items():
+        n = int(name.split()[1])
+        assert job.cluster[0].devices == n
+        assert job.model.config is not None
+        assert job.model.config["num_experts"] == n
+    two = scenario.changed(cluster=[{**DOCUMENT["cluster"][0], "name": name} for name in "ab"])
+    with pytest.raises(InputError, match="--clients"):
+        tables.by_clients(two, [3], "0.5", 1)
+
+
 @pytest.mark.parametrize("text", ["iid,0", "1.5", "two"])
 def test_partitions_that_cannot_be(text: str) -> None:
     with pytest.raises(InputError, match="--tau"):
@@ -98,9 +112,20 @@ def test_the_whole_comparison(tmp_path: Path) -> None:
     import tomli_w
 
     (tmp_path / "s.toml").write_text(tomli_w.dumps(DOCUMENT))
-    command = ["compare", str(tmp_path / "s.toml"), "--tau", "iid,0.5", "--out", str(tmp_path / "out"), "--json"]
+    command = [
+        "compare",
+        str(tmp_path / "s.toml"),
+        "--tau",
+        "iid,0.5",
+        "--clients",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert set(document["tables"]["same"]["fedsc, rolling"]) == {"iid", "0.5"}
+    assert set(document["clients"]["3"]) == {"fedce, federated", "fedsc, federated"}
     assert (tmp_path / "out" / "report.html").is_file()

@@ -13,7 +13,7 @@ from ..report.compare_html import write_comparison
 from ..report.network_html import network_tables, write_tables
 from ..report.table import comparison_table
 from ..scenario import Scenario
-from .common import console, output, print_json, progress_bars
+from .common import console, numbers, output, print_json, progress_bars
 from .run import Json, ScenarioPath, Set, load
 
 
@@ -22,6 +22,7 @@ def command(
     protocol: Annotated[str, typer.Option(help="Protocols to compare, such as sync,ems-fl.")] = "",
     policy: Annotated[str, typer.Option(help="Policies of the scenario's protocol; all four of aligned by default.")] = "",
     tau: Annotated[str, typer.Option(help="Of a Networked MoE: how its data are dealt, iid or τ.")] = "iid,0.5,0.3,0.2",
+    clients: Annotated[str, typer.Option(help="Of a Networked MoE: other numbers of clients, such as 5,20.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, from the scenario's seed upwards.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs and the report; default runs/<name>-compare.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in --out.")] = False,
@@ -34,7 +35,7 @@ def command(
     loaded = load(scenario, None, None, set_)
     directory = out or Path("runs") / f"{loaded.name}-compare"
     if loaded.protocol == "networked" and not protocol and not policy:
-        fill_tables(loaded, tau, seeds, directory, resume, json)
+        fill_tables(loaded, tau, clients, seeds, directory, resume, json)
         return
     kind, named = comparison.variants(loaded, _names(protocol), _names(policy))
     _check_free(directory, resume)
@@ -59,12 +60,12 @@ def command(
         console.print(f"{directory / 'report.html'}: curves, loads and assignments; {directory}/<run>/: the runs")
 
 
-def fill_tables(scenario: Scenario, tau: str, seeds: int, out: Path, resume: bool, json: bool) -> None:
+def fill_tables(scenario: Scenario, tau: str, clients: str, seeds: int, out: Path, resume: bool, json: bool) -> None:
     """The tables of the Networked MoE paper."""
     from ..drive import network_comparison as tables
 
     _check_free(out, resume)
-    partitions = tables.partitions(tau)
+    partitions, counts = tables.partitions(tau), numbers("--clients", clients) if clients else []
     with progress_bars() as bars:
         bar: dict[str, TaskID] = {}
 
@@ -74,7 +75,7 @@ def fill_tables(scenario: Scenario, tau: str, seeds: int, out: Path, resume: boo
             bars.update(bar[name], completed=cycles, accuracy=f"accuracy {accuracy:.1%}")
 
         try:
-            document = tables.compare(scenario, partitions, seeds, out, resume, show)
+            document = tables.compare(scenario, partitions, seeds, out, resume, show, counts)
         except KeyboardInterrupt:
             console.print("interrupted; go on with the same command and --resume")
             raise typer.Exit(130) from None

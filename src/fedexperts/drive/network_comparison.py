@@ -19,6 +19,8 @@ GATES = ("random", "rolling", "federated")
 METRICS = ("accuracy", "macro_f1", "macro_auc")
 IID = "iid"
 CENTRAL = "central"
+Key = tuple[str, str, int]
+"""Method, partition, seed."""
 
 
 def partitions(text: str) -> list[str]:
@@ -48,7 +50,7 @@ def on(scenario: Scenario, partition: str) -> Scenario:
     return scenario.changed(cluster=clusters)
 
 
-def trained(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[tuple[str, str, int], Scenario]:
+def trained(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[Key, Scenario]:
     """Runs that start from nothing, by method, partition and seed: both extractors with their experts, and the controls.
 
     All make equally many gradient steps on the extractor; the centralised MoE makes those of all clients together, and is there
@@ -107,35 +109,71 @@ def _central(scenario: Scenario) -> Scenario:
     return Scenario.parse({**document, "protocol": "sync"}, scenario.base)
 
 
+def resized(scenario: Scenario, clients: int) -> Scenario:
+    """The same data on so many clients, each with an expert.
+
+    Raises:
+        InputError: the clients are in several clusters, and it is not known which to change.
+    """
+    if len(scenario.cluster) != 1:
+        raise InputError("--clients: needs a scenario with a single [[cluster]], whose devices are then changed")
+    document = scenario.model_dump(exclude_none=True)
+    document["cluster"] = [{**document["cluster"][0], "devices": clients}]
+    document["model"]["config"] = {**document["model"]["config"], "num_experts": clients}
+    return Scenario.parse(document, scenario.base)
+
+
+def by_clients(scenario: Scenario, counts: Sequence[int], partition: str, seeds: int) -> dict[Key, Scenario]:
+    """Fig. 4a: both extractors with their experts, for other numbers of clients; the key's partition names these too."""
+    jobs = {}
+    for n in counts:
+        for (method, _, seed), job in trained(resized(scenario, n), [partition], seeds).items():
+            if method in EXTRACTORS:
+                jobs[method, f"{partition}, {n} clients", seed] = job
+    return jobs
+
+
 def compare(
-    scenario: Scenario, names: Sequence[str], seeds: int, out: Path, resume: bool = False, progress: Progress | None = None
+    scenario: Scenario,
+    names: Sequence[str],
+    seeds: int,
+    out: Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+    clients: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Train everything and fill the tables; what ``fedexperts compare --json`` prints for a Networked MoE.
 
     ``tables`` has ``same`` (test data like the training data: Table I) and ``even`` (Table II), each by method and partition
-    with the metrics' values over seeds.
+    with the metrics' values over seeds; ``clients``, for other numbers of clients, FedGate's accuracy on the last partition.
 
     Raises:
         InputError: the scenario is not one that can be trained from its config.
     """
     if scenario.model.config is None:
         raise InputError("model.path: the comparison trains from nothing; give model.config instead")
-    first = trained(scenario, names, seeds)
-    run_many({_job(*key): job for key, job in first.items()}, out, resume, progress)
-    second: dict[tuple[str, str, int], Scenario] = {}
-    for (method, name, seed), job in first.items():
-        if method in EXTRACTORS:
-            model = out / folder(_job(method, name, seed)) / "model"
-            stages = gated(job, model, scenario.networked.gate_cycles)
-            second |= {(f"{method}, {gate}", name, seed): stage for gate, stage in stages.items()}
-    run_many({_job(*key): job for key, job in second.items()}, out, resume, progress)
+    first, others = trained(scenario, names, seeds), by_clients(scenario, clients, names[-1], seeds)
+    run_many({_job(*key): job for key, job in [*first.items(), *others.items()]}, out, resume, progress)
+    second = {key: stage for key, job in first.items() for key, stage in _gates(scenario, key, job, out).items()}
+    third = {key: stage for key, job in others.items() for key, stage in _gates(scenario, key, job, out).items()}
+    third = {key: stage for key, stage in third.items() if key[0].endswith(GATES[-1])}
+    run_many({_job(*key): job for key, job in [*second.items(), *third.items()]}, out, resume, progress)
     ends = {key: _end(out / folder(_job(*key))) for key in [*first, *second]}
-    return {"partitions": list(names), "seeds": seeds, **_tables(ends, list(names))}
+    found: dict[str, dict[str, list[float]]] = {}
+    for method, name, seed in third:
+        n = name.split(", ")[1].removesuffix(" clients")
+        end = _end(out / folder(_job(method, name, seed)))
+        found.setdefault(n, {}).setdefault(method, []).append(end["accuracy"])
+    return {"partitions": list(names), "seeds": seeds, **_tables(ends, list(names)), "clients": found}
 
 
-def job_names(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[str, int]:
-    """Names of the first runs and their cycles, for progress bars."""
-    return {_job(*key): job.train.cycles for key, job in trained(scenario, names, seeds).items()}
+def _gates(scenario: Scenario, key: Key, job: Scenario, out: Path) -> dict[Key, Scenario]:
+    """The gates that start from a run's model; none for controls."""
+    method, name, seed = key
+    if method not in EXTRACTORS:
+        return {}
+    stages = gated(job, out / folder(_job(*key)) / "model", scenario.networked.gate_cycles)
+    return {(f"{method}, {gate}", name, seed): stage for gate, stage in stages.items()}
 
 
 def _job(method: str, partition: str, seed: int) -> str:

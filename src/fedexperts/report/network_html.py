@@ -72,6 +72,8 @@ def write_tables(document: Mapping[str, Any], path: Path, title: str) -> None:
     network, partitions = document["network"], document["partitions"]
     figures = [figure for name in partitions if (figure := routing_figure(network, name)) is not None]
     figures.append(picks_figure(network, partitions))
+    if document.get("clients"):
+        figures.append(clients_figure(document["clients"], partitions[-1]))
     write_page(path, title, f"{tables}{_note(document['seeds'])}{_costs(network, partitions)}{shown(figures)}")
 
 
@@ -162,4 +164,16 @@ def picks_figure(network: Mapping[str, Any], partitions: Sequence[str]) -> go.Fi
         figure.update_xaxes(title_text="experts picked, k", type="category", row=1, col=column)
     figure.update_yaxes(title_text="accuracy, %", row=1, col=1)
     figure.update_layout(template="plotly_white", height=420, legend={"orientation": "h", "y": -0.25}, margin={"t": 60})
+    return figure
+
+
+def clients_figure(clients: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> go.Figure:
+    """FedGate's accuracy by the number of clients that the same data are dealt to (the paper's Fig. 4a), median over seeds."""
+    figure = go.Figure()
+    for method in dict.fromkeys(method for found in clients.values() for method in found):
+        values = [100 * statistics.median(found[method]) for found in clients.values()]
+        figure.add_scatter(x=list(clients), y=values, name=method)
+    figure.update_layout(template="plotly_white", height=380, title=f"the same data on more clients, {_label(name)}")
+    figure.update_xaxes(title_text="clients", type="category")
+    figure.update_yaxes(title_text="accuracy, %")
     return figure

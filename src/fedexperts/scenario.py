@@ -11,389 +11,35 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError
-
-Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.\-]+$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
+from .tables import (
+    Alignment,
+    Assignment,
+    Cluster,
+    Device,
+    Evaluation,
+    Faults,
+    Model,
+    Name,
+    Networked,
+    Place,
+    Plan,
+    Radio,
+    Satellite,
+    Table,
+    Task,
+    Train,
+    Warmup,
+)
 
 BY_CLIENT = frozenset({"aligned", "networked"})
 """Protocols that treat clients one by one."""
 
 
-class Table(BaseModel):
-    """A TOML table: no unknown keys, no silent conversion of strings to numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Plan(Table):
-    """``[plan]``: who can talk when. ``start``, ``days`` and ``min_elevation_deg`` belong to ``kind = "orbit"``."""
-
-    kind: Literal["orbit", "round-robin", "always-on", "file"] = "round-robin"
-    path: str | None = None
-    slot_s: Positive = 60.0
-    idle_slots: Annotated[int, Field(ge=0)] = 0
-    start: AwareDatetime | None = None
-    days: Positive = 1.0
-    min_elevation_deg: Annotated[float, Field(ge=0, lt=90)] = 10.0
-
-    @model_validator(mode="after")
-    def _path(self) -> Plan:
-        if (self.kind == "file") != (self.path is not None):
-            raise ValueError('kind = "file" needs a path, and a path needs kind = "file"')
-        if self.kind == "orbit" and self.start is None:
-            raise ValueError('kind = "orbit" needs a start, for example start = 2026-01-01T00:00:00Z')
-        return self
-
-
-class Walker(Table):
-    """A Walker shell: ``total`` satellites in ``planes`` planes."""
-
-    total: Annotated[int, Field(ge=1)]
-    planes: Annotated[int, Field(ge=1)]
-    phasing: Annotated[int, Field(ge=0)] = 0
-    altitude_km: float
-    inclination_deg: float
-    kind: Literal["delta", "star"] = "delta"
-
-
-class Satellite(Table):
-    """``[satellite]`` or ``[[satellite]]``: a circular orbit, a TLE or OMM file, or a Walker shell."""
-
-    name: Name = "satellite"
-    altitude_km: float | None = None
-    inclination_deg: float | None = None
-    raan_deg: float = 0.0
-    mean_anomaly_deg: float = 0.0
-    epoch: AwareDatetime | None = None
-    tle: str | None = None
-    omm: str | None = None
-    satellite_name: str | None = None
-    walker: Walker | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Satellite:
-        if sum(x is not None for x in (self.altitude_km, self.tle, self.omm, self.walker)) != 1:
-            raise ValueError("give exactly one of altitude_km (a circular orbit), tle, omm or walker")
-        if (self.altitude_km is None) != (self.inclination_deg is None):
-            raise ValueError("a circular orbit needs altitude_km and inclination_deg")
-        return self
-
-
-class Radio(Table):
-    """``[radio]``: a preset, and any field of `contact.radio.Radio` beside it, which checks them."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    preset: str = "paper"
-
-    def changes(self) -> dict[str, Any]:
-        """The fields that differ from the preset."""
-        return dict(self.model_extra or {})
-
-
-class Adapters(Table):
-    """``model.lora``: experts are trained through low-rank adapters, scaled by ``alpha / rank``."""
-
-    rank: Annotated[int, Field(ge=1)]
-    alpha: Positive
-    average: Literal["refactor", "merge", "factors"] = "refactor"
-
-
-class Model(Table):
-    """``[model]``: a checkpoint folder or hub name, or a config to start from random weights; adapters and uploads; routing.
-
-    ``uplink`` is how the numbers of an upload are written; ``"exact"`` sends them as they are.
-    """
-
-    path: str | None = None
-    config: dict[str, Any] | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    accelerator: Literal["cpu", "cuda"] = "cpu"
-    lora: Adapters | None = None
-    uplink: Literal["exact", "bf16", "int8"] = "bf16"
-    tokenizer: str | None = None
-    top1: Literal["straight-through", "switch", "paper"] = "straight-through"
-    mask: Literal["-inf", "zero"] = "-inf"
-    noise_std: NonNegative = 0.0
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Model:
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give either path (a checkpoint folder) or config (a model to start from random weights)")
-        return self
-
-
-class Task(Table):
-    """``[task]``: what the model is to do; ``task = { … }`` in a cluster changes it for that cluster's data.
-
-    ``label`` is the column of labels, or of answers: ``"label"`` and ``"answer"`` if nothing is given. Without ``text``
-    samples of a classification are token numbers already, and labels are the head's outputs.
-    Of ``kind = "image"`` ``image`` is the column of encoded images; files ``.npz`` have arrays x and y instead of columns.
-    Clusters whose tables are equal share the rows of a classifier's head; others have rows of their own.
-    """
-
-    kind: Literal["classification", "multiple-choice", "causal-lm", "image"] = "classification"
-    text: str | None = None
-    text_pair: str | None = None
-    image: str = "image"
-    label: str | None = None
-    labels: Annotated[tuple[str | int, ...], Field(min_length=2, strict=False)] | None = None
-    prompt: str = "Question: {question}\nAnswer:"
-    options: str | Annotated[tuple[str, ...], Field(min_length=2, strict=False)] = "choices"
-    normalise: Literal["tokens", "characters"] = "tokens"
-    max_length: Annotated[int, Field(ge=2)] = 128
-    metric: Literal["accuracy", "f1", "matthews", "spearman", "pearson"] = "accuracy"
-
-    @property
-    def label_column(self) -> str:
-        """Where labels or answers are."""
-        return self.label or ("answer" if self.kind == "multiple-choice" else "label")
-
-    @property
-    def classifies(self) -> bool:
-        """Whether the model is a classifier: its head has one output for each class, or one of a regression."""
-        return self.kind in ("classification", "image")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Task:
-        if self.text_pair is not None and self.text is None:
-            raise ValueError(f"text_pair = {self.text_pair!r}: needs text, the column of the first sequence")
-        if self.kind == "causal-lm" and self.text is None:
-            raise ValueError('kind = "causal-lm" needs text, the column to learn from')
-        if self.kind == "image" and self.text is not None:
-            raise ValueError(f'text = {self.text!r}: kind = "image" reads no text; leave it out, or correct the kind')
-        if self.kind == "image" and self.metric in ("spearman", "pearson"):
-            raise ValueError(f'metric = {self.metric!r}: kind = "image" has classes; use "accuracy", "f1" or "matthews"')
-        if not self.classifies and self.metric != "accuracy":
-            raise ValueError(f"metric = {self.metric!r}: kind = {self.kind!r} is judged by accuracy")
-        return self
-
-
-class Warmup(Table):
-    """``[warmup]``: training of the whole model on a small shared set before the run.
-
-    ``gate_fit`` weighs a loss that ties the gate to the domains, one group of experts for each entry of ``data``. ``parts``
-    says what is trained, for example ["gate"] as in the paper's Sec. V-B; nothing means everything.
-    """
-
-    data: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    samples: Annotated[int, Field(ge=1)] = 100
-    steps: Annotated[int, Field(ge=1)] = 100
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    lr: Positive = 1e-3
-    weight_decay: NonNegative = 0.0
-    token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    gate_fit: NonNegative = 0.0
-    parts: Annotated[frozenset[Literal["gate", "backbone", "head", "experts"]], Field(strict=False)] = frozenset()
-
-
-def _batch_size(value: Any) -> Any:
-    if value != "full" and (type(value) is not int or value < 1):
-        raise ValueError('must be a whole number, 1 or above, or "full" for one batch of all samples')
-    return value
-
-
-class Train(Table):
-    """``[train]``: rounds and local training.
-
-    ``bucketing`` makes batches of samples of similar length, so that there is less padding to compute. ``cache_MB`` is for
-    outputs of frozen layers, which are then computed once for each sample; it is shared out evenly to all devices of the run.
-    ``seconds_per_round = "device"`` takes a round's FLOPs at the speed of the device's class.
-    """
-
-    cycles: Annotated[int, Field(ge=1)]
-    local_steps: Annotated[int, Field(ge=1)] = 1
-    batch_size: Annotated[int | Literal["full"], BeforeValidator(_batch_size)] = 32
-    bucketing: bool = True
-    cache_MB: NonNegative = 1000.0
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr_expert: Positive = 1e-3
-    lr_gate: Positive = 1e-3
-    weight_decay: NonNegative = 0.0
-    shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
-    seconds_per_round: Positive | Literal["device"] = 60.0
-    max_rounds: Annotated[int, Field(ge=1)] | None = None
-    gate_tail_cycles: Annotated[int, Field(ge=0)] = 1
-    final_flush: bool = True
-
-
-class Assignment(Table):
-    """``[assignment]``: who owns which expert."""
-
-    policy: Literal["algorithm-1", "balanced", "optimal"] = "algorithm-1"
-    threshold: Fraction | None = None
-    trial_samples: Annotated[int, Field(ge=1)] = 64
-    trial: Literal["device", "server"] = "device"
-    every_cycles: Annotated[int, Field(ge=0)] = 0
-    granularity: Literal["global", "layer"] = "global"
-    order: Literal["shuffled", "literal"] = "shuffled"
-    repair: bool = True
-
-
-class Alignment(Table):
-    """``[alignment]``: who trains which expert in a round of ``protocol = "aligned"``.
-
-    ``fitness_weight`` is λ, ``fitness_rate`` α, ``usage_decay`` β and ``loss_weight`` w of docs/decisions.md. ``prior`` is the
-    fitness that a pair starts with and drifts back to. Loads are clients of one expert in a round; without bounds of its own
-    ``optimal`` deals all loads as evenly as they go. ``patience`` is the number of rounds that an expert may go untrained
-    before it comes first (balanced, optimal). ``capacity = "estimated"`` begins with one expert a client and learns their
-    speed from how long they took.
-    """
-
-    policy: Literal["random", "greedy", "balanced", "optimal"] = "balanced"
-    fitness_weight: Fraction = 0.5
-    fitness_rate: Fraction = 0.3
-    usage_decay: Fraction = 0.8
-    loss_weight: Fraction = 0.5
-    drift: Fraction = 0.05
-    prior: Fraction = 0.5
-    usage: Literal["samples", "flops"] = "samples"
-    gate: Literal["rows", "per-client", "frozen"] = "rows"
-    ties: Literal["random", "first"] = "random"
-    cold_start: bool = True
-    patience: Annotated[int, Field(ge=1)] = 3
-    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_experts: Annotated[int, Field(ge=1)] | None = None
-    min_load: Annotated[int, Field(ge=0)] | None = None
-    max_load: Annotated[int, Field(ge=1)] | None = None
-    capacity: Literal["profile", "estimated"] = "profile"
-    deadline_s: Positive | None = None
-    appraisal_samples: Annotated[int, Field(ge=1)] = 64
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Alignment:
-        if self.min_load is not None and self.max_load is not None and self.min_load > self.max_load:
-            raise ValueError(f"min_load = {self.min_load}: must be at most max_load = {self.max_load}")
-        return self
-
-
-class Networked(Table):
-    """``[networked]``: the stages of ``protocol = "networked"``, each so many cycles; together they are ``train.cycles``.
-
-    ``gate_lr`` is the learning rate of the gate's stage, ``gate_top_k`` how many experts a sample meets while a federated gate
-    is trained; inference takes the model's own number. ``share`` is RollGate's p, ``prior`` RanGate's distribution over clients
-    (uniform if not given). ``norm`` and ``sigma`` clip FedSC's representations and set the noise on shared correlation
-    matrices, in sensitivities; ``delta`` is that of its (ε, δ); each is estimated on ``correlation_samples`` images.
-    ``control`` trains classifiers without a network instead: each client its own, or one for all by FedAvg.
-    """
-
-    extractor: Literal["fedce", "fedsc"] = "fedce"
-    extractor_cycles: Annotated[int, Field(ge=0)] = 10
-    expert_cycles: Annotated[int, Field(ge=0)] = 5
-    gate: Literal["random", "rolling", "federated"] = "federated"
-    gate_cycles: Annotated[int, Field(ge=0)] = 5
-    gate_lr: Positive = 1e-2
-    gate_top_k: Annotated[int, Field(ge=1)] = 1
-    gate_participation: Annotated[float, Field(gt=0, le=1)] = 0.7
-    gate_patience: Annotated[int, Field(ge=1)] = 2
-    balance: NonNegative = 0.01
-    share: Fraction = 0.7
-    prior: Annotated[tuple[NonNegative, ...], Field(strict=False)] | None = None
-    expert_cache: bool = False
-    norm: Positive = 1.0
-    sigma: NonNegative = 0.0
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    correlation_samples: Annotated[int, Field(ge=1)] = 256
-    control: Literal["local", "fedavg"] | None = None
-
-    @property
-    def cycles(self) -> int:
-        """Of all stages."""
-        return self.extractor_cycles + self.expert_cycles + self.gate_cycles
-
-
-class Evaluation(Table):
-    """``[evaluation]``: when to test the global model, and the accuracy to reach.
-
-    A run is on its plateau from the first evaluation whose accuracy none of the next ``patience`` exceed by ``min_gain``.
-    """
-
-    target: Fraction | None = None
-    every_cycles: Annotated[int, Field(ge=1)] = 1
-    patience: Annotated[int, Field(ge=1)] = 5
-    min_gain: Fraction = 0.005
-
-
-class Faults(Table):
-    """``[faults]``: probabilities of what goes wrong on the links, drawn from the scenario's seed."""
-
-    drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    corrupt: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    early_close: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
-
-
-class Device(Table):
-    """``[device.<class>]``: numbers that replace those of a built-in class of devices, or all of a new class.
-
-    ``compute_J_per_FLOP`` is what computing adds to the idle power. ``memory_B`` is what training may use, ``flops_per_s`` the
-    speed that training reaches; ``up_bps`` and ``down_bps`` count where the contact plan has no rates of its own.
-    ``availability`` is the share of contacts for which a client is there (protocols that treat clients one by one).
-    """
-
-    tx_power_W: NonNegative | None = None
-    rx_power_W: NonNegative | None = None
-    compute_J_per_FLOP: NonNegative | None = None
-    idle_power_W: NonNegative | None = None
-    memory_B: Positive | None = None
-    flops_per_s: Positive | None = None
-    up_bps: Positive | None = None
-    down_bps: Positive | None = None
-    availability: Annotated[float, Field(gt=0, le=1)] | None = None
-
-
-class Place(Table):
-    """``[[cluster]]``: devices in one place. An orbital plan needs the place; training needs the data.
-
-    ``partition`` deals the data to the devices, see `data.partition.deal`; each way needs its own number beside it.
-    ``test_partition`` deals the test data to clients that are judged one by one, like their training data or evenly.
-    ``samples`` and ``test_samples`` take so many images, drawn from the seed; clusters with the same ``data`` then take
-    different ones. ``device`` is a class, or classes with weights from which each device is drawn; ``from_cycle`` and
-    ``until_cycle`` say when clients join and leave. These are for protocols that treat clients one by one.
-    """
-
-    name: Name
-    devices: Annotated[int, Field(ge=1)] = 1
-    latitude_deg: float | None = None
-    longitude_deg: float | None = None
-    altitude_m: float = 0.0
-    min_elevation_deg: Annotated[float, Field(ge=0, lt=90)] | None = None
-    data: str | None = None
-    test: str | None = None
-    samples: Annotated[int, Field(ge=1)] | None = None
-    test_samples: Annotated[int, Field(ge=1)] | None = None
-    partition: Literal["iid", "by-label", "classes", "tau", "dirichlet"] = "iid"
-    classes_per_device: Annotated[int, Field(ge=1)] | None = None
-    tau: Annotated[float, Field(gt=0, le=1)] | None = None
-    tau_mode: Literal["table", "prose"] = "table"
-    dirichlet_alpha: Positive | None = None
-    test_partition: Literal["same", "iid"] = "same"
-    device: Name | Annotated[dict[Name, Positive], Field(min_length=1)] = "phone"
-    from_cycle: Annotated[int, Field(ge=0)] = 0
-    until_cycle: Annotated[int, Field(ge=1)] | None = None
-    task: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _partition(self) -> Self:
-        for how, name in (("classes", "classes_per_device"), ("tau", "tau"), ("dirichlet", "dirichlet_alpha")):
-            if (self.partition == how) != (getattr(self, name) is not None):
-                raise ValueError(f'partition = "{how}" needs {name}, and {name} needs partition = "{how}"')
-        return self
-
-
-class Cluster(Place):
-    """``[[cluster]]`` of a training scenario."""
-
-    data: str
 
 
 class Network(Table):
@@ -505,7 +151,7 @@ class Scenario(Tasks):
     networked: Networked = Networked()
     evaluation: Evaluation = Evaluation()
     faults: Faults = Faults()
-    device: dict[Name, Device] = {}
+    device: dict[Name, Device] = Field(default={})
 
     @property
     def by_client(self) -> bool:

@@ -12,7 +12,8 @@ from ..data.baselines import Text, majority, tfidf_choice, tfidf_linear
 from ..data.choice import Columns
 from ..data.rows import columns, read_rows
 from ..data.source import Samples, Splits
-from ..scenario import Cluster, Task, Tasks
+from ..scenario import Tasks
+from ..tables import Cluster, Task
 from .samples import Datasets, Rows, reads_text
 
 Row = dict[str, float | None]

@@ -14,7 +14,8 @@ from ..moe.checkpoint import Checkpoint
 from ..moe.load import copy_tokenizer
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
-from ..scenario import Adapters, Scenario
+from ..scenario import Scenario
+from ..tables import Adapters
 from .finished import check_ended, initial_folder, scenario_of
 
 ADAPTERS = "adapters.safetensors"

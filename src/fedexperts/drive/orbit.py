@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from .. import scenario as tables
+from .. import tables
 from ..contact.interchange import load_plan
 from ..contact.orbit import Satellite, circular, epoch_warnings, read_omm, read_tle, walker
 from ..contact.plan import ContactPlan, always_on, round_robin
@@ -14,6 +14,7 @@ from ..contact.radio import Radio, from_preset
 from ..contact.schedule import Station, orbital_plan
 from ..contact.site import Site
 from ..errors import InputError
+from ..scenario import Network
 
 DAY_S = 86400.0
 
@@ -37,7 +38,7 @@ class Orbit:
         return epoch_warnings(self.satellites, self.start)
 
 
-def orbit(network: tables.Network) -> Orbit:
+def orbit(network: Network) -> Orbit:
     """Read and check satellites, radio and places.
 
     Raises:
@@ -54,7 +55,7 @@ def orbit(network: tables.Network) -> Orbit:
     return Orbit(stations, satellites, radio, start, network.plan.days * DAY_S)
 
 
-def _satellites(network: tables.Network, table: tables.Satellite, start: datetime) -> Iterable[Satellite]:
+def _satellites(network: Network, table: tables.Satellite, start: datetime) -> Iterable[Satellite]:
     if table.tle is not None:
         return read_tle(network.file(table.tle), table.satellite_name)
     if table.omm is not None:
@@ -69,14 +70,14 @@ def _satellites(network: tables.Network, table: tables.Satellite, start: datetim
     return [circular(table.altitude_km, table.inclination_deg, *angles, epoch=epoch, name=table.name)]
 
 
-def _station(network: tables.Network, place: tables.Place) -> Station:
+def _station(network: Network, place: tables.Place) -> Station:
     assert place.latitude_deg is not None  # the scenario's own checks
     assert place.longitude_deg is not None
     mask_deg = network.plan.min_elevation_deg if place.min_elevation_deg is None else place.min_elevation_deg
     return Station(Site(place.name, place.latitude_deg, place.longitude_deg, place.altitude_m, mask_deg), place.devices)
 
 
-def network_plan(network: tables.Network, cycles: int | None = None) -> ContactPlan:
+def network_plan(network: Network, cycles: int | None = None) -> ContactPlan:
     """The contact plan of any kind; a round robin and always-on last for ``cycles``, or for ``plan.days``."""
     names = [cluster.name for cluster in network.cluster]
     table = network.plan

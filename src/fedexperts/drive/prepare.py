@@ -24,7 +24,8 @@ from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
 from ..moe.parts import GATE, Piece, is_expert
 from ..moe.view import View
-from ..scenario import Cluster, Model, Network, Scenario, Task, Tasks, Warmup
+from ..scenario import Network, Scenario, Tasks
+from ..tables import Cluster, Model, Task, Warmup
 from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
 from ..train.network import Peers

@@ -20,7 +20,8 @@ from ..data.source import Samples, Splits, first, load
 from ..errors import InputError
 from ..moe.checkpoint import resolve
 from ..moe.load import load_tokenizer
-from ..scenario import Task, Tasks
+from ..scenario import Tasks
+from ..tables import Task
 
 Rows = list[dict[str, Any]]
 

@@ -90,7 +90,9 @@ class Network(Table):
         try:
             return cls.model_validate({**document, "base": base})
         except ValidationError as error:
-            raise InputError("\n".join(dict.fromkeys(_explain(dict(e)) for e in error.errors()))) from error
+            found = error.errors()
+            inner = [e for e in found if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)]
+            raise InputError("\n".join(dict.fromkeys(_explain(dict(e)) for e in inner))) from error
 
     def changed(self, **tables: Any) -> Self:
         """A checked copy with other values, e.g. ``changed(seed=2, train={"cycles": 3})`` (tables are merged)."""

@@ -343,6 +343,8 @@ class Device(Table):
 
 def _classes(value: Any) -> Any:
     if isinstance(value, dict) and value:
+        if wrong := [weight for weight in value.values() if type(weight) not in (int, float) or not 0 < weight < math.inf]:
+            raise ValueError(f"a weight is {wrong[0]!r}: weights of classes must be numbers above 0")
         return value
     if not isinstance(value, str) or not value:
         raise ValueError("must be a class of devices, or classes with weights such as { phone = 0.7, jetson = 0.3 }")
@@ -375,7 +377,7 @@ class Place(Table):
     tau_mode: Literal["table", "prose"] = "table"
     dirichlet_alpha: Positive | None = None
     test_partition: Literal["same", "iid"] = "same"
-    device: Annotated[str | dict[Name, Positive], BeforeValidator(_classes)] = "phone"
+    device: Annotated[str | dict[str, Any], BeforeValidator(_classes)] = "phone"
     from_cycle: Annotated[int, Field(ge=0)] = 0
     until_cycle: Annotated[int, Field(ge=1)] | None = None
     task: dict[str, Any] = {}

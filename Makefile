@@ -45,6 +45,7 @@ bench: $(STAMP)  ## every figure that the docs claim
 	$(BIN)/python benchmarks/uplink.py
 	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/alignment.py
+	$(BIN)/python benchmarks/split.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

@@ -125,7 +125,8 @@ def _alignment(lines: list[dict[str, Any]], clients: list[str], end: dict[str, A
     """Of a run that assigned experts to clients in rounds: how often, how evenly, and who sat out why.
 
     ``load_cv`` is the coefficient of variation over experts of what was trained of each in all rounds, ``load_cv_by_round``
-    the mean of that of each round in which something was.
+    the mean of that of each round in which something was. ``assignment_counts`` has a row for each of ``clients`` and a column
+    for each expert.
     """
     rounds = [line for line in lines if line["event"] == "align"]
     loads = [line["load"] for line in lines if line["event"] == "round"]
@@ -146,6 +147,7 @@ def _alignment(lines: list[dict[str, Any]], clients: list[str], end: dict[str, A
         "personal_by_client": end.get("personal_by_client", {}),
         "load_cv": _variation([sum(load) for load in zip(*loads, strict=True)]),
         "load_cv_by_round": sum(each) / len(each) if each else None,
+        "clients": clients,
         "assignment_counts": counts,
         "sat_out": sat_out,
     }

@@ -423,3 +423,20 @@ def test_a_restored_device_delivers_what_was_pending():
 def test_an_unknown_part_in_a_task_is_an_error():
     with pytest.raises(KeyError, match="expert:7"):
         one(mixed()).train(task("expert:7"), rounds=1)
+
+
+# ---- appraisal
+
+
+def test_an_appraisal_is_of_an_expert_alone_before_training():
+    device = one({"x": torch.eye(2)[torch.tensor([0, 0, 0, 1])], "labels": torch.full((4,), 4.0)})
+    device.receive([piece(E0, 1, 2.0, device)])
+    device.train(replace(task(E0, E1, HEAD), appraisal=4), rounds=1)
+    # alone, expert 0 is 2 away on all samples and expert 1 is 4 away; a guess of 0 is 4 away
+    assert device.appraisals == {E0: (0.25, 0.75), E1: (1.0, 0.25)}
+
+
+def test_a_share_is_what_a_free_gate_would_pick():
+    device = one({"x": torch.eye(2)[torch.tensor([0, 0, 0, 1])], "labels": torch.full((4,), 4.0)})
+    device.train(replace(task(E0, HEAD, route=frozenset({E0})), appraisal=4), rounds=1)
+    assert device.appraisals == {E0: (1.0, 0.75)}

@@ -129,5 +129,5 @@ def most_experts(prepared: Prepared) -> Mapping[str, int] | None:
     shared = frozenset[str](prepared.scenario.train.shared)
     needed = need(prepared, shared)
     deadline_s = default_deadline_s(prepared.scenario, prepared.plan)
-    experts = prepared.view.experts
+    experts = sum(map(is_expert, prepared.view.parts))  # with layer granularity one of each number in every layer
     return {name: experts_that_fit(capacity_of(prepared, name), needed, deadline_s, experts)[0] for name in prepared.devices}

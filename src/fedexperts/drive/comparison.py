@@ -86,6 +86,7 @@ def _row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {key: median(values) for key, values in by_seed.items()}
     result["by_seed"] = {"seed": [row["seed"] for row in rows], **by_seed}
     if counts := [row["assignment_counts"] for row in rows if "assignment_counts" in row]:
+        result["clients"] = rows[0]["clients"]
         result["assignment_counts"] = [[sum(cell) for cell in zip(*line, strict=True)] for line in zip(*counts, strict=True)]
         result["sat_out"] = _merged([row["sat_out"] for row in rows])
     return result

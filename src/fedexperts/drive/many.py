@@ -5,15 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import time
+import signal
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from ..ledger import tail
 from ..scenario import Scenario
-from .run import run
+from .run import check_directory, run
 
 POLL_S = 1.0
 """Between looks at how far the runs are: each reads their whole ledgers."""
@@ -22,18 +23,54 @@ Progress = Callable[[str, int, float | None], None]
 
 
 def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
-    """Run every scenario into ``out/<folder of its name>``; return the summaries by name, in the order of the jobs."""
+    """Run every scenario into ``out/<folder of its name>``; return the summaries by name, in the order of the jobs.
+
+    When one fails, or the caller is interrupted, the others are ended at once: ``resume`` goes on from their checkpoints.
+
+    Raises:
+        InputError: a scenario cannot work, or its folder holds another run.
+    """
+    for name, job in jobs.items():
+        at = out / folder(name)
+        check_directory(at, job, job.protocol, _begun(at, resume))
     workers = min(len(jobs), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with ProcessPoolExecutor(workers, context) as pool:
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, _follow_parent)
+    try:
         futures = {name: pool.submit(_run, job, out / folder(name), resume) for name, job in jobs.items()}
-        while progress and not all(future.done() for future in futures.values()):
-            _report([name for name, future in futures.items() if future.running()], out, progress)
-            time.sleep(POLL_S)
-        results = {name: future.result() for name, future in futures.items()}
-    if progress:
-        _report(jobs, out, progress)
+        results = _results(futures, lambda names: _report(names, out, progress))
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    pool.shutdown()
     return results
+
+
+def _results(futures: Mapping[str, Future[Any]], report: Callable[[list[str]], None]) -> dict[str, Any]:
+    """What the jobs give; the first error of any as soon as there is one. ``report`` is told which of them have moved."""
+    left = set(futures.values())
+    while left:
+        done, left = wait(left, timeout=POLL_S, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        report([name for name, future in futures.items() if future in done or future.running()])
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _follow_parent() -> None:
+    """In a worker: Ctrl-C is the parent's business, and a worker does not outlive a parent that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)  # or it would go on writing where a resumed run writes
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def folder(name: str) -> str:
@@ -42,12 +79,17 @@ def folder(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-")
 
 
+def _begun(directory: Path, resume: bool) -> bool:
+    """Whether there is a run to go on with."""
+    return resume and (directory / "scenario.toml").is_file()
+
+
 def _run(scenario: Scenario, directory: Path, resume: bool) -> dict[str, Any]:
-    return run(scenario, directory, resume=resume and (directory / "scenario.toml").is_file()).summary
+    return run(scenario, directory, resume=_begun(directory, resume)).summary
 
 
-def _report(jobs: Iterable[str], out: Path, progress: Progress) -> None:
-    for name in jobs:
+def _report(jobs: Iterable[str], out: Path, progress: Progress | None) -> None:
+    for name in jobs if progress else ():
         last = tail(out / folder(name) / "ledger.jsonl", "evaluate")
-        if last:
+        if last and progress:
             progress(name, last["cycle"], last["accuracy"])

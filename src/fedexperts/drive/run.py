@@ -27,7 +27,7 @@ from ..errors import InputError
 from ..ledger import Ledger, Listener, summary
 from ..moe.checkpoint import resolve
 from ..moe.load import copy_tokenizer
-from ..moe.parts import GATE, Piece, Tensors, in_order
+from ..moe.parts import GATE, Piece, Tensors, in_order, is_expert
 from ..protocol.aligned import Aligned
 from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
 from ..protocol.link import ServerProtocol, Start
@@ -46,7 +46,7 @@ from .networked import network_facts, privacy_facts, stages
 from .prepare import Prepared, prepare
 from .samples import reads_text
 from .simulate import Pace, Simulator
-from .split import assignment_report, split_experts
+from .split import assignment_report, check_caps, split_experts
 
 PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
     "sync": Sync,
@@ -92,11 +92,11 @@ def run(
     build = protocol if callable(protocol) else PROTOCOLS[scenario.protocol]
     label = getattr(build, "__name__", "custom") if callable(protocol) else scenario.protocol
     directory = Path(out) if out else Path("runs") / f"{scenario.name}-{label}-{scenario.seed}"
-    _check_directory(directory, scenario, label, resume)
+    check_directory(directory, scenario, label, resume)
     torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
     prepared = prepare(scenario)
-    if scenario.protocol == "aligned" and not prepared.lora:
-        alignment(prepared)  # refuses impossible loads; what adapters take is known when they are attached
+    if not prepared.lora:  # what adapters take is known when they are attached
+        _check_capacity(prepared)
     directory.mkdir(parents=True, exist_ok=True)
     if not resume:
         unfinished = directory / "scenario.unfinished"
@@ -111,7 +111,20 @@ def _header(label: str) -> str:
     return f"# Resolved scenario of a run with protocol {label}; paths are relative to the original file.\n"
 
 
-def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> None:
+def _check_capacity(prepared: Prepared) -> None:
+    """Refuse loads that clients, or experts that clusters, cannot carry."""
+    if prepared.scenario.by_client:
+        alignment(prepared)
+    elif (most := most_experts(prepared)) is not None:
+        check_caps(prepared.scenario.assignment.policy, list(most.values()), sum(map(is_expert, prepared.view.parts)))
+
+
+def check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> None:
+    """Refuse to start in a folder with files, and to resume what is not there or is another run.
+
+    Raises:
+        InputError: with the remedy.
+    """
     kept = directory / "scenario.toml"
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--out {directory}: is a file; name a folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,21 @@ def _split(scenario: Scenario, p_MC: Array, top_k: int, most_C: list[int], rng: 
     table = scenario.assignment
     if table.policy == "algorithm-1":
         return split(p_MC, top_k, rng, table.threshold, table.order, table.repair)
-    if sum(most_C) < len(p_MC):
-        raise InputError(
-            f"assignment.policy = {table.policy!r}: the clusters can carry {', '.join(map(str, most_C))} experts, and the "
-            f"model has {len(p_MC)}; give devices more memory_B or rate, adapt experts with model.lora, or use more clusters"
-        )
+    check_caps(table.policy, most_C, len(p_MC))
     return owners(table.policy, p_MC, most_C, rng)
+
+
+def check_caps(policy: str, most_C: Sequence[int], experts: int) -> None:
+    """Whether all clusters together can carry all experts.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if sum(most_C) < experts:
+        raise InputError(
+            f"assignment.policy = {policy!r}: the clusters can carry {', '.join(map(str, most_C))} experts, and the "
+            f"model has {experts}; give devices more memory_B or rate, adapt experts with model.lora, or use more clusters"
+        )
 
 
 def assignment_report(scenario: Scenario, counts: Counts, owned: Mapping[str, frozenset[str]]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 Lines = Sequence[Mapping[str, Any]]
-PERIODS = ("first third", "second third", "last third", "whole run")
+THIRDS = ("first third", "second third", "last third")
+WHOLE = "whole run"
 
 
 def heatmap_figure(runs: Mapping[str, Lines]) -> go.Figure:
@@ -18,16 +19,18 @@ def heatmap_figure(runs: Mapping[str, Lines]) -> go.Figure:
 
     A cell is the share of the period's rounds in which the client was assigned the expert.
     """
-    titles = [f"{name}: {period}" for name in runs for period in PERIODS]
+    panels = {name: periods(lines) for name, lines in runs.items()}
+    columns = [*THIRDS, WHOLE] if all(len(found) > 1 for found in panels.values()) else [WHOLE]
     figure = make_subplots(
-        rows=len(runs), cols=4, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.3 / len(runs)
+        rows=len(runs),
+        cols=len(columns),
+        subplot_titles=[f"{name}: {period}" for name in runs for period in columns],
+        horizontal_spacing=0.03,
+        vertical_spacing=0.3 / len(runs),
     )
-    for row, lines in enumerate(runs.values(), start=1):
+    for row, (name, lines) in enumerate(runs.items(), start=1):
         clients, experts = names_of(lines)
-        rounds = [line["assigned"] for line in lines if line["event"] == "align"]
-        third = max(1, -(-len(rounds) // 3))
-        periods = [rounds[i * third : (i + 1) * third] for i in range(3)] + [rounds]
-        for column, period in enumerate(periods, start=1):
+        for column, period in enumerate((panels[name][period] for period in columns), start=1):
             share = [[_share(period, client, m) for m in range(experts)] for client in clients]
             heat = go.Heatmap(
                 z=share,
@@ -44,10 +47,19 @@ def heatmap_figure(runs: Mapping[str, Lines]) -> go.Figure:
             figure.add_trace(heat, row=row, col=column)
             figure.update_yaxes(autorange="reversed", showticklabels=column == 1, type="category", row=row, col=column)
             figure.update_xaxes(title_text="expert" if row == len(runs) else None, type="category", row=row, col=column)
-    height = 110 + sum(max(190, 16 * len(names_of(lines)[0]) + 70) for lines in runs.values())
-    figure.update_layout(template="plotly_white", height=height, margin={"t": 60})
+    height = 140 + sum(max(190, 16 * len(names_of(lines)[0]) + 70) for lines in runs.values())
+    title = "who trained what: share of rounds in which a client was assigned an expert"
+    figure.update_layout(template="plotly_white", height=height, margin={"t": 90}, title=title)
     figure.update_annotations(font_size=12)
     return figure
+
+
+def periods(lines: Lines) -> dict[str, list[dict[str, list[int]]]]:
+    """Assignments of a run's rounds, whole and, where there are three rounds or more, by thirds."""
+    rounds = [line["assigned"] for line in lines if line["event"] == "align"]
+    n = len(rounds)
+    thirds = {name: rounds[i * n // 3 : (i + 1) * n // 3] for i, name in enumerate(THIRDS)} if n >= 3 else {}
+    return {**thirds, WHOLE: rounds}
 
 
 def names_of(lines: Lines) -> tuple[list[str], int]:

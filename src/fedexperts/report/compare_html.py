@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
 from .html import COLOURS, shown, write_page
-from .table import COMPARED, compared
+from .table import Column, compared, compared_columns
 
 AXES = (("cycle", "rounds (orbital cycles)", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
 
@@ -32,15 +32,19 @@ def write_comparison(runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapp
     lines = {name: list(read(group[0] / "ledger.jsonl")) for name, group in runs.items()}
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
     figures = [curve_figure(summaries, "accuracy", "global accuracy, %", colours)]
-    if all("personal_accuracy" in point for group in summaries.values() for s in group for point in s["history"]):
-        figures.append(curve_figure(summaries, "personal_accuracy", "personalised accuracy, %", colours))
+    if personal := {name: group for name, group in summaries.items() if _has(group, "personal_accuracy")}:
+        figures.append(curve_figure(personal, "personal_accuracy", "personalised accuracy, %", colours))
     figures.append(client_figure(summaries, colours))
     aligned = {name: group for name, group in lines.items() if any(line["event"] == "round" for line in group)}
     if aligned:
         figures += [load_figure(aligned, colours), heatmap_figure(aligned)]
     seeds = len(next(iter(summaries.values())))
     sat_out = f"<h2>Who sat out, all seeds</h2>{sat_out_table(rows)}" if aligned else ""
-    write_page(path, title, f"{_table(rows, seeds)}{_note(seeds, bool(aligned))}{shown(figures)}{sat_out}")
+    write_page(path, title, f"{_table(rows)}{_note(seeds, bool(aligned))}{shown(figures)}{sat_out}")
+
+
+def _has(group: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return all(key in point for summary in group for point in summary["history"])
 
 
 def curve_figure(
@@ -59,12 +63,21 @@ def curve_figure(
                 fill="toself",
                 fillcolor=colours[name],
                 opacity=0.15,
+                mode="lines",
                 line={"width": 0},
                 hoverinfo="skip",
                 legendgroup=name,
                 showlegend=False,
             )
-            line = go.Scatter(x=x, y=middle, name=name, legendgroup=name, line={"color": colours[name]}, showlegend=column == 1)
+            line = go.Scatter(
+                x=x,
+                y=middle,
+                name=name,
+                mode="lines+markers",
+                legendgroup=name,
+                line={"color": colours[name]},
+                showlegend=column == 1,
+            )
             figure.add_traces([band, line], rows=1, cols=column)
     for column, (_, text, _) in enumerate(AXES, start=1):
         figure.update_xaxes(title_text=text, row=1, col=column)
@@ -77,33 +90,48 @@ def curve_figure(
 
 
 def client_figure(summaries: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]) -> go.Figure:
-    """Final accuracy on each cluster's or client's own test data: the global model, and the personalised one."""
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
-    for row, key in enumerate(("accuracy_by_cluster", "personal_by_client"), start=1):
+    """Final accuracy on each cluster's or client's own test data: the global model, and the personalised one if there is any.
+
+    Protocols that treat clients one by one and those that know clusters alone stand side by side.
+    """
+    personal = any(s.get("personal_by_client") for group in summaries.values() for s in group)
+    kinds = {"accuracy_by_cluster": "global model, %"} | ({"personal_by_client": "personalised, %"} if personal else {})
+    figure = make_subplots(rows=len(kinds), shared_xaxes=True, vertical_spacing=0.08)
+    for row, (key, label) in enumerate(kinds.items(), start=1):
         for name, group in summaries.items():
             names = list(dict.fromkeys(client for s in group for client in s.get(key) or ()))
             values = [100 * statistics.median(s[key][c] for s in group if c in s[key]) for c in names]
             bar = go.Bar(x=names, y=values, name=name, legendgroup=name, showlegend=row == 1, marker={"color": colours[name]})
             figure.add_trace(bar, row=row, col=1)
-    figure.update_yaxes(title_text="global model, %", row=1, col=1)
-    figure.update_yaxes(title_text="personalised, %", row=2, col=1)
+        figure.update_yaxes(title_text=label, row=row, col=1)
     figure.update_layout(
-        template="plotly_white", height=560, barmode="group", title="final accuracy by client, median over seeds"
+        template="plotly_white",
+        height=120 + 220 * len(kinds),
+        barmode="group",
+        title=f"final accuracy by {'client' if personal else 'cluster'}, median over seeds",
     )
     return figure
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in COMPARED)
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = compared_columns(rows)
+    head = "<th></th>" + "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in compared(name, row)) + "</tr>"
+        f"<tr><td>{html.escape(name)}</td>" + "".join(_cell(column, row) for column in columns) + "</tr>"
         for name, row in rows.items()
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def _cell(column: Column, row: Mapping[str, Any]) -> str:
+    middle, spread = compared(column, row)
+    below = f"<br><span class='spread'>{html.escape(spread)}</span>" if spread else ""
+    return f"<td>{html.escape(middle)}{below}</td>"
+
+
 def _note(seeds: int, aligned: bool) -> str:
-    text = f"Medians over {seeds} seed{'s' if seeds > 1 else ''}, in brackets the lowest and the highest. A dash: not reached. "
+    text = f"Medians over {seeds} seed{'s' if seeds > 1 else ''}, below them the lowest and the highest where seeds differ. "
+    text += "A dash: not reached. "
     text += "Steps are summed over all devices; MB are 10⁶ bytes sent up by all devices. "
     if aligned:
         text += (

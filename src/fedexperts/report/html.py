@@ -21,6 +21,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.95rem; }
 th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
+span.spread { color: #777; font-size: 0.8rem; white-space: nowrap; }
 p.note { color: #555; max-width: 60rem; }
 """
 

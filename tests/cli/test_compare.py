@@ -1,0 +1,197 @@
+"""``fedexperts compare`` as a user meets it: tables, JSON, interruptions, wrong input."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from rich.console import Console
+
+import small
+from fedexperts import Scenario
+from fedexperts.cli.main import main
+from fedexperts.drive.many import folder
+from fedexperts.drive.run import run
+from fedexperts.report.table import accuracy_table, comparison_table
+
+TRAIN = {"cycles": 2, "max_rounds": 1, "local_steps": 1, "seconds_per_round": 20.0, "shared": ["gate", "head", "backbone"]}
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    tables = {"plan": {"kind": "always-on"}, "alignment": {"max_experts": 2, "appraisal_samples": 4}}
+    path.write_text(tomli_w.dumps(small.document(protocol="aligned", train=TRAIN, **tables)))
+    return path
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs one after another in this process: a worker's imports take longer than a run."""
+
+    def serial(jobs: Mapping[str, Scenario], out: Path, **_: Any) -> dict[str, Any]:
+        return {name: run(job, out / folder(name)).summary for name, job in jobs.items()}
+
+    monkeypatch.setattr("fedexperts.drive.comparison.run_many", serial)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedexperts", "compare", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        streams = capsys.readouterr()
+        return int(exit_.value.code or 0), streams.out, streams.err
+
+    return command
+
+
+@pytest.mark.usefixtures("here")
+def test_policies_as_one_json_object_and_a_page_that_needs_no_network(scenario: Path, tmp_path: Path, call: Any) -> None:
+    out = tmp_path / "out"
+    code, stdout, _ = call(scenario, "--policy", "random,optimal", "--out", out, "--json")
+    assert code == 0
+    found = json.loads(stdout)
+    assert list(found["policies"]) == ["random", "optimal"]
+    row = found["policies"]["optimal"]
+    asked = {"final_accuracy", "rounds_to_plateau", "rounds_to_target", "load_cv", "uplink_B", "assignment_counts", "clients"}
+    assert asked <= set(row)
+    assert row["clients"] == ["plain/0", "plain/1", "inverted/0", "inverted/1"]
+    assert [len(line) for line in row["assignment_counts"]] == [4] * 4
+    assert all(sum(line) == 2 * TRAIN["cycles"] for line in row["assignment_counts"])
+    assert row["load_cv"] < 0.02
+    page = (out / "report.html").read_text()
+    assert 'src="http' not in page
+    assert "<link" not in page
+    assert "random: whole run" in page
+
+
+@pytest.mark.usefixtures("here")
+def test_protocols_by_client_and_by_cluster_side_by_side(scenario: Path, tmp_path: Path, call: Any) -> None:
+    out = tmp_path / "out"
+    code, stdout, _ = call(scenario, "--protocol", "sync,aligned", "--seeds", 2, "--out", out, "--set", "train.cycles=1")
+    assert code == 0
+    assert "sync" in stdout
+    assert "aligned" in stdout
+    assert "…" not in stdout
+    assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        *(f"{name}-seed-{seed}" for name in ("sync", "aligned") for seed in (3, 4)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--policy", "balanced,bogus"], "alignment.policy = 'bogus'"),
+        (["--policy", "balanced", "--protocol", "sync"], "--protocol and --policy: give one of them"),
+        (["--policy", "balanced,balanced"], "balanced: is given twice"),
+        (["--protocol", "sync,bogus"], "protocol = 'bogus'"),
+        (["--seeds", "0"], "0 is not in the range"),
+        (["--set", 'protocol="ems-fl"'], "name what to compare"),
+        (["--policy", "random"], "already holds files; add --resume"),
+        (["--policy", "random", "--resume"], "holds a run of another scenario"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(
+    words: list[str], message: str, scenario: Path, tmp_path: Path, call: Any
+) -> None:
+    out = tmp_path / "out"
+    if "already" in message or "another" in message:
+        kept = out / "random-seed-3" / "scenario.toml"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("of another run\n")
+    before = sorted(out.rglob("*"))
+    code, stdout, stderr = call(scenario, *words, "--out", out)
+    assert code == 2
+    assert stdout == ""
+    assert message in stderr
+    assert sorted(out.rglob("*")) == before
+
+
+def test_what_clients_cannot_carry_ends_a_worker_with_one_message(scenario: Path, tmp_path: Path, call: Any) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = call(scenario, "--policy", "optimal", "--out", out, "--set", "alignment.min_load=4")
+    assert code == 2
+    assert stdout == ""
+    assert "alignment.min_load = 4: 4 experts would need 16 places" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_killed_and_resumed_it_ends_as_if_nothing_had_been(scenario: Path, tmp_path: Path, call: Any) -> None:
+    out, ledger = tmp_path / "out", tmp_path / "out" / "random-seed-3" / "ledger.jsonl"
+    words = [scenario, "--policy", "random", "--set", "train.cycles=400"]
+    command = [sys.executable, "-c", "from fedexperts.cli.main import main; main()", "compare", *map(str, words)]
+    process = subprocess.Popen([*command, "--out", out], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (ledger.exists() and b'"cycle":2' in ledger.read_bytes()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    time.sleep(0.5)
+    size = ledger.stat().st_size
+    time.sleep(1.0)
+    assert ledger.stat().st_size == size  # the worker has not outlived its parent
+    kept = out / "random-seed-3" / "scenario.toml"
+    kept.write_text(kept.read_text().replace("cycles = 400", "cycles = 10"))
+    assert call(*words[:3], "--set", "train.cycles=10", "--out", out, "--resume", "--json")[0] == 0
+    run(Scenario.load(scenario, ["train.cycles=10", 'alignment.policy="random"']), tmp_path / "whole")
+    assert ledger.read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
+
+
+def printed(table: Any) -> str:
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def row(**values: Any) -> dict[str, Any]:
+    keys = ("final_accuracy", "personal_accuracy", "rounds_to_target", "rounds_to_plateau", "load_cv", "load_cv_by_round")
+    found = {**dict.fromkeys((*keys, "uplink_B", "steps")), **{key: given[1] for key, given in values.items()}}
+    return {**found, "by_seed": {key: values[key][0] if key in values else [None] * 3 for key in found}}
+
+
+def test_a_comparison_of_seeds_fits_a_terminal_of_80_columns() -> None:
+    both = {
+        "uplink_B": ([123.4e6, 234.5e6, 345.6e6], 234.5e6),
+        "steps": ([12345, 23456, 34567], 23456),
+        "personal_accuracy": ([0.11, 0.22, 0.33], 0.22),
+    }
+    rows = {
+        "balanced": row(final_accuracy=([0.1, 0.25, 0.3], 0.25), rounds_to_target=([4, 7, None], 7), **both),
+        "optimal": row(final_accuracy=([0.2, 0.2, 0.2], 0.2), rounds_to_target=([4, None, None], None), **both),
+    }
+    text = printed(comparison_table(rows, 0.5))
+    assert "…" not in text
+    assert "10.0–30.0" in text
+    assert re.search(r" 4– ", text)  # one seed never got there
+    assert "123.4–345.6" in text
+    assert "load CV" not in text  # no run has one
+
+
+def test_many_clients_are_shown_by_their_spread() -> None:
+    accuracy = {f"city/{i}": i / 20 for i in range(20)}
+    summary = {"accuracy_by_cluster": accuracy, "personal_by_client": {c: v / 2 for c, v in accuracy.items()}, "baselines": {}}
+    text = printed(accuracy_table({"aligned": summary}))
+    assert "20 clients" in text
+    assert "aligned, personalised" in text
+    assert "city/19" in text
+    assert "city/7" not in text
+    few = {"accuracy_by_cluster": {"a": 0.5, "b": 0.25}, "baselines": {}}
+    assert "50.0%" in printed(accuracy_table({"sync": few}))
+
+
+def test_folders_of_runs_are_plain_names() -> None:
+    assert folder("algorithm-1, seed 3") == "algorithm-1-seed-3"

@@ -60,7 +60,7 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
     assert "accuracy" in execute([sys.executable, "examples/my_protocol.py"], tmp_path)
 
 
-NEED_WEIGHTS = ("llama3-medical", "mixtral-glue", "minilm-glue", "alignment-cifar10")
+NEED_WEIGHTS = ("llama3-medical", "mixtral-glue", "minilm-glue", "alignment-cifar10", "nmoe-cifar10", "nmoe-fashion")
 """Scenarios of models and data that are not here: they are checked, not run."""
 
 

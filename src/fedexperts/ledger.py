@@ -113,11 +113,11 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def _plateau(points: list[dict[str, Any]], patience: int, min_gain: float) -> int | None:
-    """The first cycle whose accuracy none of the next ``patience`` evaluations exceed by ``min_gain``, if there is one."""
-    accuracy = [point["accuracy"] for point in points if point["event"] == "evaluate"]
-    for i in range(len(accuracy) - patience):
-        if max(accuracy[i + 1 : i + 1 + patience]) < accuracy[i] + min_gain:
-            return int(points[i]["cycle"])
+    """The first cycle whose accuracy no later evaluation exceeds by ``min_gain``; None if fewer than ``patience`` follow it."""
+    found = [(point["cycle"], point["accuracy"]) for point in points if point["event"] == "evaluate"]
+    for i, (cycle, accuracy) in enumerate(found[: max(0, len(found) - patience)]):
+        if max(later for _, later in found[i + 1 :]) < accuracy + min_gain:
+            return int(cycle)
     return None
 
 

@@ -305,7 +305,8 @@ class Networked(Table):
 class Evaluation(Table):
     """``[evaluation]``: when to test the global model, and the accuracy to reach.
 
-    A run is on its plateau from the first evaluation whose accuracy none of the next ``patience`` exceed by ``min_gain``.
+    A run is on its plateau from the first evaluation whose accuracy no later one exceeds by ``min_gain``, if at least
+    ``patience`` evaluations follow.
     """
 
     target: Fraction | None = None

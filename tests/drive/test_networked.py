@@ -58,8 +58,7 @@ def lines(path: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in read(path / "ledger.jsonl") if line["event"] == event]
 
 
-@pytest.mark.parametrize("extractor", ["fedce", "fedsc"])
-@pytest.mark.parametrize("gate", ["random", "rolling", "federated"])
+@pytest.mark.parametrize(("extractor", "gate"), [("fedce", "random"), ("fedce", "rolling"), ("fedsc", "federated")])
 def test_stages_follow_each_other_and_experts_stay_at_home(extractor: str, gate: str, folder: Path, tmp_path: Path) -> None:
     run(scenario(folder, networked={"extractor": extractor, "gate": gate}), tmp_path / "run")
     stages = [line["stage"] for line in lines(tmp_path / "run", "stage")]

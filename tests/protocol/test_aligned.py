@@ -213,3 +213,47 @@ def test_whatever_a_lost_signal_cuts_everything_trained_arrives_in_the_end(cut_s
         there = float(next(iter(device.trained.get(part, device.held[part].tensors).values())).flatten()[0])
         assert here == pytest.approx(there, abs=1e-6)
     assert 7 < toy.value(protocol.model, "expert:0") + toy.value(protocol.model, "head") <= 8 + 1e-6
+
+
+def test_a_contact_that_reaches_into_the_next_round_keeps_the_share_of_its_own(tmp_path: Path) -> None:
+    _, model, _ = toy.make({"a": [toy.samples(0, 4.0, experts=1)]}, values=(0.0,))
+    slow_bps = 8 * model["expert:0"].size_B / 4.0  # four seconds to send an expert
+    data = {"a": toy.samples(0, 4.0, n=100, experts=1), "b": toy.samples(0, 8.0, n=2, experts=1)}
+    contacts = (Contact("a", 0, 3), Contact("b", 2, 6), Contact("a", 5, 14, 1e12, slow_bps), Contact("b", 7, 12))
+    plan = ContactPlan(("a", "b"), contacts, 20.0, (6.0, 14.0))
+    _, lines = play(plan, data, tmp_path, experts=1, cycles=2)
+    # b, alone in its round, brings the expert to 8; a's change from an older version adds at most 4·100/102 to that
+    before, after = (line["expert:0"] for line in rows(lines, "evaluate")[:2])
+    assert before < 4
+    assert after == pytest.approx(8 + 4 * 100 / 102, abs=0.75)
+    two = {"a": toy.samples(0, 4.0, n=100), "b": toy.samples(1, 8.0, n=2)}
+    (tmp_path / "two").mkdir()
+    _, lines = play(plan, two, tmp_path / "two", experts=2, cycles=2, policy="greedy")
+    assert rows(lines, "end")
+
+
+def test_what_is_left_of_an_expert_given_up_still_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half an upload, training in the gap, another expert next time, and that contact lost."""
+    turns = [[True, False], [False, True], [True, False], [False, True], [True, False]]
+    monkeypatch.setattr(Aligned, "assign", lambda self, capacity_N: np.array([turns[self.round]]))
+    _, model, _ = toy.make({"a": [toy.samples(0, 4.0, experts=2)]}, values=(0.0, 0.0))
+    bps = 8 * model["expert:0"].size_B / 2.0
+    starts = [(0, 6), (10, 20), (30, 40), (50, 60)]
+    plan = ContactPlan(("a",), tuple(Contact("a", s, e, bps, 1e12) for s, e in starts), 70.0, (6.0, 20.0, 40.0, 60.0))
+    data = {"a": toy.samples(0, 4.0, n=2)}
+    _, lines = play(plan, data, tmp_path, cycles=4, closes_s={0: 5.0, 1: 17.0})
+    assert len(rows(lines, "lost")) == 2
+    assert 0 < rows(lines, "end")[0]["expert:0"] <= 4 + 1e-4
+
+
+def test_experts_given_up_leave_no_optimiser_state(tmp_path: Path) -> None:
+    names = ["a", "b"]
+    data = {name: toy.samples(0, 1.0, experts=4) for name in names}
+    local = replace(toy.HALF, optimizer="adamw")
+    _, model, devices = toy.make({name: [d] for name, d in data.items()}, values=(0.0,) * 4, local=local)
+    told = Alignment({name: Client(CAN, 2) for name in names}, FREE, 1.0, 0, appraisal_samples=0, max_experts=1)
+    protocol = Aligned(Start(model, tuple(names), frozenset(), {}, cycles=6, alignment=told))
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    Simulator(always_on(names, 7, 1.0), devices, Pace(1.0), 6, ledger, lambda model, cycle: {}).run(protocol)
+    ledger.close()
+    assert all(len(device.optimizer_state) == 1 for group in devices.values() for device in group)

@@ -192,10 +192,11 @@ class SimulatedLink:
         return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.now_s)))
 
     def _stand(self, order: Task | None) -> None:
-        if self.standing is not None and order is not None:  # None rests, it gives nothing up
-            gone = self.standing.parts - order.parts
+        if order is not None:  # None rests, it gives nothing up
+            gone = self.state.last.parts - order.parts if self.state.last is not None else frozenset()
             for device in self.state.devices:
                 device.release(gone)
+            self.state.last = order
         self.standing = order
 
     def _follow(self, from_s: float) -> None:

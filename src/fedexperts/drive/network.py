@@ -34,7 +34,7 @@ def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Devic
             f"{' of one averaged classifier' if table.control == 'fedavg' else ''}; change it or the number of devices"
         )
     for name, k in (("networked.gate_top_k", table.gate_top_k), ("model.config.num_experts_per_tok", view.top_k)):
-        if k > view.experts:
+        if k > view.experts and table.control is None:
             raise InputError(f"{name} = {k}: must be at most the number of clients, {view.experts}; each has one expert")
     if table.prior is not None and (len(table.prior) != len(devices) or not sum(table.prior) > 0):
         raise InputError(

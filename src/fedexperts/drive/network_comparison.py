@@ -104,7 +104,7 @@ def _central(scenario: Scenario) -> Scenario:
         "cycles": scenario.networked.extractor_cycles,
         "local_steps": scenario.train.local_steps * clients,
         "shared": ["gate", "backbone"],
-        "seconds_per_round": scenario.plan.slot_s / 2,
+        "seconds_per_round": scenario.plan.slot_s,  # one round a slot, as its clients make
     }
     return Scenario.parse({**document, "protocol": "sync"}, scenario.base)
 
@@ -152,6 +152,11 @@ def compare(
     """
     if scenario.model.config is None:
         raise InputError("model.path: the comparison trains from nothing; give model.config instead")
+    if len(scenario.cluster) != 1 or scenario.train.max_rounds != 1 or scenario.plan.kind != "always-on":
+        raise InputError(
+            'the comparison needs a single [[cluster]], plan.kind = "always-on" and train.max_rounds = 1, so that all methods '
+            "make the same steps"
+        )
     first, others = trained(scenario, names, seeds), by_clients(scenario, clients, names[-1], seeds)
     run_many({_job(*key): job for key, job in [*first.items(), *others.items()]}, out, resume, progress)
     second = {key: stage for key, job in first.items() for key, stage in _gates(scenario, key, job, out).items()}

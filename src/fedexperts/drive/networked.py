@@ -40,6 +40,17 @@ def stages(prepared: Prepared) -> Stages:
     )
 
 
+SIMULATED = "The noise of a simulated run comes from the scenario's seed: it shows what noise costs, and hides nothing."
+
+
+def shares_matrices(scenario: Scenario) -> bool:
+    """Whether clients share correlation matrices in a run."""
+    table = scenario.networked
+    return (
+        scenario.protocol == "networked" and table.extractor == "fedsc" and table.control is None and table.extractor_cycles > 0
+    )
+
+
 def privacy_facts(scenario: Scenario) -> dict[str, Any]:
     """(ε, δ) of all shared correlation matrices of the run; without noise there is no such guarantee.
 
@@ -49,8 +60,8 @@ def privacy_facts(scenario: Scenario) -> dict[str, Any]:
     table = scenario.networked
     if table.sigma == 0:
         return {"sigma": 0.0, "epsilon": None, "note": "no noise on the shared correlation matrices, so no (ε, δ)"}
-    found = guarantee(table.sigma, max(1, table.extractor_cycles), table.delta)
-    return {"sigma": table.sigma, "epsilon": round(found.epsilon, 6), "delta": found.delta, "note": str(found)}
+    found = guarantee(table.sigma, table.extractor_cycles, table.delta)
+    return {"sigma": table.sigma, "epsilon": round(found.epsilon, 6), "delta": found.delta, "note": f"{found} {SIMULATED}"}
 
 
 def network_facts(prepared: Prepared) -> dict[str, Any]:
@@ -68,7 +79,7 @@ def network_facts(prepared: Prepared) -> dict[str, Any]:
     keys = ("accuracy", "macro_f1", "macro_auc", "mean_f1", "mean_auc", "local_ratio", "personal_accuracy", "accuracy_by_k")
     facts["even_test"] = {key: even[key] for key in keys if key in even}
     if prepared.scenario.networked.control == "local":
-        _install_average(prepared)
+        install_average(prepared)
         even = _one_for_all(prepared, prepared.even_tests)
         facts["one_shot"] = {**_one_for_all(prepared, prepared.tests), "even_test": even}
     return facts
@@ -126,7 +137,7 @@ def _combined(log_q_TEL: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tens
     return picked_TKL[:, 0] if indices_TK.shape[1] == 1 else log_mixture(picked_TKL, weights_TK)
 
 
-def _install_average(prepared: Prepared) -> None:
+def install_average(prepared: Prepared) -> None:
     """One classifier from all clients' own: extractor and expert, each averaged by samples, in the place of expert 0."""
     devices = [device for group in prepared.devices.values() for device in group]
     total, view = sum(device.samples for device in devices), prepared.view

@@ -42,7 +42,7 @@ from .clients import personal
 from .export import ADAPTERS, save_adapters
 from .faults import Faults
 from .finished import FOLDER
-from .networked import network_facts, privacy_facts, stages
+from .networked import install_average, network_facts, privacy_facts, shares_matrices, stages
 from .prepare import Prepared, prepare
 from .samples import reads_text
 from .simulate import Pace, Simulator
@@ -97,6 +97,8 @@ def run(
     prepared = prepare(scenario)
     if not prepared.lora:  # what adapters take is known when they are attached
         _check_capacity(prepared)
+    if shares_matrices(scenario):
+        privacy_facts(scenario)  # refuses where there is no accountant
     directory.mkdir(parents=True, exist_ok=True)
     if not resume:
         unfinished = directory / "scenario.unfinished"
@@ -225,7 +227,7 @@ class _Run:
         )
         if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
             self.ledger.write("baselines", 0, clusters=baselines(self.scenario, prepared.data))
-        if self.scenario.protocol == "networked" and self.scenario.networked.extractor == "fedsc":
+        if shares_matrices(self.scenario):
             self.ledger.write("privacy", 0, **privacy_facts(self.scenario))
         if self.scenario.by_client:
             return {}
@@ -317,6 +319,8 @@ class _Run:
                 self._install(self.prepared.model)
                 self._write("base")
         self._install(model)
+        if scenario.protocol == "networked" and scenario.networked.control == "local":
+            install_average(self.prepared)
         self.prepared.view.merge()
         self._write("model")
 

@@ -54,6 +54,7 @@ class ClusterState:
         self.devices = devices
         self.meter = Meter(kind, len(devices))
         self.order: Task | None = None
+        self.last: Task | None = None  # the last order but for those to rest
         self.since_s = 0.0
         self.outbox: dict[str, list[tuple[Update, int]]] = {}  # device -> snapshots under way, and sends each one needs
         self.sent_B: dict[str, int] = {}  # device -> bytes of its outbox that have arrived
@@ -64,6 +65,7 @@ class ClusterState:
         return {
             "devices": [device.state() for device in self.devices],
             "order": self.order,
+            "last": self.last,
             "since_s": self.since_s,
             "outbox": self.outbox,
             "sent_B": self.sent_B,

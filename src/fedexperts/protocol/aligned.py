@@ -186,16 +186,20 @@ class Aligned(Rounds):
                 least_M[np.lexsort((self.untrained_M, -least_M))[0]] -= 1
         return least_M, np.maximum(most_M, least_M)
 
-    def note(self, client: str, update: Update) -> None:
-        """What the scores and the estimates of speed need of an update."""
+    def afterwards(self, task: Task) -> Task:
+        """Out of contact nothing is appraised: what was just trained in contact would praise itself."""
+        return replace(task, appraisal=0)
+
+    def note(self, client: str, update: Update, task: Task, counted: bool) -> None:
+        """What the scores and the estimates of speed need of an update; samples count once for an order, FLOPs always."""
         part = update.piece.part
         if not is_expert(part):
             return
-        held = len(experts_of(self.orders[client][1]))
+        held = len(experts_of(task))
         flops = (self._told.need.base_flops + held * self._told.need.expert_flops) / (self._max_rounds or 1)  # of a local round
-        effort = float(update.samples) if self._told.usage == "samples" else update.rounds * flops / held
+        effort = update.rounds * flops / held if self._told.usage == "flops" else 0.0 if counted else float(update.samples)
         self.loads[part] = self.loads.get(part, 0.0) + effort
-        if update.loss is not None and update.share is not None:
+        if update.loss is not None and update.share is not None and not counted:
             self.rewards[client, part] = update.loss, update.share
         if update.round_s > 0:
             self.speeds[client] = [*self.speeds.get(client, ())[-8:], (flops, update.round_s)]

@@ -120,8 +120,8 @@ class Networked(Rounds):
 
     def task_of(self, client: str) -> Task | None:
         """A matrix is shared once a round at most, or the privacy that was stated would not hold."""
-        task, (last, _) = self.tasks.get(client), self.orders.get(client, (-1, None))
-        return self.afterwards(task) if task is not None and last == self.round else task
+        task = self.tasks.get(client)
+        return self.afterwards(task) if task is not None and self.last.get(client) == self.round else task
 
     def afterwards(self, task: Task) -> Task:
         """Out of contact a client goes on with the same, but shares no other matrix."""
@@ -152,7 +152,7 @@ class Networked(Rounds):
         told = self._told
         return update.piece.part != BACKBONE or told.control is not None or self.round < told.extractor_cycles
 
-    def note(self, client: str, update: Update) -> None:
+    def note(self, client: str, update: Update, task: Task, counted: bool) -> None:
         """Correlation matrices are kept by client; a rolling gate tells how it does."""
         if update.piece.part == CORRELATION:
             self.correlations[client] = update.piece.tensors
@@ -162,7 +162,7 @@ class Networked(Rounds):
     def after(self, link: Link) -> None:
         """At the end of a round: the next exchange of matrices; at the end of a roll: has the gate still gained?"""
         self.exchanges += 1
-        if self._told.gate == "rolling" and len(self.held_losses) == len(self.clients):
+        if self._told.gate == "rolling" and self.held_losses and self.rolled % len(self.clients) == 0:
             loss = sum(self.held_losses.values()) / len(self.held_losses)
             self.stalled = 0 if loss < self.best else self.stalled + 1
             self.best = min(self.best, loss)

@@ -17,6 +17,10 @@ from ..train.task import Task, Update
 from .aggregate import Change, moved, picked
 from .link import Link, SignalLost, Start
 
+Sent = tuple[Tensors, int, Task, dict[str, float], bool]
+"""Of a part at a version that went to a client: what the server last saw of its training, the round, the task, the client's
+share of each part among those of that round, and whether an update has come."""
+
 
 class Rounds:
     """The state that protocols in rounds share. They say what a round is to do (`begin`), and what follows it (`after`)."""
@@ -31,10 +35,10 @@ class Rounds:
         self.open = False
         self.tasks: dict[str, Task] = {}  # of this round's clients
         self.waiting: set[str] = set()  # those of them whose contact has not ended yet
-        self.orders: dict[str, tuple[int, Task]] = {}  # client -> round and task of what it was last sent
-        self.since: dict[str, dict[str, dict[int, Tensors]]] = {}  # client -> part -> version -> what the server last saw of it
-        self.shares: dict[str, dict[str, float]] = {}  # client -> part -> its share among those of its round
-        self.arrived: list[tuple[str, Update, Tensors]] = []  # of this round: client, update, what it is a change of
+        self.last: dict[str, int] = {}  # client -> the round in which it was served last
+        self.has: dict[str, dict[str, int]] = {}  # client -> part -> the version that has reached it
+        self.sent: dict[str, dict[str, dict[int, Sent]]] = {}  # client -> part -> version
+        self.arrived: list[tuple[str, Update, Sent]] = []  # of this round
 
     def begin(self, link: Link) -> dict[str, Task]:
         """What each client that takes part in round ``self.round`` is to train."""
@@ -56,8 +60,8 @@ class Rounds:
         """Whether an update still counts."""
         return True
 
-    def note(self, client: str, update: Update) -> None:
-        """Called with every update that arrives."""
+    def note(self, client: str, update: Update, task: Task, counted: bool) -> None:
+        """Called with every update that arrives, and what it was for; ``counted``, if one of that order came before."""
 
     def after(self, link: Link) -> None:
         """Called at the end of every round, when the model has moved."""
@@ -89,19 +93,29 @@ class Rounds:
             await link.leave(None)
             return
         pieces, order = self.pieces(client, task), self.afterwards(task)
-        for piece in pieces:  # a signal that is lost while they travel may leave some of them there, and the old order
-            if piece.part in task.parts:
-                self.since.setdefault(client, {}).setdefault(piece.part, {}).setdefault(piece.version, piece.tensors)
-        await link.send(pieces, order)
-        self.orders[client] = self.round, task
-        self.shares[client] = {part: self.share(client, part) for part in in_order(task.parts)}
+        self.note_sent(client, task, pieces)  # before they travel: a signal that is lost may leave some of them there
+        self.last[client] = self.round
+        has = self.has.setdefault(client, {})
+        await link.send([piece for piece in pieces if has.get(piece.part) != piece.version], order)
+        has.update({piece.part: piece.version for piece in pieces})
         rounds = link.rounds_left(up=task.parts - task.keeps, task=task)
         await link.train(replace(task, rounds=rounds if self._max_rounds is None else min(rounds, self._max_rounds)))
         self.accept(link, await link.collect(self.uploads))
         await link.leave(order if link.gap_ahead else None)  # slots without a gap between them are rounds in step
 
+    def note_sent(self, client: str, task: Task, pieces: Sequence[Piece]) -> None:
+        """What an update of each part will be a change of, and what it will count for."""
+        shares = {part: self.share(client, part) for part in in_order(task.parts)}
+        for piece in pieces:
+            if piece.part in task.parts:
+                versions = self.sent.setdefault(client, {}).setdefault(piece.part, {})
+                tensors = versions[piece.version][0] if piece.version in versions else piece.tensors
+                versions[piece.version] = tensors, self.round, task, shares, False
+
     def served(self, link: Link) -> None:
         """The round ends with the last of its clients, whether they delivered or were lost."""
+        if link.cycle != self.round:
+            return  # a contact that reaches into the next round
         self.waiting.discard(link.cluster)
         if not self.waiting:
             self.end_round(link)
@@ -122,39 +136,35 @@ class Rounds:
         client = link.cluster
         for update in updates:
             part, version = update.piece.part, update.piece.version
-            known = self.since[client][part]
-            since = known[version]
-            self.since[client][part] = {v: t for v, t in known.items() if v > version} | {version: update.piece.tensors}
-            began, _ = self.orders[client]
-            self.note(client, update)
+            versions = self.sent[client][part]
+            sent = versions[version]
+            _, began, task, shares, counted = sent
+            kept = {v: s for v, s in versions.items() if v > version}
+            self.sent[client][part] = kept | {version: (update.piece.tensors, began, task, shares, True)}
+            self.note(client, update, task, counted)
             if part == CORRELATION:
                 continue  # of each client its own, and no part of the model
             if not self.takes(update):
                 link.log("refuse", part=part, behind=self.round - began)
                 continue
             if began == self.round and client in self.waiting:
-                self.arrived.append((client, update, since))
+                self.arrived.append((client, update, sent))
                 continue
-            self.model[part], facts = moved(self.model, self.late(client, update, since), self._lora, 1.0)
+            self.model[part], facts = moved(self.model, self.late(update, sent), self._lora, 1.0)
             link.log("aggregate", part=part, behind=self.round - began, digest=self.model[part].digest, **facts)
 
-    def late(self, client: str, update: Update, since: Tensors) -> list[Change]:
+    def late(self, update: Update, sent: Sent) -> list[Change]:
         """An update that missed its round, with the share that it would have had in it."""
-        part, share = update.piece.part, self.shares[client]
-        if (held := self.rows(client, part)) is None:
-            return [Change(part, share[part], update.piece.tensors, since)]
-        return [Change(part, share[m], update.piece.tensors, since, (expert_index(m)[1],)) for m in held]
+        part, (since, _, task, shares, _) = update.piece.part, sent
+        if (held := rows(part, task)) is None:
+            return [Change(part, shares[part], update.piece.tensors, since)]
+        return [Change(part, shares[m], update.piece.tensors, since, (expert_index(m)[1],)) for m in held]
 
-    def change(self, client: str, update: Update, since: Tensors) -> Change:
+    def change(self, update: Update, sent: Sent) -> Change:
         """An update of this round."""
-        held = self.rows(client, update.piece.part)
-        rows = None if held is None else tuple(expert_index(m)[1] for m in held)
-        return Change(update.piece.part, float(update.samples), update.piece.tensors, since, rows)
-
-    def rows(self, client: str, part: str) -> list[str] | None:
-        """The experts whose rows of the gate a client has trained: those that its gate might pick; None for whole parts."""
-        route = self.orders[client][1].route
-        return None if part != GATE or route is None else in_order(route)
+        held = rows(update.piece.part, sent[2])
+        numbers = None if held is None else tuple(expert_index(m)[1] for m in held)
+        return Change(update.piece.part, float(update.samples), update.piece.tensors, sent[0], numbers)
 
     def end_round(self, link: Link) -> None:
         """Aggregation: Σ n·Δ / Σ n over those who trained a part; the rest stays."""
@@ -165,10 +175,15 @@ class Rounds:
         arrived = sorted(self.arrived, key=lambda entry: place[entry[0]])  # sums in one order, whoever came first
         self.arrived = []
         for part in in_order({update.piece.part for _, update, _ in arrived}):
-            changes = [self.change(*entry) for entry in arrived if entry[1].piece.part == part]
+            changes = [self.change(update, sent) for _, update, sent in arrived if update.piece.part == part]
             self.model[part], facts = moved(self.model, changes, self._lora)
             link.log("aggregate", part=part, clients=len(changes), digest=self.model[part].digest, **facts)
         self.after(link)
+
+
+def rows(part: str, task: Task) -> list[str] | None:
+    """The experts whose rows of the gate a client has trained: those that its gate might pick; None for whole parts."""
+    return None if part != GATE or task.route is None else in_order(task.route)
 
 
 def experts_of(task: Task) -> list[str]:

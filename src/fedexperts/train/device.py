@@ -249,7 +249,7 @@ class Device:
             payload = encode(change, self.codec)
             coded = decode(payload)
             arrived = {n: (start[n].float() + coded[n].float()).to(t.dtype) for n, t in trained.items()}
-            lost = {n: change[n] - coded[n] for n in change} if self._feeds_back(trained) else {}
+            lost = {n: change[n] - coded[n] for n in change} if self._feeds_back(part, trained) else {}
         self.frozen[part] = trained, lost
         if self.view.lora and self.view.lora.average == "merge" and projections(trained):
             arrived = self.view.merged(part, piece.tensors, arrived)
@@ -258,8 +258,10 @@ class Device:
         size_B, held_loss = len(payload), self.held_loss if part == GATE else None
         return Update(self.name, arrives, self.pending[part], self.samples, size_B, self.round_s, loss, share, held_loss)
 
-    def _feeds_back(self, trained: Tensors) -> bool:
+    def _feeds_back(self, part: str, trained: Tensors) -> bool:
         """Error feedback: not for factors that the server factors again, where a residual of the old ones means nothing."""
+        if part == CORRELATION:
+            return False  # a new matrix does not go on from the last one
         lora = self.view.lora
         return self.codec == "int8" and (lora is None or lora.average == "factors" or not projections(trained))
 

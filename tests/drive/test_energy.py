@@ -1,6 +1,7 @@
 """Joules on the toy, worked out on paper, and where they show up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import toy
 from fedexperts import InputError, run
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.drive.checkpoint import Packer, unpack
-from fedexperts.drive.energy import CLASSES, DeviceClass, Meter, device_class
+from fedexperts.drive.classes import CLASSES, DeviceClass, device_class
+from fedexperts.drive.energy import Meter
 from fedexperts.drive.prepare import device_classes
 from fedexperts.drive.simulate import Pace, Simulator
 from fedexperts.ledger import Ledger, read
@@ -101,7 +103,7 @@ def test_radio_and_idle_power_are_in_order(name: str) -> None:
 
 
 def test_an_override_changes_one_number_and_four_make_a_class() -> None:
-    assert device_class("phone", tx_power_W=1.0) == DeviceClass("phone", 1.0, 2.0, 2e-11, 0.05)
+    assert device_class("phone", tx_power_W=1.0) == replace(CLASSES["phone"], tx_power_W=1.0)
     four = {"tx_power_W": 1.0, "rx_power_W": 0.5, "compute_J_per_FLOP": 1e-9, "idle_power_W": 0.1}
     assert device_class("buoy", **four) == DeviceClass("buoy", 1.0, 0.5, 1e-9, 0.1)
 

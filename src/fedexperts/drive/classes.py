@@ -30,8 +30,9 @@ medians of 2023 in Ookla's Speedtest index [E: rounded, from memory]; the gatewa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,10 @@ class DeviceClass:
     rx_power_W: float
     compute_J_per_FLOP: float
     idle_power_W: float
-    memory_B: float
-    flops_per_s: float
-    up_bps: float
-    down_bps: float
+    memory_B: float = math.inf
+    flops_per_s: float = math.inf
+    up_bps: float = math.inf
+    down_bps: float = math.inf
     availability: float = 1.0
 
     def capacity(self, up_bps: float, down_bps: float) -> Capacity:
@@ -82,19 +83,17 @@ CLASSES: dict[str, DeviceClass] = {
     )
 }
 PHONE = CLASSES["phone"]
-OPTIONAL = {"memory_B": np.inf, "flops_per_s": np.inf, "up_bps": np.inf, "down_bps": np.inf, "availability": 1.0}
-"""What a class of one's own need not say: it is then no limit."""
 
 
 def device_class(name: str, **overrides: float) -> DeviceClass:
-    """A built-in class with some numbers replaced, or a class of one's own with its four powers given.
+    """A built-in class with some numbers replaced, or a class of one's own with its four powers given; the rest is no limit.
 
     Raises:
         InputError: the name is unknown and the numbers do not make a class.
     """
     known = {f.name: getattr(CLASSES[name], f.name) for f in fields(DeviceClass)} if name in CLASSES else {"name": name}
-    values: dict[str, Any] = {**OPTIONAL, **known, **overrides}
-    if missing := [f.name for f in fields(DeviceClass) if f.name not in values]:
+    values: dict[str, Any] = {**known, **overrides}
+    if missing := [f.name for f in fields(DeviceClass) if f.default is MISSING and f.name not in values]:
         raise InputError(
             f"device = {name!r}: unknown class; known are {', '.join(sorted(CLASSES))}; choose one of them, or give "
             f"[device.{name}] with {', '.join(missing)}"

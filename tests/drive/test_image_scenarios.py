@@ -147,16 +147,18 @@ def test_devices_get_their_partition_and_test_shares(folder: Path) -> None:
     clusters = [
         {"data": "a.npz", "partition": "classes", "classes_per_device": 2, "test_partition": "same"},
         {"data": "b.npz", "partition": "tau", "tau": 0.5, "test_partition": "iid"},
-        {"data": "b.npz", "partition": "dirichlet", "dirichlet_alpha": 10.0},
+        {"data": "b.npz", "partition": "dirichlet", "dirichlet_alpha": 10.0, "test_partition": "iid"},
     ]
-    prepared = prepare(scenario(folder, clusters))
+    given = scenario(folder, clusters)
+    prepared = prepare(given)
     held = {name: [np.bincount(d.data["labels"], minlength=4).tolist() for d in g] for name, g in prepared.devices.items()}
     assert held["c0"] == [[16, 16, 0, 0], [0, 0, 16, 16]]
     assert [counts.index(max(counts)) for counts in held["c1"]] == [0, 1]
     assert sum(map(sum, held["c2"])) == 64
-    assert set(prepared.device_tests) == {"c0", "c1"}
-    assert [np.bincount(t["labels"], minlength=4).tolist() for t in prepared.device_tests["c0"]] == [[8, 8, 0, 0], [0, 0, 8, 8]]
-    assert [len(t["labels"]) for t in prepared.device_tests["c1"]] == [16, 16]
+    by_client = prepare(given.changed(protocol="aligned"))
+    tests = {name: np.bincount(test["labels"], minlength=4).tolist() for name, test in by_client.tests.items()}
+    assert (tests["c0/0"], tests["c0/1"]) == ([8, 8, 0, 0], [0, 0, 8, 8])
+    assert (sum(tests["c1/0"]), sum(tests["c1/1"])) == (16, 16)
 
 
 def test_the_environment_says_where_data_lie(folder: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:

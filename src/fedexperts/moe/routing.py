@@ -42,7 +42,8 @@ class Router:
         self.renormalise, self.noise_std = renormalise, noise_std
         self.allowed_E: Tensor | None = None
         self.generator: torch.Generator | None = None
-        self.counts_E: Tensor | None = None  # set to zeros to count picks, under a mask those of the free gate
+        self.counts_E: Tensor | None = None  # set to zeros to count picks
+        self.count_free = False  # count what the gate would pick without a mask
         self.tokens = 0  # how many made these picks
         self.valid_T: Tensor | None = None  # tokens that count (no padding)
         self.keep_logits = False
@@ -63,8 +64,8 @@ class Router:
         indices_TK = scores_TE.topk(k, dim=-1).indices  # of the scores: probabilities may underflow to equal zeros
         p_TK = scores_TE.softmax(dim=-1).gather(-1, indices_TK)
         if self.counts_E is not None:
-            wished_TK = indices_TK if self.allowed_E is None else logits_TE.float().topk(self.top_k, dim=-1).indices
-            picks = wished_TK if self.valid_T is None else wished_TK[self.valid_T]
+            counted_TK = logits_TE.float().topk(self.top_k, dim=-1).indices if self.count_free else indices_TK
+            picks = counted_TK if self.valid_T is None else counted_TK[self.valid_T]
             self.counts_E += torch.bincount(picks.flatten(), minlength=self.experts)
             self.tokens += len(picks)
         return self._weights(logits_TE, p_TK, indices_TK), indices_TK

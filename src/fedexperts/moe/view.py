@@ -294,17 +294,18 @@ class View:
             site.router.allowed_E = torch.zeros(self.experts, dtype=torch.bool, device=device)
             site.router.allowed_E[mine] = True
 
-    def observe(self, batches: Iterable[Batch]) -> tuple[NDArray[np.int64], int]:
+    def observe(self, batches: Iterable[Batch], free: bool = False) -> tuple[NDArray[np.int64], int]:
         """Trial pass: how often each layer's gate picks each expert (counts_LM) over how many tokens, without padding.
 
-        What a token is the routing says: a word, or a whole image.
+        What a token is the routing says: a word, or a whole image. ``free`` counts what the gate would pick without a mask,
+        along the path that tokens take with it.
 
         The gate of a subset without a stream knows only the kept experts: its columns are those of ``kept``.
         """
         self.model.eval()
         for site in self.sites:
             site.router.counts_E = torch.zeros(self.experts, dtype=torch.long, device=next(iter(site.gate.values())).device)
-            site.router.tokens = 0
+            site.router.tokens, site.router.count_free = 0, free
         with torch.no_grad():
             for batch in batches:
                 mask = batch.get("attention_mask")
@@ -314,6 +315,7 @@ class View:
         counts = [site.router.counts_E for site in self.sites]
         for site in self.sites:
             site.router.counts_E = site.router.valid_T = None
+            site.router.count_free = False
         return torch.stack([c for c in counts if c is not None]).cpu().numpy(), self.sites[0].router.tokens
 
     @contextmanager

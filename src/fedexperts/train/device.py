@@ -172,7 +172,7 @@ class Device:
         samples = take(self.data, torch.from_numpy(np.sort(chosen)))
         self._enter(frozenset(), task.route)
         counts_LM, tokens = self.view.observe(
-            _chunks(self.objective.inputs(samples), torch.arange(len(chosen)), self.view.device)
+            _chunks(self.objective.inputs(samples), torch.arange(len(chosen)), self.view.device), free=True
         )
         guess = self.objective.guess(self.view, samples)
         found = {}
@@ -336,7 +336,7 @@ class Device:
         self.view.route(route)
         self._source = self._sources(task)
         self.view.model.train()
-        return self.view.freeze(but=[part for part in parts if part in self.view.parts])
+        return self.view.freeze(but=[part for part in parts if part != CORRELATION])
 
     def _sources(self, task: Task | None) -> Batch:
         """What the task's batches are taken from: latents, where a Networked MoE's extractor stays as it is."""

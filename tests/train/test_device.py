@@ -440,3 +440,20 @@ def test_a_share_is_what_a_free_gate_would_pick():
     device = one({"x": torch.eye(2)[torch.tensor([0, 0, 0, 1])], "labels": torch.full((4,), 4.0)})
     device.train(replace(task(E0, HEAD, route=frozenset({E0})), appraisal=4), rounds=1)
     assert device.appraisals == {E0: (1.0, 0.75)}
+
+
+def test_what_was_trained_is_not_appraised_again_until_a_new_version_comes():
+    device = one({"x": torch.eye(2)[torch.tensor([0, 0, 0, 0])], "labels": torch.full((4,), 4.0)})
+    order = replace(task(E0), appraisal=4)
+    device.train(order, rounds=1)
+    assert device.appraisals == {E0: (1.0, 1.0)}
+    (update,) = device.snapshot({E0})
+    device.delivered(update)
+    assert (update.loss, device.appraisals) == (1.0, {})
+    device.train(order, rounds=1)  # out of contact, on what it has trained itself
+    (late,) = device.snapshot({E0})
+    assert late.loss is None
+    device.delivered(late)
+    device.receive([piece(E0, 1, 2.0, device)])
+    device.train(order, rounds=1)
+    assert device.appraisals[E0][0] == 0.25

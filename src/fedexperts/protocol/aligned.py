@@ -186,10 +186,6 @@ class Aligned(Rounds):
                 least_M[np.lexsort((self.untrained_M, -least_M))[0]] -= 1
         return least_M, np.maximum(most_M, least_M)
 
-    def afterwards(self, task: Task) -> Task:
-        """Out of contact nothing is appraised: what was just trained in contact would praise itself."""
-        return replace(task, appraisal=0)
-
     def note(self, client: str, update: Update, task: Task, counted: bool) -> None:
         """What the scores and the estimates of speed need of an update; samples count once for an order, FLOPs always."""
         part = update.piece.part
@@ -199,7 +195,7 @@ class Aligned(Rounds):
         flops = (self._told.need.base_flops + held * self._told.need.expert_flops) / (self._max_rounds or 1)  # of a local round
         effort = update.rounds * flops / held if self._told.usage == "flops" else 0.0 if counted else float(update.samples)
         self.loads[part] = self.loads.get(part, 0.0) + effort
-        if update.loss is not None and update.share is not None and not counted:
+        if update.loss is not None and update.share is not None:
             self.rewards[client, part] = update.loss, update.share
         if update.round_s > 0:
             self.speeds[client] = [*self.speeds.get(client, ())[-8:], (flops, update.round_s)]

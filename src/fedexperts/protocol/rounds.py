@@ -8,6 +8,7 @@ change of what the server last saw of that client, so that nothing counts twice.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ Sent = tuple[Tensors, int, Task, dict[str, float], bool]
 share of each part among those of that round, and whether an update has come."""
 
 
-class Rounds:
+class Rounds(ABC):
     """The state that protocols in rounds share. They say what a round is to do (`begin`), and what follows it (`after`)."""
 
     def __init__(self, start: Start, samples: dict[str, int]):
@@ -40,9 +41,9 @@ class Rounds:
         self.sent: dict[str, dict[str, dict[int, Sent]]] = {}  # client -> part -> version
         self.arrived: list[tuple[str, Update, Sent]] = []  # of this round
 
+    @abstractmethod
     def begin(self, link: Link) -> dict[str, Task]:
         """What each client that takes part in round ``self.round`` is to train."""
-        raise NotImplementedError
 
     def task_of(self, client: str) -> Task | None:
         """What a client does in a contact of this round."""
@@ -60,9 +61,11 @@ class Rounds:
         """Whether an update still counts."""
         return True
 
+    @abstractmethod
     def note(self, client: str, update: Update, task: Task, counted: bool) -> None:
         """Called with every update that arrives, and what it was for; ``counted``, if one of that order came before."""
 
+    @abstractmethod
     def after(self, link: Link) -> None:
         """Called at the end of every round, when the model has moved."""
 

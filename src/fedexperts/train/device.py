@@ -138,7 +138,8 @@ class Device:
     def train(self, task: Task, rounds: int, round_s: float = 0.0) -> int:
         """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made."""
         if task.appraisal:
-            self.appraisals |= self.appraise(filter(is_expert, task.parts), task)
+            fresh = [part for part in filter(is_expert, task.parts) if part not in self.trained]
+            self.appraisals |= self.appraise(fresh, task)
         leaves = self._enter(task.parts, task.route, task)
         optimizer = self._optimizer(leaves)
         kept = self._frozen_layers(task, leaves, rounds)
@@ -163,7 +164,8 @@ class Device:
     def appraise(self, experts: Iterable[str], task: Task) -> dict[str, tuple[float, float]]:
         """Loss and share of experts on at most ``task.appraisal`` own samples, as `Update` has them, before training.
 
-        Afterwards any expert would fit: a few steps on a device's own data tell more of the data than of the expert.
+        Afterwards any expert would fit: a few steps on a device's own data tell more of the data than of the expert. So a part
+        that was trained since it arrived is not appraised again, and what was found travels once.
 
         The loss is that of the expert alone; the share counts what the gate would pick if it were free, layer by layer, along
         the path that samples take through the experts which the task allows: others need not be there.
@@ -276,6 +278,7 @@ class Device:
         """The server has the snapshot; what was trained after it stays pending."""
         part = update.piece.part
         trained, lost = self.frozen.pop(part)
+        self.appraisals.pop(part, None)
         if update.piece.version != self.held[part].version:
             return  # the part was replaced since; what has been trained of the new version is not delivered by this
         if lost:

@@ -11,7 +11,7 @@ import torch
 import pictures
 from fedexperts import Scenario
 from fedexperts.drive import checkpoint
-from fedexperts.drive.networked import network_facts
+from fedexperts.drive.inference import network_facts
 from fedexperts.drive.prepare import prepare
 from fedexperts.drive.run import run
 from fedexperts.errors import InputError

@@ -1,16 +1,22 @@
-"""Connecting the clients of a Networked MoE: who has which expert, and the checks of it."""
+"""Setting up a Networked MoE: who has which expert, what the server is told, and what is stated of privacy; with the checks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..moe.parts import expert
 from ..moe.resnet import NetworkedMoEForImageClassification
 from ..moe.view import View
+from ..protocol.networked import Stages
 from ..scenario import Scenario
 from ..train.device import Device
 from ..train.network import NetworkClient, Peers
+from ..train.privacy import guarantee
+
+if TYPE_CHECKING:
+    from .prepare import Prepared
 
 NETWORK_FIELDS = ("norm", "sigma", "correlation_samples", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
 
@@ -49,3 +55,40 @@ def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Devic
             peers.owners[expert(own)] = device
             device.peers = peers
     return peers
+
+
+def stages(prepared: Prepared) -> Stages:
+    """What the server is told of the scenario and its clients."""
+    scenario, config = prepared.scenario, prepared.view.model.config
+    names = ("extractor", "extractor_cycles", "expert_cycles", "gate", "gate_cycles", "gate_participation", "gate_patience")
+    return Stages(
+        samples={name: sum(device.samples for device in group) for name, group in prepared.devices.items()},
+        latent_size=int(config.latent_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
+        seed=scenario.seed,
+        control=scenario.networked.control,
+        **{name: getattr(scenario.networked, name) for name in names},
+    )
+
+
+SIMULATED = "The noise of a simulated run comes from the scenario's seed: it shows what noise costs, and hides nothing."
+
+
+def shares_matrices(scenario: Scenario) -> bool:
+    """Whether clients share correlation matrices in a run."""
+    table = scenario.networked
+    return (
+        scenario.protocol == "networked" and table.extractor == "fedsc" and table.control is None and table.extractor_cycles > 0
+    )
+
+
+def privacy_facts(scenario: Scenario) -> dict[str, Any]:
+    """(ε, δ) of all shared correlation matrices of the run; without noise there is no such guarantee.
+
+    Raises:
+        InputError: noise is asked for, and the accountant is not installed.
+    """
+    table = scenario.networked
+    if table.sigma == 0:
+        return {"sigma": 0.0, "epsilon": None, "note": "no noise on the shared correlation matrices, so no (ε, δ)"}
+    found = guarantee(table.sigma, table.extractor_cycles, table.delta)
+    return {"sigma": table.sigma, "epsilon": round(found.epsilon, 6), "delta": found.delta, "note": f"{found} {SIMULATED}"}

@@ -42,7 +42,8 @@ from .clients import personal
 from .export import ADAPTERS, save_adapters
 from .faults import Faults
 from .finished import FOLDER
-from .networked import install_average, network_facts, privacy_facts, shares_matrices, stages
+from .inference import install_average, network_facts
+from .network import privacy_facts, shares_matrices, stages
 from .prepare import Prepared, prepare
 from .samples import reads_text
 from .simulate import Pace, Simulator

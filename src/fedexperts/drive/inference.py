@@ -19,49 +19,9 @@ from ..data.metrics import macro_auc, macro_f1, over_clients
 from ..data.source import Samples
 from ..moe.parts import BACKBONE, expert
 from ..moe.resnet import all_latents, log_mixture
-from ..protocol.networked import Stages
-from ..scenario import Scenario
 from ..train.gating import random_picks
 from ..train.network import call_B
-from ..train.privacy import guarantee
 from .prepare import Prepared
-
-
-def stages(prepared: Prepared) -> Stages:
-    """What the server is told of the scenario and its clients."""
-    scenario, config = prepared.scenario, prepared.view.model.config
-    names = ("extractor", "extractor_cycles", "expert_cycles", "gate", "gate_cycles", "gate_participation", "gate_patience")
-    return Stages(
-        samples={name: sum(device.samples for device in group) for name, group in prepared.devices.items()},
-        latent_size=int(config.latent_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
-        seed=scenario.seed,
-        control=scenario.networked.control,
-        **{name: getattr(scenario.networked, name) for name in names},
-    )
-
-
-SIMULATED = "The noise of a simulated run comes from the scenario's seed: it shows what noise costs, and hides nothing."
-
-
-def shares_matrices(scenario: Scenario) -> bool:
-    """Whether clients share correlation matrices in a run."""
-    table = scenario.networked
-    return (
-        scenario.protocol == "networked" and table.extractor == "fedsc" and table.control is None and table.extractor_cycles > 0
-    )
-
-
-def privacy_facts(scenario: Scenario) -> dict[str, Any]:
-    """(ε, δ) of all shared correlation matrices of the run; without noise there is no such guarantee.
-
-    Raises:
-        InputError: noise is asked for, and the accountant is not installed.
-    """
-    table = scenario.networked
-    if table.sigma == 0:
-        return {"sigma": 0.0, "epsilon": None, "note": "no noise on the shared correlation matrices, so no (ε, δ)"}
-    found = guarantee(table.sigma, table.extractor_cycles, table.delta)
-    return {"sigma": table.sigma, "epsilon": round(found.epsilon, 6), "delta": found.delta, "note": f"{found} {SIMULATED}"}
 
 
 def network_facts(prepared: Prepared) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_training_from_kept_latents_is_training_from_images(folder: Path, monkey
         prepared = prepare(scenario(folder))
         device = prepared.devices["c/1"][0]
         if not kept:
-            monkeypatch.setattr(device, "_sources", lambda task, device=device: device.data)
+            monkeypatch.setattr(device.member, "source", lambda device, task: device.data)
         part = frozenset({"expert:1"})
         device.train(Task(part, route=part, keeps=part), 2)
         results.append(device.trained["expert:1"])

@@ -12,7 +12,7 @@ from ..moe.view import View
 from ..protocol.networked import Stages
 from ..scenario import Scenario
 from ..train.device import Device
-from ..train.network import NetworkClient, Peers
+from ..train.network import Member, NetworkClient, Peers
 from ..train.privacy import guarantee
 
 if TYPE_CHECKING:
@@ -50,10 +50,9 @@ def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Devic
     for i, device in enumerate(device for group in devices.values() for device in group):
         own = 0 if table.control == "fedavg" else i
         settings = {name: getattr(table, name) for name in NETWORK_FIELDS}
-        device.network = NetworkClient(own, **settings)
+        device.member = Member(NetworkClient(own, **settings), peers)
         if table.control is None:
             peers.owners[expert(own)] = device
-            device.peers = peers
     return peers
 
 

@@ -256,7 +256,7 @@ class Simulator:
         if rounds <= 0 or not task.parts:
             return
         cluster, steps, round_s = self.clusters[name], 0, self.round_s(name, task)
-        peer_B = -sum(device.peer_B for device in cluster.devices)
+        peer_B = -sum(device.member.peer_B for device in cluster.devices if device.member is not None)
         for device in cluster.devices:
             flops_per_step = self._flops_per_step(device, task)
             made = device.train(task, rounds, round_s)
@@ -264,7 +264,7 @@ class Simulator:
             steps += made
         self.totals["steps"] += steps
         facts = {"cluster": name, "phase": phase, "parts": in_order(task.parts), "rounds": rounds, "steps": steps}
-        if peer_B := peer_B + sum(device.peer_B for device in cluster.devices):
+        if peer_B := peer_B + sum(device.member.peer_B for device in cluster.devices if device.member is not None):
             facts["peer_B"] = peer_B
             self.totals["peer_B"] = self.totals.get("peer_B", 0) + peer_B
         self.ledger.write("train", t_s, **facts)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,14 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
 from ..moe.lora import combined, projections
-from ..moe.parts import BACKBONE, CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
-from ..moe.resnet import all_latents
+from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..moe.view import Batch, View
 from .batches import epoch_batches
 from .codec import Codec, decode, encode, payload_B
 from .frozen import FrozenLayers, Kept, compute, kept_B
 from .gating import normalise_gradients
-from .network import NetworkClient, Peers, contrast_loss, gate_loss, own_ids, roll, shared_correlation, traffic_B
+from .network import Member
 from .task import Task, Update
 
 
@@ -62,7 +61,7 @@ class Device:
         model: the parts it starts with (version 0, loaded from the checkpoint that everybody has).
         objective: what the device trains for.
         codec: what uploads look like on the link.
-        network: what it knows of a Networked MoE, if it is a client of one.
+        member: what it is in a Networked MoE, if it is a client of one.
     """
 
     def __init__(
@@ -75,11 +74,11 @@ class Device:
         seed: int,
         objective: Objective,
         codec: Codec = "exact",
-        network: NetworkClient | None = None,
+        member: Member | None = None,
     ):
         self.name, self.view, self.data, self.local, self.objective = name, view, data, local, objective
         self.codec = codec
-        self.network, self.peers = network, Peers()
+        self.member = member
         self.samples = len(data["labels"])
         self.key = (seed, zlib.crc32(name.encode()))
         self.held = dict(model)
@@ -93,16 +92,12 @@ class Device:
         self.steps = 0
         self.round_s = 0.0
         self.appraisals: dict[str, tuple[float, float]] = {}  # expert -> loss and share, see `Update`
-        self.held_loss: float | None = None
-        self.peer_B = 0  # sent to and from other clients
-        self.fetched: set[str] = set()  # experts of other clients that are kept
         self.flops: dict[tuple[frozenset[str], frozenset[str] | None, str, int], int] = {}  # see `flops_per_step`
         self.sizes_B: dict[str, int] = {}  # see `upload_B`
         self.batch_size = min(local.batch_size or self.samples, self.samples)
         self._lengths_N = lengths(data) if local.bucketing else None
         self._kept: Kept | None = None  # see `frozen`, a cache
         self._source = data  # what batches are taken from: the data, or what the frozen extractor makes of them
-        self._latents: tuple[Piece, Tensor] | None = None  # a cache
         self._epoch: tuple[int, Tensor] | None = None  # number and batches, a cache
 
     def receive(self, pieces: Collection[Piece]) -> None:
@@ -144,7 +139,8 @@ class Device:
         optimizer = self._optimizer(leaves)
         kept = self._frozen_layers(task, leaves, rounds)
         first = self.steps
-        with torch.random.fork_rng(devices=[]), self._among_peers(task):  # dropout and gate noise repeat after a resume
+        asking = nullcontext() if self.member is None else self.member.asking(self.view, task)
+        with torch.random.fork_rng(devices=[]), asking:  # dropout and gate noise repeat after a resume
             for _ in range(rounds):
                 self._seed_round()
                 for _ in range(self.local.local_steps):
@@ -257,7 +253,7 @@ class Device:
             arrived = self.view.merged(part, piece.tensors, arrived)
         loss, share = self.appraisals.get(part, (None, None))
         arrives = Piece(part, piece.version, arrived)
-        size_B, held_loss = len(payload), self.held_loss if part == GATE else None
+        size_B, held_loss = len(payload), self.member.held_loss if self.member is not None and part == GATE else None
         return Update(self.name, arrives, self.pending[part], self.samples, size_B, self.round_s, loss, share, held_loss)
 
     def _feeds_back(self, part: str, trained: Tensors) -> bool:
@@ -317,14 +313,15 @@ class Device:
             "steps": self.steps,
             "round_s": self.round_s,
             "appraisals": self.appraisals,
-            "held_loss": self.held_loss,
-            "peer_B": self.peer_B,
-            "fetched": self.fetched,
+            "member": None if self.member is None else self.member.state(),
             "flops": self.flops,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
+        member = state.pop("member")
+        if self.member is not None:
+            self.member.restore(member)
         vars(self).update(state)
 
     def _enter(
@@ -333,52 +330,16 @@ class Device:
         for part, piece in self.held.items():
             if part in self.view.parts:
                 self.view.install(part, piece.tensors, self.trained.get(part))
-        if task is not None and task.peers:
-            for part in self.peers.owners:
-                self.view.install(part, *self.peers.expert(part))
+        if task is not None and task.peers and self.member is not None:
+            for part in self.member.peers.owners:
+                self.view.install(part, *self.member.peers.expert(part))
         self.view.route(route)
-        self._source = self._sources(task)
+        self._source = self.data if self.member is None or task is None else self.member.source(self, task)
         self.view.model.train()
         return self.view.freeze(but=[part for part in parts if part != CORRELATION])
 
-    def _sources(self, task: Task | None) -> Batch:
-        """What the task's batches are taken from: latents, where a Networked MoE's extractor stays as it is."""
-        model: Any = self.view.model
-        if self.network is None or task is None or BACKBONE in task.parts:
-            return self.data
-        piece = self.held[BACKBONE]
-        if BACKBONE in self.trained:
-            piece = Piece(BACKBONE, piece.version, self.trained[BACKBONE])
-        if self._latents is None or self._latents[0].tensors is not piece.tensors:
-            self.view.model.eval()
-            self._latents = piece, all_latents(model, self.data["pixel_values"])
-        source = {"latents": self._latents[1], "labels": self.data["labels"]}
-        return source | own_ids(self.samples, self.network, self.view.experts, self.key) if task.goal == "own-id" else source
-
-    @contextmanager
-    def _among_peers(self, task: Task) -> Iterator[None]:
-        """While a gate learns which client to ask: how many experts a sample meets, and the bytes that this costs."""
-        if self.network is None or not task.peers:
-            yield
-            return
-        router = self.view.sites[0].router
-        usual, router.top_k = router.top_k, self.network.gate_top_k
-        router.counts_E = torch.zeros(self.view.experts, dtype=torch.long, device=self.view.device)
-        router.keep_logits = True
-        try:
-            yield
-        finally:
-            tensors = {part: self.view.parts[part] for part in self.peers.owners}
-            self.peer_B += traffic_B(self.view, router.counts_E, self.network, self.fetched, tensors)
-            router.top_k, router.counts_E, router.keep_logits, router.logits_TE = usual, None, False, None
-
     def _loss(self, batch: Batch, goal: str) -> Tensor:
-        if goal == "contrast" and self.network is not None:
-            return contrast_loss(self.view, batch, self.network, self.held)
-        if goal == "own-id":
-            return roll(self.view, batch)
-        loss = self.objective.loss(self.view, batch)
-        return loss if self.network is None else gate_loss(self.view, batch, loss, self.network)
+        return self.objective.loss(self.view, batch) if self.member is None else self.member.loss(self, batch, goal)
 
     def _backward(self, batch: Batch, goal: str) -> bool:
         loss = self._loss(batch, goal)
@@ -387,8 +348,9 @@ class Device:
         return loss.requires_grad
 
     def _optimizer(self, leaves: list[tuple[str, str, Tensor]]) -> torch.optim.Optimizer:
-        alone = self.network is not None and all(part == GATE for part, _, _ in leaves)
-        rates = {True: self.local.lr_expert, False: self.network.gate_lr if alone and self.network else self.local.lr_gate}
+        alone = self.member is not None and all(part == GATE for part, _, _ in leaves)
+        lr_shared = self.member.client.gate_lr if self.member is not None and alone else self.local.lr_gate
+        rates = {True: self.local.lr_expert, False: lr_shared}
         groups: list[dict[str, Any]] = [
             {"params": [leaf for part, _, leaf in leaves if is_expert(part) is kind], "lr": lr} for kind, lr in rates.items()
         ]
@@ -407,23 +369,15 @@ class Device:
         optimizer: torch.optim.Optimizer,
         rounds: int,
     ) -> None:
+        beside = {} if self.member is None else self.member.trained(self, task, self._source)
         for part in task.parts:
-            self.trained[part] = self.view.trained(part) if part in self.view.parts else self._correlation()
+            self.trained[part] = beside[part] if part in beside else self.view.trained(part)
             if part not in task.keeps:
                 self.pending[part] = self.pending.get(part, 0) + rounds
         for part, name, leaf in leaves:
             leaf.grad = None
             if leaf in optimizer.state:
                 self.optimizer_state.setdefault(part, {})[name] = optimizer.state[leaf]
-        if task.goal == "own-id":
-            with torch.no_grad():
-                self.held_loss = float(roll(self.view, self._source, held_back=True))
-
-    def _correlation(self) -> Tensors:
-        assert self.network is not None  # only the clients of a network have such a part
-        weight = self.held[CORRELATION].tensors["weight"]
-        self.view.model.eval()
-        return shared_correlation(self.view, self.data, self.network, weight, (*self.key, self.steps))
 
     def _seed_round(self) -> None:
         seed = int(np.random.default_rng([*self.key, 2, self.steps]).integers(2**62))

@@ -5,7 +5,8 @@ Shapes: B images or latents of a batch, D numbers of a latent, E experts, which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..moe.parts import CORRELATION, Piece, Tensors, expert, file_B
+from ..moe.parts import BACKBONE, CORRELATION, Piece, Tensors, expert, file_B
+from ..moe.resnet import all_latents
 from ..moe.routing import load_balance_loss
 from ..moe.view import Batch, View
 from .fedsc import Augmentation, both_views, clipped, correlation, local_loss, two_views
 from .gating import roll_loss, roll_targets
 from .privacy import noisy
+from .task import Task
 
 if TYPE_CHECKING:
     from .device import Device
@@ -69,6 +72,80 @@ class Peers:
     def experts(self) -> dict[str, Tensors]:
         """All experts as their owners have them."""
         return {part: owner.trained.get(part, owner.held[part].tensors) for part, owner in self.owners.items()}
+
+
+class Member:
+    """A device as a client of a network: where its batches come from, what it learns beyond its task, and what that costs.
+
+    Args:
+        client: what it knows of the network.
+        peers: the way to the others.
+    """
+
+    def __init__(self, client: NetworkClient, peers: Peers):
+        self.client, self.peers = client, peers
+        self.held_loss: float | None = None  # of a rolling gate, on what is held back
+        self.peer_B = 0  # sent to and from other clients
+        self.fetched: set[str] = set()  # experts of other clients that are kept
+        self._latents: tuple[Tensors, Tensor] | None = None  # a cache: the extractor and what it made of the images
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, for a checkpoint."""
+        return {"held_loss": self.held_loss, "peer_B": self.peer_B, "fetched": self.fetched}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        vars(self).update(state)
+
+    def source(self, device: Device, task: Task) -> Batch:
+        """What the task's batches are taken from: latents, where the extractor stays as it is. It must be in the view."""
+        if BACKBONE in task.parts:
+            return device.data
+        extractor = device.trained.get(BACKBONE, device.held[BACKBONE].tensors)
+        if self._latents is None or self._latents[0] is not extractor:
+            model: Any = device.view.model
+            model.eval()
+            self._latents = extractor, all_latents(model, device.data["pixel_values"])
+        found = {"latents": self._latents[1], "labels": device.data["labels"]}
+        ids = own_ids(device.samples, self.client, device.view.experts, device.key) if task.goal == "own-id" else {}
+        return found | ids
+
+    @contextmanager
+    def asking(self, view: View, task: Task) -> Iterator[None]:
+        """While a gate learns which client to ask: how many experts a sample meets, and the bytes that this costs."""
+        if not task.peers:
+            yield
+            return
+        router = view.sites[0].router
+        usual, router.top_k = router.top_k, self.client.gate_top_k
+        router.counts_E = torch.zeros(view.experts, dtype=torch.long, device=view.device)
+        router.keep_logits = True
+        try:
+            yield
+        finally:
+            tensors = {part: view.parts[part] for part in self.peers.owners}
+            self.peer_B += traffic_B(view, router.counts_E, self.client, self.fetched, tensors)
+            router.top_k, router.counts_E, router.keep_logits, router.logits_TE = usual, None, False, None
+
+    def loss(self, device: Device, batch: Batch, goal: str) -> Tensor:
+        """Of the goal: contrast, own id, or the task with the load-balance loss."""
+        if goal == "contrast":
+            return contrast_loss(device.view, batch, self.client, device.held)
+        if goal == "own-id":
+            return roll(device.view, batch)
+        return gate_loss(device.view, batch, device.objective.loss(device.view, batch), self.client)
+
+    def trained(self, device: Device, task: Task, source: Batch) -> dict[str, Tensors]:
+        """What else a task has made: the correlation matrix to be shared; a rolling gate is judged."""
+        if task.goal == "own-id":
+            with torch.no_grad():
+                self.held_loss = float(roll(device.view, source, held_back=True))
+        if CORRELATION not in task.parts:
+            return {}
+        weight = device.held[CORRELATION].tensors["weight"]
+        device.view.model.eval()
+        key = (*device.key, device.steps)
+        return {CORRELATION: shared_correlation(device.view, device.data, self.client, weight, key)}
 
 
 def contrast_loss(view: View, batch: Batch, client: NetworkClient, held: Mapping[str, Piece]) -> Tensor:

@@ -193,7 +193,7 @@ def test_the_privacy_of_correlations_is_stated(folder: Path, tmp_path: Path) -> 
 
 
 def test_correlations_of_the_others_by_hand() -> None:
-    told = Stages({"a": 1, "b": 2, "c": 3}, latent_size=1, seed=0, extractor="fedsc")
+    told = Stages({"a": 1, "b": 2, "c": 3}, representation_size=1, seed=0, extractor="fedsc")
     server = Networked(Start({}, ("a", "b", "c"), frozenset(), {}, cycles=1, stages=told))
     first = server.of_the_others("a")
     assert (first.version, float(first.tensors["weight"])) == (0, pytest.approx(1 / 6))

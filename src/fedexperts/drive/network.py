@@ -62,7 +62,7 @@ def stages(prepared: Prepared) -> Stages:
     names = ("extractor", "extractor_cycles", "expert_cycles", "gate", "gate_cycles", "gate_participation", "gate_patience")
     return Stages(
         samples={name: sum(device.samples for device in group) for name, group in prepared.devices.items()},
-        latent_size=int(config.latent_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
+        representation_size=int(config.representation_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
         seed=scenario.seed,
         control=scenario.networked.control,
         **{name: getattr(scenario.networked, name) for name in names},

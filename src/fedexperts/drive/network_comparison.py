@@ -54,7 +54,7 @@ def trained(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[Key, S
     """Runs that start from nothing, by method, partition and seed: both extractors with their experts, and the controls.
 
     All make equally many gradient steps on the extractor; the centralised MoE makes those of all clients together, and is there
-    for the even partition alone.
+    for the even partition alone. A projection is only FedSC's.
     """
     table, jobs = scenario.networked, {}
     stages = {"gate": "random", "gate_cycles": 0}
@@ -64,12 +64,14 @@ def trained(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[Key, S
             dealt = on(scenario.changed(seed=seed), name)
             for extractor in EXTRACTORS:
                 own = dealt.changed(networked={**stages, "extractor": extractor}, train={"cycles": cycles})
-                jobs[extractor, name, seed] = own
+                jobs[extractor, name, seed] = own if extractor == "fedsc" else _with(own, projection_size=0)
             for control in ("local", "fedavg"):
                 own = dealt.changed(networked={"control": control}, train={"cycles": table.extractor_cycles})
-                jobs[control, name, seed] = _one_expert(own) if control == "fedavg" else own
+                one = {"num_experts": 1, "num_experts_per_tok": 1} if control == "fedavg" else {}
+                jobs[control, name, seed] = _with(own, projection_size=0, **one)
         if IID in names:
-            jobs[CENTRAL, IID, seed] = _central(on(scenario.changed(seed=seed), IID))
+            central = _central(on(scenario.changed(seed=seed), IID))
+            jobs[CENTRAL, IID, seed] = _with(central, projection_size=0)
     return jobs
 
 
@@ -91,9 +93,8 @@ def _clients(scenario: Scenario) -> int:
     return sum(cluster.devices for cluster in scenario.cluster)
 
 
-def _one_expert(scenario: Scenario) -> Scenario:
-    config = {**(scenario.model.config or {}), "num_experts": 1, "num_experts_per_tok": 1}
-    return scenario.changed(model={"config": config})
+def _with(scenario: Scenario, **config: int) -> Scenario:
+    return scenario.changed(model={"config": {**(scenario.model.config or {}), **config}})
 
 
 def _central(scenario: Scenario) -> Scenario:

@@ -28,13 +28,19 @@ EXPERT_LAYERS = 4
 
 
 class NetworkedMoEConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped
-    """Images of ``in_channels`` × ``image_size``²; ``width`` is ResNet-18's first number of channels, 64 in full."""
+    """Images of ``in_channels`` × ``image_size``²; ``width`` is ResNet-18's first number of channels, 64 in full.
+
+    ``stem_stride`` = 2 halves the sides before the blocks, as ResNet-18 for large images does: under half the work.
+    ``projection_size`` is the size of FedSC's projection of a latent, which only stage 1 needs; 0: it contrasts latents.
+    """
 
     model_type = "networked_moe"
 
     image_size: int = 32
     in_channels: int = 3
     width: int = 64
+    stem_stride: int = 1
+    projection_size: int = 0
     expert_hidden: int = 256
     num_experts: int = 10
     num_experts_per_tok: int = 1
@@ -43,6 +49,11 @@ class NetworkedMoEConfig(PreTrainedConfig):  # type: ignore[misc]  # transformer
     def latent_size(self) -> int:
         """D."""
         return 8 * self.width
+
+    @property
+    def representation_size(self) -> int:
+        """Numbers of what FedSC contrasts."""
+        return self.projection_size or self.latent_size
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -76,14 +87,14 @@ class ResNet18(nn.Sequential):
     Source: Sec. III-A (feature extractor F) and IV-A.
     """
 
-    def __init__(self, in_channels: int, width: int):
+    def __init__(self, in_channels: int, width: int, stem_stride: int = 1):
         blocks: list[nn.Module] = []
         inputs = width
         for stage in range(4):
             for stride in (1 if stage == 0 else 2, 1):
                 blocks.append(BasicBlock(inputs, width << stage, stride))
                 inputs = width << stage
-        super().__init__(_conv(in_channels, width, 3), _norm(width), nn.ReLU(inplace=True), *blocks)
+        super().__init__(_conv(in_channels, width, 3, stem_stride), _norm(width), nn.ReLU(inplace=True), *blocks)
 
     def forward(self, x_TCSS: Tensor) -> Tensor:
         """Latents after global average pooling."""
@@ -100,6 +111,11 @@ class Expert(nn.Sequential):
         for i in range(EXPERT_LAYERS):
             layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU()]
         super().__init__(*layers[:-1], nn.LogSoftmax(dim=-1))
+
+
+def projection(dim: int, size: int) -> nn.Sequential:
+    """FedSC's head, which goes with the extractor and is not used after stage 1: D → 2D → ``size``, as its release has it."""
+    return nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, size))
 
 
 def log_mixture(log_q_TKL: Tensor, weights_TK: Tensor) -> Tensor:
@@ -144,7 +160,9 @@ class NetworkedMoEForImageClassification(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: NetworkedMoEConfig):
         super().__init__(config)
         _check(config)
-        self.extractor = ResNet18(config.in_channels, config.width)
+        self.extractor = ResNet18(config.in_channels, config.width, config.stem_stride)
+        if config.projection_size:
+            self.projection = projection(config.latent_size, config.projection_size)
         experts = [Expert(config.latent_size, config.expert_hidden, config.num_labels) for _ in range(config.num_experts)]
         self.moe = MoELayer(config.latent_size, experts, config.num_experts_per_tok)
         self.post_init()
@@ -183,6 +201,11 @@ class NetworkedMoEForImageClassification(PreTrainedModel):  # type: ignore[misc]
                 "correct in_channels and image_size of its config, or the images"
             )
         return self.extractor(scaled(pixel_values).to(self.dtype))  # type: ignore[no-any-return]  # modules return Any
+
+    def representations(self, pixel_values: Tensor) -> Tensor:
+        """What FedSC contrasts: the latents of images x_TCSS, or the projection of them; raises as `latents`."""
+        latents_TD = self.latents(pixel_values)
+        return self.projection(latents_TD) if self.config.projection_size else latents_TD
 
     def _checked(self, latents_TD: Tensor | None) -> Tensor:
         assert latents_TD is not None
@@ -223,7 +246,7 @@ def all_latents(model: NetworkedMoEForImageClassification, pixel_values: Tensor,
 
 
 def _check(config: NetworkedMoEConfig) -> None:
-    least = {"image_size": 8, "in_channels": 1, "expert_hidden": 1, "num_experts": 1, "num_labels": 2}
+    least = {"image_size": 8, "in_channels": 1, "expert_hidden": 1, "num_experts": 1, "num_labels": 2, "projection_size": 0}
     for field, bound in least.items():
         if getattr(config, field) < bound:
             raise InputError(f"{field} = {getattr(config, field)}: must be at least {bound}; raise it")
@@ -232,6 +255,8 @@ def _check(config: NetworkedMoEConfig) -> None:
             f"width = {config.width}: must be a multiple of {CHANNELS_PER_GROUP}, the channels of a GroupNorm's group; "
             "take 64 for ResNet-18 in full, 8 for the narrow one"
         )
+    if config.stem_stride not in (1, 2):
+        raise InputError(f"stem_stride = {config.stem_stride}: must be 1, or 2 to halve the sides of images first")
     if not 1 <= config.num_experts_per_tok <= config.num_experts:
         raise InputError(
             f"num_experts_per_tok = {config.num_experts_per_tok}: must lie in 1…{config.num_experts}, num_experts; change one"

@@ -27,7 +27,7 @@ class Stages:
     """What the server is told; the fields are those of the scenario's ``[networked]``, where they are explained."""
 
     samples: Mapping[str, int]
-    latent_size: int
+    representation_size: int
     seed: int
     extractor: str = "fedce"
     extractor_cycles: int = 1
@@ -47,7 +47,7 @@ class Networked(Rounds):
         super().__init__(start, dict(told.samples))
         self._told = told
         self.own = dict(zip(self.clients, in_order(filter(is_expert, start.model)), strict=False))
-        zero = {"matrix": torch.zeros(told.latent_size, told.latent_size), "weight": torch.zeros(())}
+        zero = {"matrix": torch.zeros(told.representation_size, told.representation_size), "weight": torch.zeros(())}
         self.correlations: dict[str, Tensors] = {}  # client -> R_i, as it shared it last
         self.exchanges = 0
         self.held_losses: dict[str, float] = {}  # of this roll: client -> the rolling gate's loss on what it held back

@@ -3,8 +3,8 @@
 Shapes: B images of a batch, N images of a client, M clients, C channels, S side in pixels, D numbers of a representation.
 Matrices are R_DD. A representation is F(x; θ_F) of an augmented image; two views of one image are z_BD and plus_BD.
 
-Sources: Networked MoE, Sec. III-A; FedSC (Jing et al., ICML 2024), whose released code `OFFICIAL` and
-`OFFICIAL_AUGMENTATION` restate.
+Sources: Networked MoE, Sec. III-A; FedSC (Jing et al., ICML 2024), whose released code `OFFICIAL` and the defaults of
+`Augmentation` restate.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ CHROMA = ((0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 class Augmentation:
     """The kernel 𝒜: how an image is changed at random. Every image of a batch draws for itself.
 
+    The default is that of FedSC's release: resized crops of 20 to 100 % of the area, mirror images, colour jitter in 80 %, grey
+    in 20 %. There the four jitters come in a random order and hues turn in HSV; here the order is fixed and hues turn in YIQ.
+
     Attributes:
         padding: pixels by which a box may reach over the edges, where it finds black.
         least_area: a box takes a share of the area from here to 1, with sides 3:4 to 4:3, and is scaled to the whole.
@@ -39,13 +42,13 @@ class Augmentation:
         grey: probability of an image without colours.
     """
 
-    padding: int = 4
-    least_area: float = 1.0
+    padding: int = 0
+    least_area: float = 0.2
     flip: float = 0.5
     brightness: float = 0.4
     contrast: float = 0.4
-    saturation: float = 0.0
-    hue: float = 0.0
+    saturation: float = 0.4
+    hue: float = 0.1
     jitter: float = 0.8
     grey: float = 0.2
 
@@ -136,11 +139,6 @@ def _turned(x_BCSS: Tensor, turn_B: Tensor) -> Tensor:
     return torch.einsum("bij,bjyx->biyx", torch.linalg.inv(into) @ turn_B33 @ into, x_BCSS).clamp(0, 1)
 
 
-OFFICIAL_AUGMENTATION = Augmentation(0, 0.2, 0.5, 0.4, 0.4, 0.4, 0.1, 0.8, 0.2)
-"""The release's: resized crops of 20 to 100 % of the area, mirror images, colour jitter (0.4, 0.4, 0.4, 0.1) in 80 %, grey in
-20 %. There the four jitters come in a random order and hues turn in HSV; here the order is fixed and hues turn in YIQ."""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """How FedSC is trained.
@@ -183,8 +181,8 @@ that, with a rate of 0.03, a decay of 5e-4 and gradients up to 3, which are the 
 0.2 whatever the clients' sizes, so that it does not follow the gradient of (3), and its R̄_{−i} is a plain mean: `others`
 with equal q.
 
-Left to the caller: it draws max(⌊0.2·M⌋, 2) clients a round, and it trains a projection 512 → 1024 → 512 on top of the
-extractor, to which c and R belong, and drops it afterwards. Its noise on R, 0.00104 on each entry and not symmetric, is
+Left to the caller: it draws max(⌊0.2·M⌋, 2) clients a round. Its projection 512 → 1024 → 512 on top of the extractor, to which
+c and R belong, is `moe.resnet.projection`. Its noise on R, 0.00104 on each entry and not symmetric, is
 stated without an (ε, δ); ours is in `privacy`."""
 
 

@@ -152,7 +152,7 @@ def contrast_loss(view: View, batch: Batch, client: NetworkClient, held: Mapping
     """(4) on two augmented views of each image, from torch's own random state."""
     model: Any = view.model
     one, other = two_views(batch["pixel_values"], Augmentation(), torch.default_generator)
-    z_BD, plus_BD = model.latents(torch.cat([one, other])).float().chunk(2)
+    z_BD, plus_BD = model.representations(torch.cat([one, other])).float().chunk(2)
     shared = held[CORRELATION].tensors
     known = held[CORRELATION].version > 0  # before the first exchange there is nothing to contrast with but oneself
     others_DD = shared["matrix"].to(z_BD.device) if known else None
@@ -171,8 +171,8 @@ def shared_correlation(view: View, data: Batch, client: NetworkClient, weight: T
     views = []
     for chunk in torch.split(data["pixel_values"][torch.from_numpy(np.sort(chosen))], 250):
         one, other = two_views(chunk.to(view.device), Augmentation(), generator)
-        latents_BD = clipped(model.latents(torch.cat([one, other])).float(), client.norm)  # bf16 would round past the norm
-        views.append(both_views(*latents_BD.chunk(2)))
+        z_BD = clipped(model.representations(torch.cat([one, other])).float(), client.norm)  # bf16 would round past the norm
+        views.append(both_views(*z_BD.chunk(2)))
     r_DD = correlation(torch.cat(views)).cpu()
     if client.sigma > 0:
         rng = np.random.default_rng([*key, 22])

@@ -48,6 +48,13 @@ def test_what_is_trained_for_the_tables() -> None:
     assert all(job.model.path == "/somewhere" and job.seed == 5 for job in gates.values())
 
 
+def test_a_projection_is_that_of_fedsc_alone() -> None:
+    scenario = Scenario.parse({**DOCUMENT, "model": {"config": {**MODEL, "projection_size": 6}}})
+    jobs = tables.trained(scenario, ["iid"], 1)
+    sizes = {method: (job.model.config or {})["projection_size"] for (method, _, _), job in jobs.items()}
+    assert sizes == {"fedsc": 6, "fedce": 0, "local": 0, "fedavg": 0, "central": 0}
+
+
 def _steps(job: Scenario) -> int:
     """Gradient steps on the extractor, of all devices."""
     cycles = job.networked.extractor_cycles if job.protocol == "networked" else job.train.cycles

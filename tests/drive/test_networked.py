@@ -16,7 +16,7 @@ from fedexperts.drive.prepare import prepare
 from fedexperts.drive.run import run
 from fedexperts.errors import InputError
 from fedexperts.ledger import read
-from fedexperts.moe.parts import CORRELATION, expert, file_B
+from fedexperts.moe.parts import BACKBONE, CORRELATION, expert, file_B
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.networked import Networked, Stages
 from fedexperts.train.network import call_B
@@ -75,6 +75,25 @@ def test_stages_follow_each_other_and_experts_stay_at_home(extractor: str, gate:
     assert 0 <= end["macro_f1"] <= end["accuracy"] + 0.5
     assert end["unsent_rounds"] == 0
     assert np.allclose(np.sum(end["routing"], axis=1), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("extractor", ["fedce", "fedsc"])
+def test_a_projection_is_what_clients_correlate(extractor: str, folder: Path, tmp_path: Path) -> None:
+    given = scenario(folder, model={"config": {**MODEL, "projection_size": 5}}, networked={"extractor": extractor})
+    servers: list[Networked] = []
+
+    def serve(start: Start) -> Networked:
+        servers.append(Networked(start))
+        return servers[0]
+
+    before = prepare(given).view.parts[BACKBONE]
+    before = {name: tensor.clone() for name, tensor in before.items() if name.startswith("projection")}
+    run(given, tmp_path / "run", protocol=serve)
+    after = servers[0].model[BACKBONE].tensors
+    assert len(before) == 4
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items()) == (extractor == "fedce")
+    shapes = {tuple(shared["matrix"].shape) for shared in servers[0].correlations.values()}
+    assert shapes == ({(5, 5)} if extractor == "fedsc" else set())
 
 
 def test_a_run_repeats_and_a_resumed_one_ends_with_the_same_bytes(

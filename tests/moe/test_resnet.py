@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
 from fedexperts.errors import InputError
-from fedexperts.moe.parts import expert
+from fedexperts.moe.parts import BACKBONE, expert
 from fedexperts.moe.resnet import (
     NetworkedMoEConfig,
     NetworkedMoEForImageClassification,
@@ -63,6 +63,30 @@ def test_latents_are_what_is_left_after_pooling(channels, side):
     made.extractor[-1].register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape)))
     assert made.latents(images(2, channels, side)).shape == (2, D)
     assert sizes == [(2, D, 4, 4)]
+
+
+def test_a_stem_of_stride_2_halves_the_sides():
+    made = model(stem_stride=2)
+    sizes: list[tuple[int, ...]] = []
+    made.extractor[0].register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[2:])))
+    made.extractor[-1].register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[2:])))
+    assert made.latents(images(2)).shape == (2, D)
+    assert sizes == [(16, 16), (2, 2)]
+    assert sum(p.numel() for p in made.parameters()) == sum(p.numel() for p in model().parameters())
+
+
+def test_a_projection_is_of_the_latents_and_goes_with_the_extractor():
+    plain, made = model(), model(projection_size=24)
+    assert torch.equal(plain.representations(images()), plain.latents(images()))
+    by_hand = (
+        torch.relu(made.latents(images()) @ made.projection[0].weight.T) @ made.projection[2].weight.T
+    )  # biases are 0 at first
+    assert torch.allclose(made.representations(images()), by_hand, atol=1e-6)
+    assert made.representations(images()).shape == (6, 24)
+    view = View(made)
+    assert {name for name in view.parts[BACKBONE] if name.startswith("projection")} == {
+        f"projection.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    }
 
 
 def test_an_image_is_normalised_by_itself():
@@ -229,12 +253,13 @@ def test_saved_and_loaded_again(tmp_path: Path):
     made = model(2)
     made.save_pretrained(tmp_path)
     expected = made(pixel_values=images()).logits
-    for loaded in (
-        NetworkedMoEForImageClassification.from_pretrained(tmp_path),
-        AutoModelForImageClassification.from_pretrained(tmp_path),
-        load_full(tmp_path, AutoModelForImageClassification),
-    ):
-        assert torch.equal(loaded.eval()(pixel_values=images()).logits, expected)
+    exact = load_full(tmp_path, AutoModelForImageClassification).eval()
+    assert torch.equal(exact(pixel_values=images()).logits, expected)
+    for kind in (NetworkedMoEForImageClassification, AutoModelForImageClassification):
+        loaded = kind.from_pretrained(tmp_path).eval()
+        assert all(torch.equal(weight, made.state_dict()[name]) for name, weight in loaded.state_dict().items())
+        # its weights lie in the mapped file, unaligned, where some machines add in another order
+        assert torch.allclose(loaded(pixel_values=images()).logits, expected, atol=1e-5)
 
 
 def test_a_client_loads_its_expert_alone(tmp_path: Path):
@@ -255,6 +280,8 @@ def test_a_client_loads_its_expert_alone(tmp_path: Path):
         ({"width": 0}, "width = 0"),
         ({"num_experts_per_tok": 5}, r"num_experts_per_tok = 5: must lie in 1…4"),
         ({"num_labels": 1}, "num_labels = 1: must be at least 2"),
+        ({"stem_stride": 3}, "stem_stride = 3: must be 1, or 2"),
+        ({"projection_size": -1}, "projection_size = -1: must be at least 0"),
         ({"image_size": 4}, "image_size = 4: must be at least 8"),
     ],
 )

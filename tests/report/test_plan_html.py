@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from fedexperts.report import plan_html
-from fedexperts.report.plan_html import contact_figure, cut_track, idle_times, map_figure, pass_figure, small_circle, write_plan
+from fedexperts.report.plan_html import contact_figure, idle_times, pass_figure, write_plan
+from fedexperts.report.plan_map import cut_track, map_figure, small_circle
+from fedexperts.report.plan_text import duration
 
 NEVER = dict.fromkeys(
     ("median_duration_s", "longest_duration_s", "median_gap_s", "max_gap_s", "uplink_B_per_day", "downlink_B_per_day")
@@ -228,4 +230,4 @@ def test_a_circle_is_right_at_the_antimeridian_and_around_a_pole(lat: float, lon
     ],
 )
 def test_durations_are_for_people(seconds: float | None, text: str) -> None:
-    assert plan_html._duration(seconds) == text
+    assert duration(seconds) == text

@@ -3,12 +3,11 @@
 Models are planned first (every tensor's source, shape and type), so that wrong input shows before anything is written, and
 then written tensor by tensor: memory holds one shard of at most `SHARD_B`. Checkpoints are safetensors, types are kept.
 
-Shapes: D hidden, F intermediate, E experts of a layer, T tokens, L layers, V vocabulary.
+Shapes: D hidden, F intermediate, E experts of a layer, L layers.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -21,12 +20,14 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, MixtralConfig
+from transformers import AutoModel, MixtralConfig
 
 from ..errors import InputError
 from .checkpoint import INDEX, SINGLE, Checkpoint
 from .encoder import BertMoEConfig, BertMoEForSequenceClassification
+from .gate_rows import hidden_rows, prompts_of, random_rows
 from .subset import NEW_HEADS
+from .vocabulary import tokenizer_notes
 
 Gate = Literal["random", "hidden"]
 DENSE = ("llama", "mistral")
@@ -149,7 +150,7 @@ def merge(
         raise InputError("--gate hidden and --prompts FILE go together; give both or none")
     plan = backbone_plan(root) | experts_plan(root, sources)
     rows = (
-        random_rows(root, len(experts), None, seed) if prompts is None else hidden_rows(root, _prompts(prompts, len(experts)))
+        random_rows(root, len(experts), None, seed) if prompts is None else hidden_rows(root, prompts_of(prompts, len(experts)))
     )
     return write_mixtral(root, plan | gate_plan(root, rows), len(experts), top_k, out, notes)
 
@@ -327,69 +328,6 @@ def given(tensor: Tensor) -> Planned:
     return Planned(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
-def random_rows(root: Checkpoint, experts: int, std: float | None, seed: int) -> list[Tensor]:
-    """Gate rows_ED of every layer, normal around 0; ``std`` is by default the config's ``initializer_range``."""
-    generator = torch.Generator().manual_seed(seed)
-    std = root.config.initializer_range if std is None else std
-    shape = experts, root.config.hidden_size
-    return [torch.randn(shape, generator=generator) * std for _ in range(root.config.num_hidden_layers)]
-
-
-def hidden_rows(root: Checkpoint, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
-    """Gate rows_ED of every layer: what the base's FFN sees on an expert's prompts, on average, at length 1.
-
-    Raises:
-        InputError: the base's folder holds no tokenizer that can be loaded.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(root.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{root.path}: --gate hidden needs the base's tokenizer, which cannot be loaded ({error})") from error
-    model = AutoModel.from_pretrained(root.path, local_files_only=True, use_safetensors=True, trust_remote_code=False).eval()
-    seen_LD: dict[int, Tensor] = {}
-    hooks = [layer.mlp.register_forward_pre_hook(_mean_input(seen_LD, i)) for i, layer in enumerate(model.layers)]
-    means = [[_read(model, tokenizer, prompt, seen_LD) for prompt in mine] for mine in prompts]
-    for hook in hooks:
-        hook.remove()
-    means_ELD = torch.stack([torch.stack(mine).mean(dim=0) for mine in means])
-    return list(torch.nn.functional.normalize(means_ELD, dim=-1).transpose(0, 1).contiguous())
-
-
-def _mean_input(seen_LD: dict[int, Tensor], layer: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
-    def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        seen_LD[layer] = inputs[0].float().flatten(0, -2).mean(dim=0)
-
-    return keep
-
-
-def _read(model: Any, tokenizer: Any, prompt: str, seen_LD: dict[int, Tensor]) -> Tensor:
-    """Mean input of each layer's FFN over the tokens of one prompt, as a tensor of [L, D]."""
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    if not ids.numel():
-        raise InputError(f"--prompts: the prompt {prompt!r} has no tokens; give a text")
-    with torch.no_grad():
-        model(input_ids=ids)
-    return torch.stack([seen_LD[layer] for layer in sorted(seen_LD)])
-
-
-def _prompts(path: Path, experts: int) -> list[list[str]]:
-    example = '["a prompt", "another"]'
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); give a JSONL file with one line for each expert, {example}"
-        ) from error
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, list) or not line or not all(isinstance(prompt, str) for prompt in line):
-            raise InputError(f"{path}, line {number}: must be a list of texts, such as {example}")
-    if len(lines) != experts:
-        raise InputError(
-            f"{path}: has {len(lines)} lines for {experts} experts; give one line for each, in the order of --experts"
-        )
-    return lines
-
-
 def _check_top_k(top_k: int, experts: int) -> None:
     if not 1 <= top_k <= experts:
         raise InputError(f"--top-k {top_k}: must lie between 1 and the number of experts, {experts}")
@@ -414,46 +352,7 @@ def _notes(root: Checkpoint, source: Checkpoint) -> Iterator[str]:
     name = "model.layers.0.mlp.gate_proj.weight"
     if root.dtype(name) != source.dtype(name):
         yield f"{source.path}: stored in {source.dtype(name)}; converted to the base's {root.dtype(name)}"
-    yield from _tokenizer_notes(root.path, source.path)
-
-
-def _tokenizer_notes(base: Path, other: Path) -> Iterator[str]:
-    for file, read in VOCABULARIES.items():
-        if (base / file).is_file() and (other / file).is_file():
-            ours, theirs = _vocabulary(base / file, read), _vocabulary(other / file, read)
-            if wrong := sorted(i for i in {**ours, **theirs} if ours.get(i) != theirs.get(i)):
-                raise InputError(
-                    f"{other / file}: differs from the base's: {wrong[0]} is {theirs.get(wrong[0])!r} there and "
-                    f"{ours.get(wrong[0])!r} in {base}; experts must read the same tokens: use models with one tokenizer"
-                )
-            return
-    yield f"{other}: not both it and the base have one of {', '.join(VOCABULARIES)}, so their tokenizers are not compared"
-
-
-def _vocabulary(path: Path, read: Callable[[Path], dict[Any, str]]) -> dict[Any, str]:
-    try:
-        return read(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: no vocabulary can be read from it ({error}); copy the tokenizer again") from error
-
-
-def _from_json(path: Path) -> dict[Any, str]:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    stored = document["model"]["vocab"]
-    words = {i: word for word, i in stored.items()} if isinstance(stored, dict) else dict(enumerate(word for word, _ in stored))
-    return words | {token["id"]: token["content"] for token in document.get("added_tokens") or ()}
-
-
-def _from_lines(path: Path) -> dict[Any, str]:
-    return dict(enumerate(path.read_text(encoding="utf-8").splitlines()))
-
-
-def _from_bytes(path: Path) -> dict[Any, str]:
-    return {"SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-VOCABULARIES = {"tokenizer.json": _from_json, "vocab.txt": _from_lines, "tokenizer.model": _from_bytes}
-"""How to read the text of each token, by file; of a binary file, its digest."""
+    yield from tokenizer_notes(root.path, source.path)
 
 
 def write_mixtral(root: Checkpoint, plan: Plan, experts: int, top_k: int, out: Path, notes: Sequence[str] = ()) -> Built:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
-import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,9 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from .html import COLOURS, STYLE
+from .plan_map import map_figure, reach_of, sites_of
+from .plan_text import clock, colours_of, count, duration, megabytes, number, satellites_of, style
 
-INKS = ("#222222", "#7a1f5c", "#7a4a00", "#0b5345")  # satellites: darker than any cluster's colour, and dashed apart
-DASHES = ("solid", "dash", "dot", "dashdot")
 BLUES = ["#92c5de", "#0072b2", "#00284d"]  # the pale end is still seen on white
 PANELS = (
     ("elevation_deg", "elevation, °", 1.0),
@@ -37,7 +33,6 @@ DAY_S = 86400.0
 LONG_S = 3 * DAY_S  # a longer plan opens on its first days, with a slider below
 OPENING_S = 2 * DAY_S
 MOST_BARS = 5000  # a browser stays quick with these
-MOST_LABELS = 40  # more names would cover the map
 MOST_CURVES = 8  # as many as there are colours; the others wait in the legend
 MOST_LANES = 4  # satellites drawn side by side within a cluster's row
 PLAN_STYLE = """
@@ -83,12 +78,12 @@ def _section(title: str, note: str, figure: go.Figure | None) -> str:
 def _headline(document: Mapping[str, Any]) -> str:
     contacts, horizon_s = document["contacts"], document["horizon_s"]
     idle_s = sum(end - start for start, end in idle_times(contacts, horizon_s))
-    cut, satellites = sum(bool(contact["cut"]) for contact in contacts), _satellites(document)
+    cut, satellites = sum(bool(contact["cut"]) for contact in contacts), satellites_of(document)
     parts = [
-        f"{_duration(horizon_s)} from {_clock(document['start'])}",
-        *([_count(len(satellites), "satellite")] if satellites else []),
-        _count(len(document["clusters"]), "cluster"),
-        _count(len(contacts), "contact") + (f" ({cut} cut by the plan's start or end)" if cut else ""),
+        f"{duration(horizon_s)} from {clock(document['start'])}",
+        *([count(len(satellites), "satellite")] if satellites else []),
+        count(len(document["clusters"]), "cluster"),
+        count(len(contacts), "contact") + (f" ({cut} cut by the plan's start or end)" if cut else ""),
         f"nobody in view for {idle_s / horizon_s if horizon_s else 1.0:.1%} of the time",
     ]
     return html.escape(" · ".join(parts))
@@ -109,18 +104,18 @@ def _table(clusters: Mapping[str, Mapping[str, Any]]) -> str:
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     return [
         name,
-        _number(row.get("devices"), ",.0f"),
-        _number(row.get("min_elevation_deg"), "g", "°"),
-        _number(row.get("passes"), ",.0f"),
-        _number(row.get("passes_per_day"), ".1f"),
-        *(_duration(row.get(key)) for key in ("median_duration_s", "longest_duration_s", "median_gap_s", "max_gap_s")),
-        _number(row.get("idle_share"), ".1%"),
-        *(_megabytes(row.get(key), "∞" if row.get("passes") else "–") for key in ("uplink_B_per_day", "downlink_B_per_day")),
+        number(row.get("devices"), ",.0f"),
+        number(row.get("min_elevation_deg"), "g", "°"),
+        number(row.get("passes"), ",.0f"),
+        number(row.get("passes_per_day"), ".1f"),
+        *(duration(row.get(key)) for key in ("median_duration_s", "longest_duration_s", "median_gap_s", "max_gap_s")),
+        number(row.get("idle_share"), ".1%"),
+        *(megabytes(row.get(key), "∞" if row.get("passes") else "–") for key in ("uplink_B_per_day", "downlink_B_per_day")),
     ]
 
 
 def _map_section(document: Mapping[str, Any]) -> str:
-    if not (document.get("tracks") or _sites(document)):
+    if not (document.get("tracks") or sites_of(document)):
         return ""
     note = "The places of the plan."
     if document.get("tracks"):
@@ -128,7 +123,7 @@ def _map_section(document: Mapping[str, Any]) -> str:
             "Lines are the ground tracks of the first orbits, arrows show the way; a shaded ring is what its satellite "
             "covers at the start."
         )
-    if _reach_deg(document) is not None:
+    if reach_of(document) is not None:
         note += " A site is in contact while the track runs through the dotted ring around it."
     return _section("Ground track and sites", note, map_figure(document))
 
@@ -138,7 +133,7 @@ def _contact_section(document: Mapping[str, Any]) -> str:
     if not contacts:
         return _section("Contacts", "No cluster is ever in view: there is no contact to draw.", None)
     note = "The bottom row is grey while nobody is in view. Drag to zoom, double-click to go back; point at a bar to read it."
-    satellites = _satellites(document)
+    satellites = satellites_of(document)
     if 1 < len(satellites) <= MOST_LANES:
         note += f" Within a row, from the top: {html.escape(', '.join(satellites))}."
     if len(contacts) > MOST_BARS:
@@ -159,168 +154,13 @@ def _pass_section(document: Mapping[str, Any]) -> str:
     return _section("The best pass of each cluster", note, pass_figure(document))
 
 
-# --- the map ----------------------------------------------------------------------------------------------------------
-
-
-def map_figure(document: Mapping[str, Any]) -> go.Figure:
-    """Land, ground tracks, footprints and sites on a plain longitude-latitude grid; no tiles, no geo layer."""
-    figure = go.Figure()
-    rings = json.loads(files("fedexperts.report").joinpath("land.json").read_text())
-    lon, lat = _joined([([x for x, _ in ring], [y for _, y in ring]) for ring in rings])
-    fill = {"fill": "toself", "fillcolor": "#e4e0d6", "line": {"color": "#b9b3a4", "width": 0.6}}
-    figure.add_scatter(x=lon, y=lat, mode="lines", hoverinfo="skip", showlegend=False, **fill)
-    _add_sites(figure, document)
-    tracks = document.get("tracks") or ()
-    for index, track in enumerate(tracks):
-        _add_track(figure, track, INKS[index % len(INKS)], DASHES[index % len(DASHES)], several=len(tracks) > 1)
-    fixed = {"fixedrange": True, "constrain": "domain", "gridcolor": "#dde6ec", "zeroline": False}
-    degrees = range(-180, 181, 30)
-    figure.update_xaxes(range=[-180, 180], tickvals=list(degrees), ticktext=[_compass(d, "EW") for d in degrees], **fixed)
-    degrees = range(-90, 91, 30)
-    figure.update_yaxes(range=[-90, 90], tickvals=list(degrees), ticktext=[_compass(d, "NS") for d in degrees], **fixed)
-    figure.update_yaxes(scaleanchor="x", scaleratio=1)
-    margin = {"t": 40 if len(tracks) > 1 else 10, "b": 40, "l": 50, "r": 20}
-    _style(figure, height=610 + margin["t"], plot_bgcolor="#f1f6f9", dragmode=False, margin=margin)
-    return figure
-
-
-def _add_sites(figure: go.Figure, document: Mapping[str, Any]) -> None:
-    sites, colours, reach_deg = _sites(document), _colours(document), _reach_deg(document)
-    for name, row in sites.items() if reach_deg is not None else ():
-        lon, lat = _joined(small_circle(row["latitude_deg"], row["longitude_deg"], reach_deg or 0.0))
-        line = {"color": colours[name], "width": 1.4, "dash": "dot"}
-        figure.add_scatter(x=lon, y=lat, mode="lines", line=line, hoverinfo="skip", showlegend=False)
-    if not sites:
-        return
-    figure.add_scatter(
-        x=[row["longitude_deg"] for row in sites.values()],
-        y=[row["latitude_deg"] for row in sites.values()],
-        text=[f"<b>{html.escape(name)}</b>" for name in sites],
-        mode="markers+text" if len(sites) <= MOST_LABELS else "markers",
-        textposition=["middle left" if row["longitude_deg"] > 140 else "middle right" for row in sites.values()],
-        textfont={"size": 13, "color": "#222", "shadow": "0 0 3px white, 0 0 3px white, 0 0 5px white"},
-        marker={"size": 11, "color": [colours[name] for name in sites], "line": {"color": "white", "width": 1.5}},
-        hovertemplate="%{text}<br>%{y:.2f}°, %{x:.2f}°<extra></extra>",
-        cliponaxis=False,
-        showlegend=False,
-    )
-
-
-def _add_track(figure: go.Figure, track: Mapping[str, Any], ink: str, dash: str, several: bool) -> None:
-    name = html.escape(str(track["satellite"]))
-    latitudes, longitudes, minutes = track["latitude_deg"], track["longitude_deg"], [t / 60 for t in track["t_s"]]
-    if not minutes:
-        return
-    ring_lon, ring_lat = _joined(small_circle(latitudes[0], longitudes[0], track["footprint_deg"]))
-    ring = {"fill": "toself", "fillcolor": _faint(ink, 0.13), "line": {"color": ink, "width": 1}, "hoverinfo": "skip"}
-    figure.add_scatter(x=ring_lon, y=ring_lat, mode="lines", legendgroup=name, showlegend=False, **ring)
-    lon, lat, at = cut_track(longitudes, latitudes, minutes)
-    plain = {"opacity": 1, "line": {"width": 0}}  # markers of many sizes are pale and framed in white by default
-    figure.add_scatter(
-        x=lon,
-        y=lat,
-        customdata=at,
-        mode="lines+markers",
-        name=name,
-        legendgroup=name,
-        line={"color": ink, "width": 1.6, "dash": dash, "backoff": 0},
-        showlegend=several,
-        marker={"symbol": "arrow", "angleref": "previous", "color": ink, "size": _arrows(at, every=12.0), **plain},
-        hovertemplate="%{y:.1f}°, %{x:.1f}°<br>%{customdata:.1f} min<extra>" + name + "</extra>",
-    )
-    figure.add_scatter(
-        x=longitudes[:1],
-        y=latitudes[:1],
-        text=[name],
-        mode="markers+text",
-        textposition="top center",
-        textfont={"color": ink, "shadow": "0 0 3px white, 0 0 3px white"},
-        marker={"symbol": "diamond", "size": 12, "color": ink, "line": {"color": "white", "width": 1.5}},
-        hoverinfo="skip",
-        cliponaxis=False,
-        legendgroup=name,
-        showlegend=False,
-    )
-
-
-def small_circle(latitude_deg: float, longitude_deg: float, radius_deg: float) -> list[tuple[list[float], list[float]]]:
-    """The circle on the sphere as closed curves (longitudes, latitudes) that fill right between ±180°, poles included."""
-    lat = math.radians(max(-89.9999, min(89.9999, latitude_deg)))  # at a pole itself no bearing has a meaning
-    radius, lon, latitudes, previous = math.radians(radius_deg), [], [], longitude_deg
-    for step in range(181):
-        bearing = math.tau * (step + 0.5) / 180
-        sine = math.sin(lat) * math.cos(radius) + math.cos(lat) * math.sin(radius) * math.cos(bearing)
-        east = math.sin(bearing) * math.sin(radius) * math.cos(lat)
-        there = longitude_deg + math.degrees(math.atan2(east, math.cos(radius) - math.sin(lat) * sine))
-        previous += (there - previous + 180) % 360 - 180  # without jumps
-        lon.append(previous)
-        latitudes.append(math.degrees(math.asin(max(-1.0, min(1.0, sine)))))
-    turn = lon[-1] - lon[0]
-    if abs(turn) < 180:
-        copies = ([value + shift for value in lon] for shift in (-360, 0, 360))
-        return [(copy, latitudes) for copy in copies if max(copy) > -180 and min(copy) < 180]
-    pole = math.copysign(90.0, latitude_deg)  # once around the Earth: the pole is inside
-    around = [value + shift for shift in sorted((-360, 0, 360), reverse=turn < 0) for value in lon]
-    return [([*around, around[-1], around[0], around[0]], [*latitudes * 3, pole, pole, latitudes[0]])]
-
-
-def cut_track(
-    longitudes: Sequence[float], latitudes: Sequence[float], minutes: Sequence[float]
-) -> tuple[list[float | None], list[float | None], list[float | None]]:
-    """The track with a gap where it leaves the map at ±180°, drawn up to the edge on both sides."""
-    out: list[tuple[float | None, float | None, float | None]] = []
-    points = list(zip(longitudes, latitudes, minutes, strict=True))
-    for i, (lon, lat, at) in enumerate(points):
-        if i and abs(lon - points[i - 1][0]) > 180:
-            lon0, lat0, at0 = points[i - 1]
-            edge = math.copysign(180.0, lon0)
-            share = (edge - lon0) / (lon + 2 * edge - lon0) if lon + 2 * edge != lon0 else 0.0
-            across, when = lat0 + share * (lat - lat0), at0 + share * (at - at0)
-            out += [(edge, across, when), (None, None, None), (-edge, across, when)]
-        out.append((lon, lat, at))
-    return [p[0] for p in out], [p[1] for p in out], [p[2] for p in out]
-
-
-def _arrows(minutes: Sequence[float | None], every: float) -> list[float]:
-    """Marker sizes: an arrow whenever another `every` minutes have gone by, nothing elsewhere."""
-    sizes, due = [], every / 2
-    for at in minutes:
-        arrow = at is not None and at >= due
-        sizes.append(12.0 if arrow else 0.0)
-        due += every if arrow else 0.0
-    return sizes
-
-
-def _sites(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {name: row for name, row in document["clusters"].items() if row.get("latitude_deg") is not None}
-
-
-def _reach_deg(document: Mapping[str, Any]) -> float | None:
-    """How far from a site a satellite may be: its footprint, where satellites and masks are all alike."""
-    masks = {row.get("min_elevation_deg") for row in _sites(document).values()}
-    radii = [track["footprint_deg"] for track in document.get("tracks") or ()]
-    if len(masks) != 1 or not radii or max(radii) - min(radii) > 0.5:
-        return None
-    return float(sum(radii) / len(radii)) if len(_sites(document)) <= MOST_LABELS else None
-
-
-def _joined(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[list[float | None], list[float | None]]:
-    """Curves one after the other with gaps between them, as one trace wants them."""
-    lon: list[float | None] = []
-    lat: list[float | None] = []
-    for xs, ys in curves:
-        lon += [*([None] if lon else []), *(round(x, 2) for x in xs)]
-        lat += [*([None] if lat else []), *(round(y, 2) for y in ys)]
-    return lon, lat
-
-
 # --- the contacts -----------------------------------------------------------------------------------------------------
 
 
 def contact_figure(document: Mapping[str, Any]) -> go.Figure:
     """One row for each cluster, one bar for each contact; the bottom row is grey while nobody is in view."""
     contacts, horizon_s = _drawn(document)
-    names, satellites = list(document["clusters"]), _satellites(document)
+    names, satellites = list(document["clusters"]), satellites_of(document)
     lanes = max(1, len(satellites)) if len(satellites) <= MOST_LANES else 1
     row_height = 34 + 10 * (lanes - 1) if len(names) < 40 else 16
     height = 130 + max(170, (len(names) + 1) * row_height) + (70 if horizon_s > LONG_S else 0)
@@ -335,7 +175,7 @@ def contact_figure(document: Mapping[str, Any]) -> go.Figure:
         row = len(names) - names.index(name)
         figure.add_annotation(x=0.5, xref="x domain", y=row, text="never in view", showarrow=False, **QUIET)
     top = 40 if any(contact["cut"] for contact in contacts) else 10
-    _style(figure, height=height, barmode="overlay", margin={"t": top, "b": 50, "l": 20, "r": 20})
+    style(figure, height=height, barmode="overlay", margin={"t": top, "b": 50, "l": 20, "r": 20})
     _contact_axes(figure, document["start"], horizon_s, names)
     return figure
 
@@ -367,7 +207,7 @@ def _add_scale(figure: go.Figure, contacts: Sequence[Mapping[str, Any]], height:
 def _add_bars(
     figure: go.Figure, document: Mapping[str, Any], chosen: Sequence[tuple[Mapping[str, Any], str]], lanes: int, cut: bool
 ) -> None:
-    names, satellites = list(document["clusters"]), _satellites(document)
+    names, satellites = list(document["clusters"]), satellites_of(document)
     contacts, colours = [contact for contact, _ in chosen], [colour for _, colour in chosen]
     width = 0.72 / lanes
     lane = [satellites.index(str(contact["satellite"])) if lanes > 1 and contact["satellite"] else 0 for contact in contacts]
@@ -395,7 +235,7 @@ def _add_idle(figure: go.Figure, idle: Sequence[tuple[float, float]]) -> None:
         y=[0.0] * len(idle),
         width=0.72,
         marker={"color": "#c4c4c4", "line": {"width": 0}},
-        customdata=[f"nobody in view for {_duration(end - start)}, from T+{_duration(start)}" for start, end in idle],
+        customdata=[f"nobody in view for {duration(end - start)}, from T+{duration(start)}" for start, end in idle],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )
@@ -409,7 +249,7 @@ def _contact_axes(figure: go.Figure, start: str | None, horizon_s: float, names:
         minallowed=0,
         maxallowed=hours,
         nticks=16,
-        title_text=f"hours from {_clock(start)}",
+        title_text=f"hours from {clock(start)}",
         rangeslider={"visible": long, "thickness": 0.12, "range": [0, hours], "bgcolor": "#f7f7f7"},
     )
     figure.update_yaxes(
@@ -438,10 +278,10 @@ def _contact_text(contact: Mapping[str, Any]) -> str:
     satellite = html.escape(str(contact["satellite"] or ""))
     lines = [
         f"<b>{html.escape(contact['cluster'])}</b>" + (f", {satellite}" if satellite else ""),
-        f"T+{_duration(contact['start_s'])}, for {_duration(contact['end_s'] - contact['start_s'])}"
+        f"T+{duration(contact['start_s'])}, for {duration(contact['end_s'] - contact['start_s'])}"
         + ("" if highest is None else f", highest {highest:.0f}°"),
         ("no limit" if bps is None else f"{bps / 1e6:.2f} Mb/s")
-        + f": {_megabytes(contact['uplink_B'], '∞')} MB up, {_megabytes(contact['downlink_B'], '∞')} MB down",
+        + f": {megabytes(contact['uplink_B'], '∞')} MB up, {megabytes(contact['downlink_B'], '∞')} MB down",
     ]
     return "<br>".join(lines)
 
@@ -451,7 +291,7 @@ def _contact_text(contact: Mapping[str, Any]) -> str:
 
 def pass_figure(document: Mapping[str, Any]) -> go.Figure:
     """Elevation, SNR, rate, bytes and Doppler of each cluster's best pass, one panel below the other."""
-    passes, colours, several = document["passes"], _colours(document), len(_satellites(document)) > 1
+    passes, colours, several = document["passes"], colours_of(document), len(satellites_of(document)) > 1
     panels = [panel for panel in PANELS if any(one.get(panel[0]) for one in passes)] or [PANELS[0]]
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.025)
     for index, one in enumerate(passes):
@@ -461,7 +301,7 @@ def pass_figure(document: Mapping[str, Any]) -> go.Figure:
             line = go.Scatter(
                 x=[t / 60 for t in one["t_s"]],
                 y=[None if value is None else value * scale for value in one.get(key) or ()],
-                name=f"{name} ({satellite}T+{_duration(one['start_s'])})",
+                name=f"{name} ({satellite}T+{duration(one['start_s'])})",
                 legendgroup=f"{index}",
                 showlegend=row == 1,
                 visible=True if index < MOST_CURVES else "legendonly",
@@ -475,66 +315,5 @@ def pass_figure(document: Mapping[str, Any]) -> go.Figure:
     figure.update_xaxes(title_text="minutes since the rise", row=len(panels), col=1)
     figure.update_xaxes(rangemode="tozero", zeroline=False)
     extra = {"legend": {"orientation": "v"}} if len(passes) > MOST_CURVES else {}  # beside the panels it scrolls
-    _style(figure, height=90 + 190 * len(panels), **extra, margin={"t": 40, "b": 50, "l": 70, "r": 20})
+    style(figure, height=90 + 190 * len(panels), **extra, margin={"t": 40, "b": 50, "l": 70, "r": 20})
     return figure
-
-
-# --- small things -----------------------------------------------------------------------------------------------------
-
-
-def _style(figure: go.Figure, **layout: Any) -> None:
-    font = {"family": "system-ui, sans-serif", "size": 13, "color": "#333"}
-    legend = {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0}
-    figure.update_layout(**{"template": "plotly_white", "font": font, "legend": legend, **layout})
-    for update in (figure.update_xaxes, figure.update_yaxes):  # a little air between labels and axes
-        update(ticks="outside", ticklen=5, tickcolor="rgba(0,0,0,0)")
-
-
-def _colours(document: Mapping[str, Any]) -> dict[str, str]:
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(document["clusters"])}
-
-
-def _satellites(document: Mapping[str, Any]) -> list[str]:
-    known = [*(document.get("tracks") or ()), *document["contacts"]]
-    return list(dict.fromkeys(str(one["satellite"]) for one in known if one["satellite"]))
-
-
-def _faint(colour: str, opacity: float) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, {opacity})"
-
-
-def _compass(degrees: int, sides: str) -> str:
-    return f"{abs(degrees)}°{sides[degrees < 0] if degrees % 180 else ''}"
-
-
-def _clock(start: str | None) -> str:
-    if start is None:
-        return "the start"
-    moment = datetime.fromisoformat(start)
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return f"{moment:%Y-%m-%d %H:%M}" + (f":{moment:%S}" if moment.second else "") + " UTC"
-
-
-def _duration(seconds: float | None) -> str:
-    """Two units at most: 42 s, 4 min 7 s, 17 h 24 min, 2 d 3 h."""
-    if seconds is None:
-        return "–"
-    for size, smaller, unit, small_unit in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
-        whole = round(seconds / smaller)
-        if whole * smaller >= size:
-            big, small = divmod(whole, size // smaller)
-            return f"{big} {unit} {small} {small_unit}" if small else f"{big} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "–" if value is None else f"{value:{form}}{unit}"
-
-
-def _megabytes(count_B: float | None, otherwise: str) -> str:
-    return otherwise if count_B is None else f"{count_B / 1e6:,.1f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

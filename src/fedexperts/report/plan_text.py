@@ -1,0 +1,67 @@
+"""What the parts of a plan's page share: colours, the look of figures, and times and numbers as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import plotly.graph_objects as go
+
+from .html import COLOURS
+
+
+def style(figure: go.Figure, **layout: Any) -> None:
+    """The look of a figure, and what is its own."""
+    font = {"family": "system-ui, sans-serif", "size": 13, "color": "#333"}
+    legend = {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0}
+    figure.update_layout(**{"template": "plotly_white", "font": font, "legend": legend, **layout})
+    for update in (figure.update_xaxes, figure.update_yaxes):  # a little air between labels and axes
+        update(ticks="outside", ticklen=5, tickcolor="rgba(0,0,0,0)")
+
+
+def colours_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """A colour for each cluster."""
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(document["clusters"])}
+
+
+def satellites_of(document: Mapping[str, Any]) -> list[str]:
+    """Names of the satellites, as they come."""
+    known = [*(document.get("tracks") or ()), *document["contacts"]]
+    return list(dict.fromkeys(str(one["satellite"]) for one in known if one["satellite"]))
+
+
+def clock(start: str | None) -> str:
+    """A moment as date and time in UTC."""
+    if start is None:
+        return "the start"
+    moment = datetime.fromisoformat(start)
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return f"{moment:%Y-%m-%d %H:%M}" + (f":{moment:%S}" if moment.second else "") + " UTC"
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: 42 s, 4 min 7 s, 17 h 24 min, 2 d 3 h."""
+    if seconds is None:
+        return "–"
+    for size, smaller, unit, small_unit in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+        whole = round(seconds / smaller)
+        if whole * smaller >= size:
+            big, small = divmod(whole, size // smaller)
+            return f"{big} {unit} {small} {small_unit}" if small else f"{big} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def number(value: float | None, form: str, unit: str = "") -> str:
+    """A number in a format, a dash where there is none."""
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
+def megabytes(count_B: float | None, otherwise: str) -> str:
+    """Bytes in 10⁶ B."""
+    return otherwise if count_B is None else f"{count_B / 1e6:,.1f}"
+
+
+def count(number: int, noun: str) -> str:
+    """How many of something."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

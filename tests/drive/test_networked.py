@@ -292,3 +292,24 @@ def test_bad_input_is_refused_before_anything_is_written(
         run(scenario(folder, **tables), tmp_path / "run")
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_latents_that_are_kept_cost_the_extractor_once(folder: Path, tmp_path: Path) -> None:
+    """2·(numbers of a kernel)·(places) for each convolution and image, in the first round that needs latents and in no other."""
+    given = scenario(
+        folder,
+        train={"cycles": 3},
+        networked={"extractor_cycles": 0, "expert_cycles": 3, "gate_cycles": 0, "gate": "random"},
+        device={"phone": {"compute_J_per_FLOP": 1.0}},
+    )
+    prepared = prepare(given)
+    model, samples = prepared.view.model, prepared.devices["c/0"][0].samples
+    places: list[int] = []
+    convolutions = [module for module in model.extractor.modules() if isinstance(module, torch.nn.Conv2d)]
+    for module in convolutions:
+        module.register_forward_hook(lambda m, _, y: places.append(2 * m.weight.numel() * y.shape[2] * y.shape[3]))
+    model.latents(torch.zeros(1, 3, pictures.SIDE, pictures.SIDE, dtype=torch.uint8))
+    run(given, tmp_path / "run")
+    joules = [line["per_device"]["c/0"]["compute_J"] for line in lines(tmp_path / "run", "energy")]
+    assert joules[1] == joules[2] > 0
+    assert joules[0] - joules[1] == samples * sum(places)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..moe.parts import BACKBONE, CORRELATION, Piece, Tensors, expert, file_B
 from ..moe.resnet import all_latents
@@ -87,11 +88,16 @@ class Member:
         self.held_loss: float | None = None  # of a rolling gate, on what is held back
         self.peer_B = 0  # sent to and from other clients
         self.fetched: set[str] = set()  # experts of other clients that are kept
+        self.extracted: tuple[int, bool] | None = (
+            None  # the extractor whose latents are kept: its version, and if it is trained
+        )
+        self.flops = 0  # of latents, not yet asked for
         self._latents: tuple[Tensors, Tensor] | None = None  # a cache: the extractor and what it made of the images
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for a checkpoint."""
-        return {"held_loss": self.held_loss, "peer_B": self.peer_B, "fetched": self.fetched}
+        names = ("held_loss", "peer_B", "fetched", "extracted", "flops")
+        return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
@@ -102,6 +108,9 @@ class Member:
         if BACKBONE in task.parts:
             return device.data
         extractor = device.trained.get(BACKBONE, device.held[BACKBONE].tensors)
+        which = device.held[BACKBONE].version, BACKBONE in device.trained
+        if self.extracted != which:
+            self.extracted, self.flops = which, self.flops + device.samples * latent_flops(device.view, device.data)
         if self._latents is None or self._latents[0] is not extractor:
             model: Any = device.view.model
             model.eval()
@@ -146,6 +155,20 @@ class Member:
         device.view.model.eval()
         key = (*device.key, device.steps)
         return {CORRELATION: shared_correlation(device.view, device.data, self.client, weight, key)}
+
+    def spent(self) -> int:
+        """FLOPs of latents made since this was asked last. Made anew after a resume, they count once."""
+        flops, self.flops = self.flops, 0
+        return flops
+
+
+@torch.no_grad()
+def latent_flops(view: View, data: Batch) -> int:
+    """FLOPs of one image's latent, counted as `Device.flops_per_step` counts."""
+    model: Any = view.model
+    with FlopCounterMode(display=False) as counter:
+        model.latents(data["pixel_values"][:1].to(view.device))
+    return int(counter.get_total_flops())
 
 
 def contrast_loss(view: View, batch: Batch, client: NetworkClient, held: Mapping[str, Piece]) -> Tensor:

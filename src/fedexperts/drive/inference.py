@@ -71,10 +71,11 @@ def _judged(prepared: Prepared, tests: Mapping[str, Samples]) -> dict[str, Any]:
     local = [float(routing_CE[i, 0 if view.experts == 1 else i]) for i in range(len(clients))]
     asked = float(np.mean([1 - share for share in local]))
     k = 1 if prepared.scenario.networked.control else view.top_k
+    personal, by_client = _accuracy(own, tests)
     return {
         **_scores(log_p, tests),
-        "personal_accuracy": _scores(own, tests)["accuracy"],
-        "personal_by_client": _scores(own, tests)["accuracy_by_cluster"],
+        "personal_accuracy": personal,
+        "personal_by_client": by_client,
         **({} if prepared.scenario.networked.control else {"accuracy_by_k": _accuracies(by_k, tests)}),
         "local_ratio": round(float(np.mean(local)), 6),
         "inference_B": round(asked * k * call_B(view), 1),
@@ -88,7 +89,7 @@ def _ks(experts: int) -> list[int]:
 
 
 def _accuracies(by_k: Mapping[int, Mapping[str, Tensor]], tests: Mapping[str, Samples]) -> dict[str, float]:
-    return {str(k): round(float(_scores(found, tests)["accuracy"]), 6) for k, found in by_k.items()}
+    return {str(k): round(_accuracy(found, tests)[0], 6) for k, found in by_k.items()}
 
 
 def _combined(log_q_TEL: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tensor:
@@ -147,21 +148,26 @@ def _picks(prepared: Prepared, client: str, gate_TE: Tensor, k: int) -> tuple[Te
     return random_picks(seed, len(gate_TE), prepared.view.experts, min(k, able), table.prior)
 
 
+def _accuracy(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> tuple[float, dict[str, float]]:
+    """Over all clients, and of each."""
+    right = {c: float((log_p[c].argmax(dim=1) == tests[c]["labels"]).double().mean()) for c in log_p}
+    counts = {c: len(log_p[c]) for c in log_p}
+    return sum(counts[c] * right[c] for c in right) / sum(counts.values()), right
+
+
 def _scores(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> dict[str, Any]:
     """Accuracy, macro F1 and macro AUC over all clients, and their means over clients."""
     labels = {client: tests[client]["labels"].numpy() for client in log_p}
     p = {client: values.exp().double().numpy() for client, values in log_p.items()}
     hard: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {c: (labels[c], p[c].argmax(axis=1)) for c in p}
-    right = {client: float(np.mean(pair[0] == pair[1])) for client, pair in hard.items()}
-    counts = {client: len(pair[0]) for client, pair in hard.items()}
-    total = sum(counts.values())
+    accuracy, by_client = _accuracy(log_p, tests)
     losses = [float(F.nll_loss(log_p[c], tests[c]["labels"], reduction="sum")) for c in log_p]
     f1 = over_clients(macro_f1, hard)
     auc = over_clients(macro_auc, {client: (labels[client], p[client]) for client in p})
     return {
-        "accuracy": sum(counts[c] * right[c] for c in right) / total,
-        "loss": sum(losses) / total,
-        "accuracy_by_cluster": right,
+        "accuracy": accuracy,
+        "loss": sum(losses) / sum(len(pair[0]) for pair in hard.values()),
+        "accuracy_by_cluster": by_client,
         "macro_f1": round(f1.pooled, 6),
         "macro_auc": round(auc.pooled, 6),
         "mean_f1": round(f1.mean, 6),

@@ -274,6 +274,8 @@ class Networked(Table):
     is trained; inference takes the model's own number. ``share`` is RollGate's p, ``prior`` RanGate's distribution over clients
     (uniform if not given). ``norm`` and ``sigma`` clip FedSC's representations and set the noise on shared correlation
     matrices, in sensitivities; ``delta`` is that of its (ε, δ); each is estimated on ``correlation_samples`` images.
+    ``schedule``: "official" lets a client's own weight fall from 1 to 0.2 and FedSC's learning rate to 0, as its release does;
+    "plain" is (4) to the letter, with q_i and a constant rate.
     ``control`` trains classifiers without a network instead: each client its own, or one for all by FedAvg.
     """
 
@@ -294,6 +296,7 @@ class Networked(Table):
     sigma: NonNegative = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     correlation_samples: Annotated[int, Field(ge=1)] = 256
+    schedule: Literal["official", "plain"] = "official"
     control: Literal["local", "fedavg"] | None = None
 
     @property

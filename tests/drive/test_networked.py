@@ -212,7 +212,7 @@ def test_the_privacy_of_correlations_is_stated(folder: Path, tmp_path: Path) -> 
 
 
 def test_correlations_of_the_others_by_hand() -> None:
-    told = Stages({"a": 1, "b": 2, "c": 3}, representation_size=1, seed=0, extractor="fedsc")
+    told = Stages({"a": 1, "b": 2, "c": 3}, representation_size=1, seed=0, extractor="fedsc", schedule="plain")
     server = Networked(Start({}, ("a", "b", "c"), frozenset(), {}, cycles=1, stages=told))
     first = server.of_the_others("a")
     assert (first.version, float(first.tensors["weight"])) == (0, pytest.approx(1 / 6))
@@ -221,6 +221,33 @@ def test_correlations_of_the_others_by_hand() -> None:
     # (2·2 + 3·4) / 5
     piece = server.of_the_others("a")
     assert (piece.version, piece.tensors["matrix"].item()) == (5, pytest.approx(3.2))
+    assert server.extractor("a").rate == 1.0
+
+
+def test_the_release_weighs_a_client_s_own_matrix_by_the_round() -> None:
+    """From 1 to 0.2, the others' alike, and the learning rate by a cosine: at half way 0.6 and a half."""
+    told = Stages({"a": 1, "b": 2, "c": 3}, representation_size=1, seed=0, extractor="fedsc", extractor_cycles=10)
+    server = Networked(Start({}, ("a", "b", "c"), frozenset(), {}, cycles=10, stages=told))
+    server.correlations = {c: {"matrix": torch.tensor([[value]])} for c, value in (("a", 10.0), ("b", 2.0), ("c", 4.0))}
+    found = []
+    for server.round in (0, 5, 9):
+        tensors = server.of_the_others("a").tensors
+        found.append((float(tensors["weight"]), float(tensors["matrix"]), server.extractor("a").rate))
+    at_9 = (1 + np.cos(0.9 * np.pi)) / 2
+    assert np.allclose(found, [(1.0, 3.0, 1.0), (0.6, 3.0, 0.5), (0.28, 3.0, at_9)])
+
+
+def test_a_rate_scales_the_learning_rates_of_a_task(folder: Path) -> None:
+    """Of plain gradient descent: half the rate, half the step."""
+    given = scenario(folder, train={"optimizer": "sgd", "local_steps": 1})
+    moved = []
+    for rate in (1.0, 0.5):
+        device = prepare(given).devices["c/0"][0]
+        before = device.held[BACKBONE].tensors["extractor.0.weight"].clone()
+        device.train(Task(frozenset({BACKBONE}), rate=rate), 1)
+        moved.append(device.trained[BACKBONE]["extractor.0.weight"] - before)
+    assert moved[0].abs().max() > 0
+    assert torch.allclose(moved[0] / 2, moved[1], atol=1e-7)
 
 
 @pytest.mark.parametrize("control", ["local", "fedavg"])
@@ -295,7 +322,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 
 def test_latents_that_are_kept_cost_the_extractor_once(folder: Path, tmp_path: Path) -> None:
-    """2·(numbers of a kernel)·(places) for each convolution and image, in the first round that needs latents and in no other."""
+    """2·(numbers of a kernel)·(places) for each convolution and image, in the first round that needs latents alone."""
     given = scenario(
         folder,
         train={"cycles": 3},

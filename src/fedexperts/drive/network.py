@@ -59,7 +59,16 @@ def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Devic
 def stages(prepared: Prepared) -> Stages:
     """What the server is told of the scenario and its clients."""
     scenario, config = prepared.scenario, prepared.view.model.config
-    names = ("extractor", "extractor_cycles", "expert_cycles", "gate", "gate_cycles", "gate_participation", "gate_patience")
+    names = (
+        "extractor",
+        "extractor_cycles",
+        "expert_cycles",
+        "gate",
+        "gate_cycles",
+        "gate_participation",
+        "gate_patience",
+        "schedule",
+    )
     return Stages(
         samples={name: sum(device.samples for device in group) for name, group in prepared.devices.items()},
         representation_size=int(config.representation_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..moe.parts import BACKBONE, CORRELATION, GATE, Piece, Tensors, in_order, is_expert
-from ..train.fedsc import others
+from ..train.fedsc import OFFICIAL, others
 from ..train.task import Task, Update
 from .aggregate import picked
 from .link import Link, Start
@@ -37,6 +37,7 @@ class Stages:
     gate_participation: float = 0.7
     gate_patience: int = 2
     control: str | None = None
+    schedule: str = "official"
 
 
 class Networked(Rounds):
@@ -54,6 +55,7 @@ class Networked(Rounds):
         self.best = math.inf
         self.stalled = 0  # rolls without a gain
         self.rolled = 0  # turns taken
+        self.schedule = replace(OFFICIAL, lr=1.0, rounds=told.extractor_cycles) if told.schedule == "official" else None
         if told.extractor == "fedsc":
             self.model[CORRELATION] = Piece(CORRELATION, 0, zero)
 
@@ -92,7 +94,8 @@ class Networked(Rounds):
     def extractor(self, client: str) -> Task:
         """Stage 1. FedCE (2): the extractor is shared, its predictor is the client's own expert. FedSC: (4)."""
         if self._told.extractor == "fedsc":
-            return Task(frozenset({BACKBONE, CORRELATION}), goal="contrast")
+            rate = self.schedule.rate(self.round) if self.schedule else 1.0
+            return Task(frozenset({BACKBONE, CORRELATION}), goal="contrast", rate=rate)
         mine = frozenset({self.own[client]})
         return Task(mine | {BACKBONE}, route=mine, keeps=mine)
 
@@ -136,15 +139,19 @@ class Networked(Rounds):
         return pieces
 
     def of_the_others(self, client: str) -> Piece:
-        """R̄_{−i} and q_i; version 0, before anything was shared, tells the client to contrast with itself alone."""
-        total = sum(self._samples[c] for c in self.clients)
-        weight = torch.tensor(self._samples[client] / total)
+        """R̄_{−i} and q_i; version 0, before anything was shared, tells the client to contrast with itself alone.
+
+        The release weighs a client's own matrix by the round instead of by q_i, and the others' alike.
+        """
+        samples = self._samples if self.schedule is None else dict.fromkeys(self._samples, 1)
+        q_i = samples[client] / sum(samples[c] for c in self.clients)
+        weight = torch.tensor(q_i if self.schedule is None else self.schedule.own_weight(q_i, self.round))
         known = [c for c in self.clients if c in self.correlations]
         if not [c for c in known if c != client]:
             return Piece(CORRELATION, 0, {**self.model[CORRELATION].tensors, "weight": weight})
         group = known if client in known else [client, *known]
         matrices = [self.correlations.get(c, self.model[CORRELATION].tensors)["matrix"] for c in group]
-        q = [self._samples[c] / sum(self._samples[g] for g in group) for c in group]
+        q = [samples[c] / sum(samples[g] for g in group) for c in group]
         return Piece(CORRELATION, self.exchanges, {"matrix": others(matrices, q, group.index(client)), "weight": weight})
 
     def takes(self, update: Update) -> bool:

@@ -136,7 +136,7 @@ class Device:
             fresh = [part for part in filter(is_expert, task.parts) if part not in self.trained]
             self.appraisals |= self.appraise(fresh, task)
         leaves = self._enter(task.parts, task.route, task)
-        optimizer = self._optimizer(leaves)
+        optimizer = self._optimizer(leaves, task.rate)
         kept = self._frozen_layers(task, leaves, rounds)
         first = self.steps
         asking = nullcontext() if self.member is None else self.member.asking(self.view, task)
@@ -347,12 +347,13 @@ class Device:
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
         return loss.requires_grad
 
-    def _optimizer(self, leaves: list[tuple[str, str, Tensor]]) -> torch.optim.Optimizer:
+    def _optimizer(self, leaves: list[tuple[str, str, Tensor]], rate: float) -> torch.optim.Optimizer:
         alone = self.member is not None and all(part == GATE for part, _, _ in leaves)
         lr_shared = self.member.client.gate_lr if self.member is not None and alone else self.local.lr_gate
         rates = {True: self.local.lr_expert, False: lr_shared}
         groups: list[dict[str, Any]] = [
-            {"params": [leaf for part, _, leaf in leaves if is_expert(part) is kind], "lr": lr} for kind, lr in rates.items()
+            {"params": [leaf for part, _, leaf in leaves if is_expert(part) is kind], "lr": lr * rate}
+            for kind, lr in rates.items()
         ]
         groups = [group for group in groups if group["params"]]
         kind = torch.optim.SGD if self.local.optimizer == "sgd" else torch.optim.AdamW

@@ -20,6 +20,7 @@ class Task:
         goal: what is learnt: the device's task, FedSC's contrast of views, or with RollGate the id of the client.
         peers: whether the gate may pick experts of other clients, which are asked for what they make of a sample.
         unit_gradient: whether gradients are scaled to the global norm 1.
+        rate: what learning rates are multiplied by.
         appraisal: how many of its samples a device judges each expert on before it trains it; 0: none.
     """
 
@@ -30,6 +31,7 @@ class Task:
     goal: Literal["task", "contrast", "own-id"] = "task"
     peers: bool = False
     unit_gradient: bool = False
+    rate: float = 1.0
     appraisal: int = 0
 
 

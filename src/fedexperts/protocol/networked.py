@@ -55,7 +55,7 @@ class Networked(Rounds):
         self.best = math.inf
         self.stalled = 0  # rolls without a gain
         self.rolled = 0  # turns taken
-        self.schedule = replace(OFFICIAL, lr=1.0, rounds=told.extractor_cycles) if told.schedule == "official" else None
+        self._schedule = replace(OFFICIAL, lr=1.0, rounds=told.extractor_cycles) if told.schedule == "official" else None
         if told.extractor == "fedsc":
             self.model[CORRELATION] = Piece(CORRELATION, 0, zero)
 
@@ -94,7 +94,7 @@ class Networked(Rounds):
     def extractor(self, client: str) -> Task:
         """Stage 1. FedCE (2): the extractor is shared, its predictor is the client's own expert. FedSC: (4)."""
         if self._told.extractor == "fedsc":
-            rate = self.schedule.rate(self.round) if self.schedule else 1.0
+            rate = self._schedule.rate(self.round) if self._schedule else 1.0
             return Task(frozenset({BACKBONE, CORRELATION}), goal="contrast", rate=rate)
         mine = frozenset({self.own[client]})
         return Task(mine | {BACKBONE}, route=mine, keeps=mine)
@@ -143,9 +143,9 @@ class Networked(Rounds):
 
         The release weighs a client's own matrix by the round instead of by q_i, and the others' alike.
         """
-        samples = self._samples if self.schedule is None else dict.fromkeys(self._samples, 1)
+        samples = self._samples if self._schedule is None else dict.fromkeys(self._samples, 1)
         q_i = samples[client] / sum(samples[c] for c in self.clients)
-        weight = torch.tensor(q_i if self.schedule is None else self.schedule.own_weight(q_i, self.round))
+        weight = torch.tensor(q_i if self._schedule is None else self._schedule.own_weight(q_i, self.round))
         known = [c for c in self.clients if c in self.correlations]
         if not [c for c in known if c != client]:
             return Piece(CORRELATION, 0, {**self.model[CORRELATION].tensors, "weight": weight})

@@ -79,7 +79,7 @@ def main(rounds: int, seeds: int, out: Path) -> None:
     print(f"{'':46}{'regression, %':>20}{'directions':>12}{'CPU s':>8}")
     floor = []
     for seed in range(1, seeds + 1):
-        given = scenario(1, seed, 1, "fedce")
+        given = scenario(1, seed, 1, "fedce", projection_size=0)
         model = prepare(given).view.model
         assert isinstance(model, NetworkedMoEForImageClassification)
         floor.append((*judged(model.eval(), given), 0.0))

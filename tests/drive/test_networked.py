@@ -12,6 +12,7 @@ import pictures
 from fedexperts import Scenario
 from fedexperts.drive import checkpoint
 from fedexperts.drive.inference import network_facts
+from fedexperts.drive.network import stages
 from fedexperts.drive.prepare import prepare
 from fedexperts.drive.run import run
 from fedexperts.errors import InputError
@@ -19,7 +20,7 @@ from fedexperts.ledger import read
 from fedexperts.moe.parts import BACKBONE, CORRELATION, expert, file_B
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.networked import Networked, Stages
-from fedexperts.train.network import call_B
+from fedexperts.train.network import call_B, image_flops
 from fedexperts.train.task import Task
 
 CLIENTS = 3
@@ -224,6 +225,11 @@ def test_correlations_of_the_others_by_hand() -> None:
     assert server.extractor("a").rate == 1.0
 
 
+@pytest.mark.parametrize("schedule", ["plain", "official"])
+def test_the_server_is_told_the_schedule(schedule: str, folder: Path) -> None:
+    assert stages(prepare(scenario(folder, networked={"schedule": schedule}))).schedule == schedule
+
+
 def test_the_release_weighs_a_client_s_own_matrix_by_the_round() -> None:
     """From 1 to 0.2, the others' alike, and the learning rate by a cosine: at half way 0.6 and a half."""
     told = Stages({"a": 1, "b": 2, "c": 3}, representation_size=1, seed=0, extractor="fedsc", extractor_cycles=10)
@@ -326,7 +332,7 @@ def test_latents_that_are_kept_cost_the_extractor_once(folder: Path, tmp_path: P
     given = scenario(
         folder,
         train={"cycles": 3},
-        networked={"extractor_cycles": 0, "expert_cycles": 3, "gate_cycles": 0, "gate": "random"},
+        networked={"extractor_cycles": 1, "expert_cycles": 2, "gate_cycles": 0, "gate": "random"},
         device={"phone": {"compute_J_per_FLOP": 1.0}},
     )
     prepared = prepare(given)
@@ -337,6 +343,26 @@ def test_latents_that_are_kept_cost_the_extractor_once(folder: Path, tmp_path: P
         module.register_forward_hook(lambda m, _, y: places.append(2 * m.weight.numel() * y.shape[2] * y.shape[3]))
     model.latents(torch.zeros(1, 3, pictures.SIDE, pictures.SIDE, dtype=torch.uint8))
     run(given, tmp_path / "run")
-    joules = [line["per_device"]["c/0"]["compute_J"] for line in lines(tmp_path / "run", "energy")]
-    assert joules[1] == joules[2] > 0
-    assert joules[0] - joules[1] == samples * sum(places)
+    energy = [line["per_device"] for line in lines(tmp_path / "run", "energy")]
+    assert all(cycle["c/0"] == cycle["c/1"] == cycle["c/2"] for cycle in energy)  # alike, with equally many images
+    joules = [cycle["c/0"]["compute_J"] for cycle in energy]
+    assert joules[1] - joules[2] == pytest.approx(samples * sum(places), rel=1e-4)  # the ledger has six digits
+
+
+@pytest.mark.parametrize("extractor", ["fedce", "fedsc"])
+def test_correlation_matrices_cost_their_views(extractor: str, folder: Path, tmp_path: Path) -> None:
+    """One round of contrast with matrices of 2·3 views, and of 2·7: the difference is 8 images' way through the extractor."""
+    spent = []
+    for samples in (3, 7):
+        given = scenario(
+            folder,
+            train={"cycles": 1},
+            networked={"extractor": extractor, "extractor_cycles": 1, "expert_cycles": 0, "gate_cycles": 0, "gate": "random"}
+            | {"correlation_samples": samples},
+            device={"phone": {"compute_J_per_FLOP": 1.0}},
+        )
+        run(given, tmp_path / f"run{samples}")
+        spent.append(lines(tmp_path / f"run{samples}", "energy")[0]["per_device"]["c/1"]["compute_J"])
+    device = prepare(given).devices["c/1"][0]
+    more = 8 * image_flops(device.view, device.data) if extractor == "fedsc" else 0
+    assert spent[1] - spent[0] == pytest.approx(more, rel=1e-3)  # the ledger has six digits

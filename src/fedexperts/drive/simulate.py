@@ -260,7 +260,7 @@ class Simulator:
         for device in cluster.devices:
             flops_per_step = self._flops_per_step(device, task)
             made = device.train(task, rounds, round_s)
-            cluster.meter.flops += flops_per_step * made + (0 if device.member is None else device.member.spent())
+            cluster.meter.flops += flops_per_step * made + (0 if device.member is None else device.member.spent(device, task))
             steps += made
         self.totals["steps"] += steps
         facts = {"cluster": name, "phase": phase, "parts": in_order(task.parts), "rounds": rounds, "steps": steps}

@@ -1,7 +1,8 @@
 """Networked MoE's model for small images: a ResNet-18 without a head, a linear gate on its latent, and experts that classify.
 
-A checkpoint is a folder like any other: config.json of model_type ``networked_moe`` and safetensors with ``extractor.…``
-(the part backbone), ``moe.gate.weight`` and ``moe.experts.{m}.…``. Importing this module tells transformers' auto classes.
+A checkpoint is a folder like any other: config.json of model_type ``networked_moe`` and safetensors with ``extractor.…`` and,
+if there is one, ``projection.…`` (the part backbone), ``moe.gate.weight`` and ``moe.experts.{m}.…``. Importing this module
+tells transformers' auto classes.
 
 Shapes: T images, C channels, S side in pixels, D numbers of a latent, E experts, K picks, L labels, H hidden.
 """
@@ -30,7 +31,7 @@ EXPERT_LAYERS = 4
 class NetworkedMoEConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped
     """Images of ``in_channels`` × ``image_size``²; ``width`` is ResNet-18's first number of channels, 64 in full.
 
-    ``stem_stride`` = 2 halves the sides before the blocks, as ResNet-18 for large images does: under half the work.
+    ``stem_stride`` = 2 halves the sides before the blocks, as ResNet-18 for large images does: a quarter of the FLOPs.
     ``projection_size`` is the size of FedSC's projection of a latent, which only stage 1 needs; 0: it contrasts latents.
     """
 

@@ -61,7 +61,6 @@ class Device:
         model: the parts it starts with (version 0, loaded from the checkpoint that everybody has).
         objective: what the device trains for.
         codec: what uploads look like on the link.
-        member: what it is in a Networked MoE, if it is a client of one.
     """
 
     def __init__(
@@ -74,11 +73,10 @@ class Device:
         seed: int,
         objective: Objective,
         codec: Codec = "exact",
-        member: Member | None = None,
     ):
         self.name, self.view, self.data, self.local, self.objective = name, view, data, local, objective
         self.codec = codec
-        self.member = member
+        self.member: Member | None = None  # what it is in a Networked MoE, if it is a client of one
         self.samples = len(data["labels"])
         self.key = (seed, zlib.crc32(name.encode()))
         self.held = dict(model)

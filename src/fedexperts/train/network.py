@@ -88,15 +88,12 @@ class Member:
         self.held_loss: float | None = None  # of a rolling gate, on what is held back
         self.peer_B = 0  # sent to and from other clients
         self.fetched: set[str] = set()  # experts of other clients that are kept
-        self.extracted: tuple[int, bool] | None = (
-            None  # the extractor whose latents are kept: its version, and if it is trained
-        )
-        self.flops = 0  # of latents, not yet asked for
+        self.extracted: tuple[int, bool] | None = None  # whose latents are paid for: version, and whether trained here
         self._latents: tuple[Tensors, Tensor] | None = None  # a cache: the extractor and what it made of the images
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for a checkpoint."""
-        names = ("held_loss", "peer_B", "fetched", "extracted", "flops")
+        names = ("held_loss", "peer_B", "fetched", "extracted")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -108,9 +105,6 @@ class Member:
         if BACKBONE in task.parts:
             return device.data
         extractor = device.trained.get(BACKBONE, device.held[BACKBONE].tensors)
-        which = device.held[BACKBONE].version, BACKBONE in device.trained
-        if self.extracted != which:
-            self.extracted, self.flops = which, self.flops + device.samples * latent_flops(device.view, device.data)
         if self._latents is None or self._latents[0] is not extractor:
             model: Any = device.view.model
             model.eval()
@@ -156,15 +150,21 @@ class Member:
         key = (*device.key, device.steps)
         return {CORRELATION: shared_correlation(device.view, device.data, self.client, weight, key)}
 
-    def spent(self) -> int:
-        """FLOPs of latents made since this was asked last. Made anew after a resume, they count once."""
-        flops, self.flops = self.flops, 0
-        return flops
+    def spent(self, device: Device, task: Task) -> int:
+        """FLOPs of training by this task beyond its steps: latents, once for each extractor, and the correlation matrix."""
+        if CORRELATION in task.parts:
+            views = 2 * min(self.client.correlation_samples, device.samples)
+            return views * image_flops(device.view, device.data)
+        which = device.held[BACKBONE].version, BACKBONE in device.trained
+        if BACKBONE in task.parts or self.extracted == which:
+            return 0
+        self.extracted = which
+        return device.samples * image_flops(device.view, device.data)
 
 
 @torch.no_grad()
-def latent_flops(view: View, data: Batch) -> int:
-    """FLOPs of one image's latent, counted as `Device.flops_per_step` counts."""
+def image_flops(view: View, data: Batch) -> int:
+    """FLOPs of one image's way through the extractor, counted as `Device.flops_per_step` counts."""
     model: Any = view.model
     with FlopCounterMode(display=False) as counter:
         model.latents(data["pixel_values"][:1].to(view.device))

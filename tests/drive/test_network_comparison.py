@@ -103,7 +103,7 @@ def test_tables_and_page_from_ledgers_ends(tmp_path: Path) -> None:
     json.dumps(document)
     write_tables(document, tmp_path / "page.html", "title")
     page = (tmp_path / "page.html").read_text()
-    assert "40.0 (20.0–60.0)" in page
+    assert "40.0<br><span class='spread'>20.0–60.0</span>" in page
     assert "62 %" in page
     assert "<script src=" not in page
     figure = routing_figure(document["network"], "0.5")

@@ -40,7 +40,7 @@ def network_tables(document: Mapping[str, Any]) -> Group:
             for _, short in METRICS:
                 table.add_column(f"{_label(name)}\n{short}", justify="right")
         for method in _present(document["tables"][key]):
-            table.add_row(method, *_row(document["tables"][key][method], document["partitions"], spread=False))
+            table.add_row(method, *(middle for middle, _ in _row(document["tables"][key][method], document["partitions"])))
         found += [table, ""]
     return Group(*found)
 
@@ -53,17 +53,16 @@ def _present(table: Cells) -> list[str]:
     return [method for method in METHODS if method in table]
 
 
-def _row(cells: Mapping[str, Mapping[str, Sequence[float]]], partitions: Sequence[str], spread: bool) -> list[str]:
-    return [_cell(cells.get(name, {}).get(metric, ()), spread) for name in partitions for metric, _ in METRICS]
+def _row(cells: Mapping[str, Mapping[str, Sequence[float]]], partitions: Sequence[str]) -> list[tuple[str, str]]:
+    """Median and spread, in percent, of every metric on every partition."""
+    return [_cell(cells.get(name, {}).get(metric, ())) for name in partitions for metric, _ in METRICS]
 
 
-def _cell(values: Sequence[float], spread: bool) -> str:
+def _cell(values: Sequence[float]) -> tuple[str, str]:
     if not values:
-        return "–"
-    middle = f"{100 * statistics.median(values):.1f}"
-    if not spread or len(values) < 2:
-        return middle
-    return f"{middle} ({100 * min(values):.1f}–{100 * max(values):.1f})"
+        return "–", ""
+    spread = f"{100 * min(values):.1f}–{100 * max(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.median(values):.1f}", spread
 
 
 def write_tables(document: Mapping[str, Any], path: Path, title: str) -> None:
@@ -79,7 +78,7 @@ def write_tables(document: Mapping[str, Any], path: Path, title: str) -> None:
 
 def _note(seeds: int) -> str:
     return (
-        f"<p class='note'>Medians over {seeds} seed{'s' if seeds > 1 else ''}, in brackets the lowest and the highest. "
+        f"<p class='note'>Medians over {seeds} seed{'s' if seeds > 1 else ''}, below them the lowest and the highest. "
         "Metrics are over all clients' test data together; F1 and AUC are macro means over classes. Controls: <i>central</i>, "
         "the whole MoE trained on all data in one place; <i>local</i>, each client a classifier of its own; <i>fedavg</i>, one "
         "classifier for all, averaged every round, or once. All make equally many gradient steps on the extractor. Heatmaps "
@@ -91,8 +90,10 @@ def _html_table(table: Cells, partitions: Sequence[str], title: str) -> str:
     groups = "<th></th>" + "".join(f"<th colspan={len(METRICS)}>{html.escape(_label(name))}</th>" for name in partitions)
     head = "<th>method</th>" + "".join(f"<th>{short}</th>" for _ in partitions for _, short in METRICS)
     rows = "".join(
-        f"<tr><td>{html.escape(method)}</td>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(table[method], partitions, spread=True))
+        f"<tr><td style='white-space: nowrap'>{html.escape(method)}</td>"
+        + "".join(
+            f"<td>{middle}<br><span class='spread'>{spread}</span></td>" for middle, spread in _row(table[method], partitions)
+        )
         + "</tr>"
         for method in _present(table)
     )

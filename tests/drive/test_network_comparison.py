@@ -134,5 +134,7 @@ def test_the_whole_comparison(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert set(document["tables"]["same"]["fedsc, rolling"]) == {"iid", "0.5"}
+    assert list(document["clients"]) == ["2", "3"]
+    assert document["clients"]["2"]["fedsc, federated"] == document["tables"]["same"]["fedsc, federated"]["0.5"]["accuracy"]
     assert set(document["clients"]["3"]) == {"fedce, federated", "fedsc, federated"}
     assert (tmp_path / "out" / "report.html").is_file()

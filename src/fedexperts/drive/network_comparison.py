@@ -146,7 +146,8 @@ def compare(
     """Train everything and fill the tables; what ``fedexperts compare --json`` prints for a Networked MoE.
 
     ``tables`` has ``same`` (test data like the training data: Table I) and ``even`` (Table II), each by method and partition
-    with the metrics' values over seeds; ``clients``, for other numbers of clients, FedGate's accuracy on the last partition.
+    with the metrics' values over seeds; ``clients``, if other numbers of clients are asked for, FedGate's accuracy on the
+    last partition by number, the scenario's own among them.
 
     Raises:
         InputError: the scenario is not one that can be trained from its config.
@@ -166,10 +167,9 @@ def compare(
     run_many({_job(*key): job for key, job in [*second.items(), *third.items()]}, out, resume, progress)
     ends = {key: _end(out / folder(_job(*key))) for key in [*first, *second]}
     found: dict[str, dict[str, list[float]]] = {}
-    for method, name, seed in third:
-        n = name.split(", ")[1].removesuffix(" clients")
-        end = _end(out / folder(_job(method, name, seed)))
-        found.setdefault(n, {}).setdefault(method, []).append(end["accuracy"])
+    own = {key: _clients(scenario) for key in second if key[0].endswith(GATES[-1]) and key[1] == names[-1]}
+    for key, n in sorted([*own.items(), *((key, _count(key[1])) for key in third)], key=lambda pair: pair[1]) if others else ():
+        found.setdefault(str(n), {}).setdefault(key[0], []).append(_end(out / folder(_job(*key)))["accuracy"])
     return {"partitions": list(names), "seeds": seeds, **_tables(ends, list(names)), "clients": found}
 
 
@@ -180,6 +180,11 @@ def _gates(scenario: Scenario, key: Key, job: Scenario, out: Path) -> dict[Key, 
         return {}
     stages = gated(job, out / folder(_job(*key)) / "model", scenario.networked.gate_cycles)
     return {(f"{method}, {gate}", name, seed): stage for gate, stage in stages.items()}
+
+
+def _count(name: str) -> int:
+    """Of a partition's name with a number of clients."""
+    return int(name.split(", ")[1].removesuffix(" clients"))
 
 
 def _job(method: str, partition: str, seed: int) -> str:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from families import SIZES, batch, plain, saved
 from fedexperts.errors import InputError
-from fedexperts.moe import build
+from fedexperts.moe import written
 from fedexperts.moe.build import merge, upcycle
 from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.load import load_classifier
@@ -153,7 +153,7 @@ def test_the_random_gate_depends_on_the_seed_alone(tmp_path):
 def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
     experts = folders(tmp_path, 2)
     merge(experts[0], experts, tmp_path / "one")
-    monkeypatch.setattr(build, "SHARD_B", 4000)
+    monkeypatch.setattr(written, "SHARD_B", 4000)
     merge(experts[0], experts, tmp_path / "many")
     files = sorted(tmp_path.glob("many/*.safetensors"))
     assert len(files) > 3
@@ -399,7 +399,7 @@ def test_a_writing_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(build, "save_file", fail)
+    monkeypatch.setattr(written, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         merge(experts[0], experts, tmp_path / "moe")
     assert not list(tmp_path.glob("moe*"))

@@ -167,9 +167,9 @@ def compare(
     run_many({_job(*key): job for key, job in [*second.items(), *third.items()]}, out, resume, progress)
     ends = {key: _end(out / folder(_job(*key))) for key in [*first, *second]}
     found: dict[str, dict[str, list[float]]] = {}
-    own = {key: _clients(scenario) for key in second if key[0].endswith(GATES[-1]) and key[1] == names[-1]}
-    for key, n in sorted([*own.items(), *((key, _count(key[1])) for key in third)], key=lambda pair: pair[1]) if others else ():
-        found.setdefault(str(n), {}).setdefault(key[0], []).append(_end(out / folder(_job(*key)))["accuracy"])
+    own = {key: job for key, job in second.items() if others and key[0].endswith(GATES[-1]) and key[1] == names[-1]}
+    for key, job in sorted((own | third).items(), key=lambda item: _clients(item[1])):
+        found.setdefault(str(_clients(job)), {}).setdefault(key[0], []).append(_end(out / folder(_job(*key)))["accuracy"])
     return {"partitions": list(names), "seeds": seeds, **_tables(ends, list(names)), "clients": found}
 
 
@@ -180,11 +180,6 @@ def _gates(scenario: Scenario, key: Key, job: Scenario, out: Path) -> dict[Key, 
         return {}
     stages = gated(job, out / folder(_job(*key)) / "model", scenario.networked.gate_cycles)
     return {(f"{method}, {gate}", name, seed): stage for gate, stage in stages.items()}
-
-
-def _count(name: str) -> int:
-    """Of a partition's name with a number of clients."""
-    return int(name.split(", ")[1].removesuffix(" clients"))
 
 
 def _job(method: str, partition: str, seed: int) -> str:

@@ -1,33 +1,30 @@
 """MoE models from dense ones: `merge` makes experts of the FFNs of several models (Sec. V-B), `upcycle` copies of one's.
 
-Models are planned first (every tensor's source, shape and type), so that wrong input shows before anything is written, and
-then written tensor by tensor: memory holds one shard of at most `SHARD_B`. Checkpoints are safetensors, types are kept.
+Checkpoints are safetensors, types are kept; how they are planned and written is in `written`.
 
 Shapes: D hidden, F intermediate, E experts of a layer, L layers.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, MixtralConfig
 
 from ..errors import InputError
-from .checkpoint import INDEX, SINGLE, Checkpoint
+from .checkpoint import Checkpoint
 from .encoder import BertMoEConfig, BertMoEForSequenceClassification
 from .gate_rows import hidden_rows, prompts_of, random_rows
 from .subset import NEW_HEADS
 from .vocabulary import tokenizer_notes
+from .written import Plan, copied, given, write
 
 Gate = Literal["random", "hidden"]
 DENSE = ("llama", "mistral")
@@ -59,17 +56,6 @@ CARRIED = (
     "dtype",
 )
 """What the new config takes over from the dense one. Mistral's ``sliding_window`` comes on top."""
-SHARD_B = 2 * 10**9
-TOKENIZER = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -90,28 +76,6 @@ class Built:
     top_k: int
     layers: tuple[int, ...]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One tensor of the new checkpoint: its shape and type, and how to get it when it is written."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    get: Callable[[], Tensor]
-
-    @property
-    def numel(self) -> int:
-        """How many numbers."""
-        return torch.Size(self.shape).numel()
-
-    @property
-    def size_B(self) -> int:
-        """Bytes of the numbers."""
-        return self.numel * self.dtype.itemsize
-
-
-Plan = dict[str, Planned]
 
 
 def merge(
@@ -307,27 +271,6 @@ def gate_plan(root: Checkpoint, rows_LED: Sequence[Tensor]) -> Plan:
     }
 
 
-def copied(source: Checkpoint, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Planned:
-    """A tensor of a checkpoint as it is, or in another type.
-
-    Raises:
-        InputError: it is missing or of another shape.
-    """
-    found = source.shape(name)
-    if found != shape:
-        raise InputError(
-            f"{source.file(name)}: tensor {name!r} has shape {list(found)}, the base's config.json asks for {list(shape)}; "
-            "give checkpoints of one architecture and size"
-        )
-    dtype = dtype or source.dtype(name)
-    return Planned(shape, dtype, lambda: source.read(name, dtype=dtype))
-
-
-def given(tensor: Tensor) -> Planned:
-    """A tensor that exists already."""
-    return Planned(tuple(tensor.shape), tensor.dtype, lambda: tensor)
-
-
 def _check_top_k(top_k: int, experts: int) -> None:
     if not 1 <= top_k <= experts:
         raise InputError(f"--top-k {top_k}: must lie between 1 and the number of experts, {experts}")
@@ -373,46 +316,3 @@ def write_mixtral(root: Checkpoint, plan: Plan, experts: int, top_k: int, out: P
 def _architecture(root: Checkpoint) -> str:
     tied = "MixtralForCausalLM" if root.config.tie_word_embeddings else "MixtralModel"
     return next((name for head, name in reversed(HEADS.items()) if head in root), tied)
-
-
-def write(plan: Plan, config: Any, tokenizer: Path, out: Path) -> None:
-    """Write a checkpoint folder: safetensors in shards, config.json and the files of a tokenizer; all or nothing."""
-    out = out.resolve()
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        _write_shards(plan, unfinished)
-        config.save_pretrained(unfinished)
-        for path in sorted({path for pattern in TOKENIZER for path in tokenizer.glob(pattern) if path.is_file()}):
-            shutil.copy(path, unfinished)
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-
-
-def _write_shards(plan: Plan, folder: Path) -> None:
-    shards = _shards(plan)
-    files = (
-        [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)] if len(shards) > 1 else [SINGLE]
-    )
-    for file, names in zip(files, shards, strict=True):
-        save_file({name: plan[name].get() for name in names}, folder / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(tensor.size_B for tensor in plan.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2))
-
-
-def _shards(plan: Plan) -> list[list[str]]:
-    """Names in their order, a new shard wherever the next tensor would make it larger than `SHARD_B`."""
-    shards: list[list[str]] = [[]]
-    held_B = 0
-    for name, tensor in plan.items():
-        if shards[-1] and held_B + tensor.size_B > SHARD_B:
-            shards.append([])
-            held_B = 0
-        shards[-1].append(name)
-        held_B += tensor.size_B
-    return shards

@@ -154,7 +154,7 @@ class Member:
         """FLOPs of training by this task beyond its steps: latents, once for each extractor, and the correlation matrix."""
         if CORRELATION in task.parts:
             views = 2 * min(self.client.correlation_samples, device.samples)
-            return views * image_flops(device.view, device.data)
+            return views * image_flops(device.view, device.data, projected=True)
         which = device.held[BACKBONE].version, BACKBONE in device.trained
         if BACKBONE in task.parts or self.extracted == which:
             return 0
@@ -163,11 +163,11 @@ class Member:
 
 
 @torch.no_grad()
-def image_flops(view: View, data: Batch) -> int:
-    """FLOPs of one image's way through the extractor, counted as `Device.flops_per_step` counts."""
+def image_flops(view: View, data: Batch, projected: bool = False) -> int:
+    """FLOPs of one image's latent, or of its projection, counted as `Device.flops_per_step` counts."""
     model: Any = view.model
     with FlopCounterMode(display=False) as counter:
-        model.latents(data["pixel_values"][:1].to(view.device))
+        (model.representations if projected else model.latents)(data["pixel_values"][:1].to(view.device))
     return int(counter.get_total_flops())
 
 

@@ -70,7 +70,9 @@ def tail(path: Path, event: str) -> dict[str, Any] | None:
 def summary(path: Path) -> dict[str, Any]:
     """What a run came to, from its ledger alone; the keys of ``fedexperts run --json``.
 
-    ``…_to_target`` are taken at the first evaluation that reaches the target, None if none does. Steps are gradient steps
+    ``history``, plateau and ``…_to_target`` read the validation data, ``final_accuracy`` and ``accuracy_by_cluster`` the test
+    data (``judged_on`` says "test" of a run without validation data, where both are the same). ``…_to_target`` are taken at the
+    first evaluation that reaches the target, None if none does. Steps are gradient steps
     summed over all devices, joules are means over them. What arrives after the last cycle, in the final flush say,
     counts as one more cycle.
     """
@@ -86,12 +88,14 @@ def summary(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the run has not ended")
     end = points[-1]
     end["cycle"] = end["cycles"] + (1 if end["late"] else 0)
+    points[-1] = {**end, **end.get("validation", {})}
     target = run["target"]
     reached = next((p for p in points if target is not None and p["accuracy"] >= target), None)
     return {
         "protocol": run["protocol"],
         "seed": run["seed"],
         "target": target,
+        "judged_on": "validation" if "validation" in end else "test",
         "final_accuracy": end["accuracy"],
         "accuracy_by_cluster": end["accuracy_by_cluster"],
         "baselines": beside,

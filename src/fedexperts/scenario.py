@@ -116,6 +116,7 @@ class Tasks(Network):
     model: Model
     task: Task = Task()
     warmup: Warmup | None = None
+    evaluation: Evaluation = Evaluation()
     cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
 
     def task_of(self, i: int) -> Task:
@@ -151,7 +152,6 @@ class Scenario(Tasks):
     assignment: Assignment = Assignment()
     alignment: Alignment = Alignment()
     networked: Networked = Networked()
-    evaluation: Evaluation = Evaluation()
     faults: Faults = Faults()
     device: dict[Name, Device] = Field(default={})
 

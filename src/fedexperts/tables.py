@@ -199,6 +199,10 @@ class Train(Table):
     ``bucketing`` makes batches of samples of similar length, so that there is less padding to compute. ``cache_MB`` is for
     outputs of frozen layers, which are then computed once for each sample; it is shared out evenly to all devices of the run.
     ``seconds_per_round = "device"`` takes a round's FLOPs at the speed of the device's class.
+    ``first_cycle = "paper"`` lets clusters of EMS-FL train before they are met. ``weights = "samples"`` weighs devices by their
+    samples in (26), (31) and (32). ``overlap`` is for a version of a shared part that several clusters train at once:
+    ``"mean"`` averages what they make of it, as in (6), ``"add"`` adds up their changes; left out, it is the mean in an
+    always-on plan and the sum in others.
     """
 
     cycles: Annotated[int, Field(ge=1)]
@@ -215,6 +219,9 @@ class Train(Table):
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     gate_tail_cycles: Annotated[int, Field(ge=0)] = 1
     final_flush: bool = True
+    first_cycle: Literal["met", "paper"] = "met"
+    weights: Literal["devices", "samples"] = "devices"
+    overlap: Literal["add", "mean"] | None = None
 
 
 class Assignment(Table):
@@ -305,14 +312,25 @@ class Networked(Table):
         return self.extractor_cycles + self.expert_cycles + self.gate_cycles
 
 
-class Evaluation(Table):
-    """``[evaluation]``: when to test the global model, and the accuracy to reach.
+def _validation(value: Any) -> Any:
+    if isinstance(value, str) and value:
+        return value
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise ValueError("must be a share of each cluster's training data from 0 to below 1, or the name of a file")
+    return float(value)
 
-    A run is on its plateau from the first evaluation whose accuracy no later one exceeds by ``min_gain``, if at least
-    ``patience`` evaluations follow.
+
+class Evaluation(Table):
+    """``[evaluation]``: when to judge the global model, on what, and the accuracy to reach.
+
+    ``validation`` is a share of each cluster's training data, held out and drawn from the seed, or a file. Targets, plateaus
+    and the evaluations of all cycles read these data; the test data are judged once, at the end. With 0 there are none, and
+    everything reads the test data. A run is on its plateau from the first evaluation whose accuracy no later one exceeds by
+    ``min_gain``, if at least ``patience`` evaluations follow.
     """
 
     target: Fraction | None = None
+    validation: Annotated[float | str, BeforeValidator(_validation)] = 0.2
     every_cycles: Annotated[int, Field(ge=1)] = 1
     patience: Annotated[int, Field(ge=1)] = 5
     min_gain: Fraction = 0.005
@@ -360,6 +378,7 @@ class Place(Table):
 
     ``partition`` deals the data to the devices, see `data.partition.deal`; each way needs its own number beside it.
     ``test_partition`` deals the test data to clients that are judged one by one, like their training data or evenly.
+    ``validation`` is a file of the cluster's own in place of ``[evaluation] validation``.
     ``samples`` and ``test_samples`` take so many images, drawn from the seed; clusters with the same ``data`` then take
     different ones. ``device`` is a class, or classes with weights from which each device is drawn; ``from_cycle`` and
     ``until_cycle`` say when clients join and leave. These are for protocols that treat clients one by one.
@@ -373,6 +392,7 @@ class Place(Table):
     min_elevation_deg: Annotated[float, Field(ge=0, lt=90)] | None = None
     data: str | None = None
     test: str | None = None
+    validation: str | None = None
     samples: Annotated[int, Field(ge=1)] | None = None
     test_samples: Annotated[int, Field(ge=1)] | None = None
     partition: Literal["iid", "by-label", "classes", "tau", "dirichlet"] = "iid"

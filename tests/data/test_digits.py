@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fedexperts.data import digits
-from fedexperts.data.digits import DOMAINS, POSITIONS, RANGE, SHARED, SWAPS, TEST, VOCABULARY, label_map
+from fedexperts.data.digits import DOMAINS, MIXTURES, POSITIONS, RANGE, SHARED, SWAPS, TEST, VOCABULARY, label_map
 from fedexperts.errors import InputError
 
 IMAGES = 1797
@@ -134,30 +134,32 @@ def test_the_seed_decides_which_images_go_where():
     assert len(a & b) < TEST / 2
 
 
-def test_mixed_gives_every_domain_a_quarter_of_the_images():
-    for samples in splits("mixed").values():
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_gives_every_domain_a_quarter_of_the_images(name):
+    for samples in splits(name).values():
         shares = torch.bincount(samples["input_ids"][:, 0] // RANGE, minlength=len(DOMAINS))
         assert int(shares.max() - shares.min()) <= 1
         assert int(shares.sum()) == len(samples["labels"])
 
 
-def test_mixed_samples_are_those_of_their_domains_with_their_labels():
-    mixed = splits("mixed")["test"]
-    known: dict[tuple[int, ...], set[int]] = {}
-    for name in DOMAINS:
-        samples = splits(name)["test"]
-        for row, label in zip(rows(samples), samples["labels"].tolist(), strict=True):
-            known.setdefault(row, set()).add(label)
-    assert all(label in known[row] for row, label in zip(rows(mixed), mixed["labels"].tolist(), strict=True))
+@pytest.mark.parametrize("which", ["train", "test", "shared"])
+def test_all_mixtures_together_hold_what_the_domains_hold_together(which):
+    def held(names):
+        sets = [splits(name)[which] for name in names]
+        return sorted((*row, label) for s in sets for row, label in zip(rows(s), s["labels"].tolist(), strict=True))
+
+    assert held(MIXTURES) == held(DOMAINS)
 
 
-def test_mixed_shows_every_image_once():
-    totals = {name: sum(len(s["labels"]) for s in splits(name).values()) for name in ("mixed", DOMAINS[0])}
-    assert totals["mixed"] == totals[DOMAINS[0]] == IMAGES
+def test_no_two_mixtures_show_an_image_alike():
+    shown = [set(rows(splits(name)["train"])) for name in MIXTURES]
+    assert all(not a & b for i, a in enumerate(shown) for b in shown[i + 1 :])
+    totals = {name: sum(len(s["labels"]) for s in splits(name).values()) for name in (*MIXTURES, DOMAINS[0])}
+    assert set(totals.values()) == {IMAGES}
 
 
 @pytest.mark.parametrize("name", ["", "Plain", "plain ", "upside-down"])
 def test_an_unknown_domain_is_refused_with_the_known_ones(name):
     with pytest.raises(InputError, match=f"'digits:{name}'") as error:
         digits.load(name, 0)
-    assert all(known in str(error.value) for known in (*DOMAINS, "mixed"))
+    assert all(known in str(error.value) for known in (*DOMAINS, *MIXTURES))

@@ -13,9 +13,10 @@ from fedexperts import InputError, run
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.drive.checkpoint import Packer, unpack
 from fedexperts.drive.classes import CLASSES, DeviceClass, device_class
+from fedexperts.drive.cluster import Pace
 from fedexperts.drive.energy import Meter
 from fedexperts.drive.prepare import device_classes
-from fedexperts.drive.simulate import Pace, Simulator
+from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl
 from fedexperts.protocol.link import Start

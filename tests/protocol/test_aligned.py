@@ -14,7 +14,8 @@ import torch
 import toy
 from fedexperts.assign.scores import Capacity, Need
 from fedexperts.contact.plan import Contact, ContactPlan, always_on
-from fedexperts.drive.simulate import Pace, Simulator
+from fedexperts.drive.cluster import Pace
+from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.moe.parts import Piece
 from fedexperts.protocol.aggregate import Change, moved

@@ -10,7 +10,8 @@ import pytest
 
 import toy
 from fedexperts.contact.plan import Contact, ContactPlan, round_robin
-from fedexperts.drive.simulate import Pace, Simulator
+from fedexperts.drive.cluster import Pace
+from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.moe.parts import Piece
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl

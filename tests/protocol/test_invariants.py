@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import toy
 from fedexperts.contact.plan import Contact, ContactPlan, Rates, round_robin
+from fedexperts.drive.cluster import Pace
 from fedexperts.drive.faults import Faults
-from fedexperts.drive.simulate import Pace, Simulator
+from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.link import Start

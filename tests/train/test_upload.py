@@ -11,7 +11,7 @@ import toy
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
-from fedexperts.protocol.aggregate import averaged, changed
+from fedexperts.protocol.aggregate import Averaging, averaged, changed
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
 from lora_models import build
@@ -62,7 +62,7 @@ def test_one_device_with_adapters_changes_nothing_in_aggregation(average, family
         trained = local_logits(device)
         updates = device.snapshot(TASK.parts)
         for update in updates:
-            model[update.piece.part], _ = averaged(model, [update], device.view.lora)
+            model[update.piece.part], _ = averaged(model, [update], Averaging(device.view.lora))
             device.delivered(update)
         torch.testing.assert_close(logits(device, model), trained, rtol=1e-4, atol=1e-5)
         device.receive(list(model.values()))
@@ -83,7 +83,7 @@ def test_merge_and_refactor_agree_at_full_rank(average) -> None:
         local = [d.view.merged(part, base[part], d.trained[part]) for d in group]
         dense.install(part, {name: (local[0][name] + local[1][name]) / 2 for name in local[0]})
         updates = [u for d in group for u in d.snapshot([part])]
-        model[part], facts = averaged(model, updates, group[0].view.lora)
+        model[part], facts = averaged(model, updates, Averaging(group[0].view.lora))
         assert facts.get("truncation", 0.0) < 1e-6
     dense.model.eval()
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_refactoring_reports_what_it_loses() -> None:
     for device in group:
         device.train(TASK, 2)
     updates = [u for d in group for u in d.snapshot(["expert:0"])]
-    piece, facts = averaged(group[0].held, updates, group[0].view.lora)
+    piece, facts = averaged(group[0].held, updates, Averaging(group[0].view.lora))
     assert 0 < facts["truncation"] < 1
     assert piece.tensors.keys() == updates[0].piece.tensors.keys()
 
@@ -110,7 +110,7 @@ def test_changes_add_up_when_somebody_else_was_faster(average) -> None:
     for device in group:
         device.train(TASK, 1)
         for update in device.snapshot(["expert:0"]):
-            model["expert:0"], _ = changed(model, sent["expert:0"], [update], device.view.lora)
+            model["expert:0"], _ = changed(model, sent["expert:0"], [update], Averaging(device.view.lora))
     assert model["expert:0"].version == 2
     if average == "factors":
         return  # A and B apart: not a sum of products
@@ -135,7 +135,7 @@ def test_rounds_after_a_snapshot_are_kept(average) -> None:
     device.train(TASK, 1)
     expected = local_logits(device)
     device.delivered(early)
-    model, _ = averaged(device.held, [early], device.view.lora)
+    model, _ = averaged(device.held, [early], Averaging(device.view.lora))
     device.receive([model])
     assert device.pending["expert:0"] == 1
     tolerance = {"factors": 1e-5, "refactor": 1e-4, "merge": 1e-4}[average]

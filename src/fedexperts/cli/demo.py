@@ -17,8 +17,6 @@ from ..scenario import Scenario
 from .common import console, output, print_json, progress_bars
 from .run import Json
 
-MIXED = "digits:mixed"
-
 
 def command(
     out: Annotated[Path, typer.Option(help="Where the runs and the report go.")] = Path("runs/demo"),
@@ -77,11 +75,16 @@ def on_round_robin(scenario: Scenario) -> Scenario:
 def demo_jobs(scenario: Scenario) -> dict[str, Scenario]:
     """Every run of the demo: three protocols, the baseline with C local rounds for each of its own, and γ ≈ 1 beside them.
 
-    Learning rates are each protocol's best of one grid, on the paper's schedule and over tuning seeds that are not reported
-    (benchmarks/tune.py).
+    The controls differ from the others in who holds which samples alone: together their clusters hold the same. Learning rates
+    are each run's best of one grid, on the paper's schedule and over tuning seeds that are not reported (benchmarks/tune.py).
     """
+    from ..data.digits import MIXTURES
+
     clusters = len(scenario.cluster)
-    mixed = [{**c.model_dump(exclude_none=True), "data": MIXED} for c in scenario.cluster]
+    mixed = [
+        {**c.model_dump(exclude_none=True), "data": f"digits:{mixture}"}
+        for c, mixture in zip(scenario.cluster, MIXTURES, strict=True)
+    ]
     assert isinstance(scenario.train.seconds_per_round, float)  # so it is in the packaged scenario
     c_rounds = {"seconds_per_round": scenario.train.seconds_per_round / clusters}
     return {
@@ -89,10 +92,10 @@ def demo_jobs(scenario: Scenario) -> dict[str, Scenario]:
         "ems-fl": scenario.changed(protocol="ems-fl", train=TUNED["ems-fl"]),
         "sync": scenario.changed(protocol="sync", train=TUNED["sync"]),
         "sync, C rounds": scenario.changed(protocol="sync", train={**TUNED["sync, C rounds"], **c_rounds}),
-        "ems-fl, γ ≈ 1": scenario.changed(protocol="ems-fl", train=TUNED["ems-fl"], cluster=mixed),
-        "sync, γ ≈ 1": scenario.changed(protocol="sync", train=TUNED["sync"], cluster=mixed),
+        "ems-fl, γ ≈ 1": scenario.changed(protocol="ems-fl", train=TUNED["ems-fl, γ ≈ 1"], cluster=mixed),
+        "sync, γ ≈ 1": scenario.changed(protocol="sync", train=TUNED["sync, γ ≈ 1"], cluster=mixed),
         "sync, C rounds, γ ≈ 1": scenario.changed(
-            protocol="sync", train={**TUNED["sync, C rounds"], **c_rounds}, cluster=mixed
+            protocol="sync", train={**TUNED["sync, C rounds, γ ≈ 1"], **c_rounds}, cluster=mixed
         ),
     }
 
@@ -102,6 +105,9 @@ TUNED: dict[str, dict[str, Any]] = {
     "sync, C rounds": {"lr_expert": 3e-3, "lr_gate": 3e-3},
     "ems-fl": {"lr_expert": 3e-3, "lr_gate": 1e-2},
     "ems-fl-enhanced": {"lr_expert": 3e-2, "lr_gate": 3e-3},
+    "ems-fl, γ ≈ 1": {"lr_expert": 3e-3, "lr_gate": 1e-2},
+    "sync, γ ≈ 1": {"lr_expert": 1e-2, "lr_gate": 1e-3},
+    "sync, C rounds, γ ≈ 1": {"lr_expert": 3e-3, "lr_gate": 3e-3},
 }
 
 

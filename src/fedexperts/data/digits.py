@@ -4,6 +4,9 @@ An image becomes 32 tokens: pixels are rounded to a few levels, two neighbours m
 position and its domain's own range, so that the domains are as distinguishable as languages. Each domain shows the image
 in its own way and writes the answer in its own way (a permutation of the ten labels). The shared set shows the images in
 the domain's way but has the common labels: what a domain calls them is only known on its devices, and is to be learnt there.
+
+A control needs clusters with all kinds of data: each of the four mixtures shows every image in another domain, a quarter of the
+images in each, so that all mixtures together hold exactly what the four domains hold together.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ LEVELS = 3
 POSITIONS = 32
 RANGE = POSITIONS * LEVELS**2
 DOMAINS = ("plain", "inverted", "rotated", "mirrored")
+MIXTURES = ("mixed-0", "mixed-1", "mixed-2", "mixed-3")
 SWAPS = {
     "plain": [(0, 1), (2, 3)],
     "inverted": [(4, 5), (6, 7)],
@@ -37,15 +41,15 @@ TEST, SHARED = 300, 500
 
 
 def load(domain: str, seed: int) -> tuple[Samples, Samples, Samples]:
-    """Training, test and shared samples of a domain; ``"mixed"`` gives every domain a quarter of the images.
+    """Training, test and shared samples of a domain, or of a mixture.
 
     The seed decides which images go where; for one seed no image is in two of the three sets, whatever the domain.
 
     Raises:
         InputError: there is no such domain.
     """
-    if domain != "mixed" and domain not in DOMAINS:
-        raise InputError(f"data = 'digits:{domain}': unknown domain; there are {', '.join(DOMAINS)} and mixed")
+    if domain not in (*DOMAINS, *MIXTURES):
+        raise InputError(f"data = 'digits:{domain}': unknown domain; there are {', '.join((*DOMAINS, *MIXTURES))}")
     train, test, shared = _split(seed)
     return _samples(train, domain), _samples(test, domain), _samples(shared, domain, common_labels=True)
 
@@ -61,8 +65,10 @@ def _split(seed: int) -> tuple[NDArray[np.int64], ...]:
 
 def _samples(images: NDArray[np.int64], domain: str, common_labels: bool = False) -> Samples:
     digits = load_digits()
-    parts = [images[i :: len(DOMAINS)] for i in range(len(DOMAINS))] if domain == "mixed" else [images]
-    names = DOMAINS if domain == "mixed" else (domain,)
+    parts, names = [images], [domain]
+    if domain in MIXTURES:
+        parts = [images[i :: len(DOMAINS)] for i in range(len(DOMAINS))]
+        names = [DOMAINS[(i + MIXTURES.index(domain)) % len(DOMAINS)] for i in range(len(DOMAINS))]
     tokens = [_tokens(digits.images[part], name) for part, name in zip(parts, names, strict=True)]
     maps = [np.arange(10) if common_labels else label_map(name) for name in names]
     labels = [numbers[digits.target[part]] for part, numbers in zip(parts, maps, strict=True)]

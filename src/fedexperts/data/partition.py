@@ -76,7 +76,9 @@ def deal(
     return _taken(samples, _by_tau(pools, devices, tau, tau_mode, where))
 
 
-def deal_test(test: Samples, trained: Sequence[Samples], how: TestPartition, seed: int, cluster: str) -> list[Samples]:
+def deal_test(
+    test: Samples, trained: Sequence[Samples], how: TestPartition, seed: int, cluster: str, what: str = "test"
+) -> list[Samples]:
     """Deal a cluster's test samples to its devices, no sample to two; ``trained`` are the devices' training samples.
 
     ``"same"`` gives a device the class proportions of its training samples, to the nearest sample, and equally many samples to
@@ -85,9 +87,9 @@ def deal_test(test: Samples, trained: Sequence[Samples], how: TestPartition, see
     Raises:
         InputError: there are fewer samples than devices, or a class that a device trains on is missing or too rare.
     """
-    n, devices, where = size(test), len(trained), f"test data of cluster {cluster!r}"
+    n, devices, where = size(test), len(trained), f"{what} data of cluster {cluster!r}"
     if n < devices:
-        raise InputError(f"{where}: only {n} samples for {devices} devices; use fewer devices or more test data")
+        raise InputError(f"{where}: only {n} samples for {devices} devices; use fewer devices or more {what} data")
     order = np.random.default_rng([seed, 8]).permutation(n)
     if how == "iid":
         return _taken(test, np.array_split(order, devices))
@@ -103,7 +105,7 @@ def deal_test(test: Samples, trained: Sequence[Samples], how: TestPartition, see
     if not counts_DC.any():
         raise InputError(
             f"{where}: too few samples to give each of {devices} devices the class proportions that it trains on; use more "
-            'test data, fewer devices or test_partition = "iid"'
+            f'{what} data, fewer devices or test_partition = "iid"'
         )
     return _taken(test, _cut(pools, counts_DC))
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -27,11 +28,16 @@ SEQUENCES = ("input_ids", "attention_mask", "token_type_ids")
 
 @dataclass(frozen=True)
 class Splits:
-    """What a source offers: a device's training data, test data, and a small shared set that may leave the devices."""
+    """What a source offers: a device's training data, test data, and a small shared set that may leave the devices.
+
+    ``validation`` decides on targets and plateaus; ``kept`` are the numbers of those training samples that it was not made of.
+    """
 
     train: Samples
     test: Samples | None
     shared: Samples
+    validation: Samples | None = None
+    kept: Tensor | None = None
 
 
 def load(spec: str, base: Path, seed: int = 0) -> Splits:
@@ -79,6 +85,28 @@ def _row(path: Path, number: int, line: str) -> tuple[list[int], int]:
         if type(value) is not int or not 0 <= value < 2**63:
             raise InputError(f"{where}: {name} holds {value!r}: must be a whole number, 0 or above")
     return ids, label
+
+
+def hold_out(splits: Splits, share: float, seed: int, by_label: bool) -> Splits:
+    """A share of the training samples as validation data; in equal shares of every label, where labels say who gets what.
+
+    The draw depends on the seed and the number of samples alone, so that clusters with the same samples hold the same ones out.
+
+    Raises:
+        InputError: nothing would be left of either.
+    """
+    n = size(splits.train)
+    order = np.random.default_rng([seed, 26]).permutation(n)
+    if by_label:
+        order = order[np.argsort(splits.train["labels"].numpy()[order], kind="stable")]
+    held = np.diff(np.floor(np.arange(n + 1) * share + 1e-9)) > 0  # every so-manieth
+    if not 0 < held.sum() < n:
+        raise InputError(
+            f"evaluation.validation = {share:g}: of {n} training samples it holds out {held.sum()}; give a file of validation "
+            "data, another share or more data, or set it to 0 to judge every cycle on the test data"
+        )
+    kept, out = (torch.from_numpy(np.sort(order[chosen])) for chosen in (~held, held))
+    return replace(splits, train=take(splits.train, kept), validation=take(splits.train, out), kept=kept)
 
 
 def size(samples: Samples) -> int:

@@ -39,6 +39,8 @@ def _row(scenario: Tasks, cluster: Cluster, task: Task, splits: Splits) -> Row:
     if task.kind == "causal-lm":
         return {"majority": majority(_targets(splits.train), _targets(splits.test), task.metric), "tfidf": None}
     train, test = (read_rows(spec, scenario.base) for spec in (cluster.data, cluster.test))
+    if splits.kept is not None:  # what is held out for validation nobody trains on
+        train = [train[i] for i in splits.kept.tolist()]
     learnt, asked = (samples["labels"].tolist() for samples in (splits.train, splits.test))
     usual = majority(learnt, asked, task.metric)
     if task.kind == "multiple-choice":

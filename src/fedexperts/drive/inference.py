@@ -21,27 +21,27 @@ from ..moe.parts import BACKBONE, expert
 from ..moe.resnet import all_latents, log_mixture
 from ..train.gating import random_picks
 from ..train.network import call_B
-from .prepare import Prepared
+from .prepare import Judges, Prepared
 
 
-def network_facts(prepared: Prepared) -> dict[str, Any]:
+def network_facts(prepared: Prepared, judges: Judges) -> dict[str, Any]:
     """How the network infers: each client's images through the shared extractor and gate, and the experts that it asks.
 
-    ``accuracy``, ``loss``, ``macro_f1`` and ``macro_auc`` are over all clients' test data, ``by_client`` has each one's own;
+    ``accuracy``, ``loss``, ``macro_f1`` and ``macro_auc`` are over all clients' data, ``by_client`` has each one's own;
     ``personal_…`` is a client with its own expert alone. ``routing`` has for each client the share of picks that go to each
     expert, ``local_ratio`` the mean share that stays at home, and ``inference_B`` the bytes between clients for one image.
     ``accuracy_by_k`` is what other numbers of picks would give, without training again. ``even_test`` has the same for even
-    shares of the test data. Controls ask nobody; where each client has a classifier of its own, ``one_shot`` is the average of
+    shares of all data. Controls ask nobody; where each client has a classifier of its own, ``one_shot`` is the average of
     all of them, FedAvg after a single round.
     """
-    facts = _judged(prepared, prepared.tests)
-    even = _judged(prepared, prepared.even_tests)
+    facts = _judged(prepared, judges.own)
+    even = _judged(prepared, judges.even)
     keys = ("accuracy", "macro_f1", "macro_auc", "mean_f1", "mean_auc", "local_ratio", "personal_accuracy", "accuracy_by_k")
     facts["even_test"] = {key: even[key] for key in keys if key in even}
     if prepared.scenario.networked.control == "local":
         install_average(prepared)
-        even = _one_for_all(prepared, prepared.even_tests)
-        facts["one_shot"] = {**_one_for_all(prepared, prepared.tests), "even_test": even}
+        even = _one_for_all(prepared, judges.even)
+        facts["one_shot"] = {**_one_for_all(prepared, judges.own), "even_test": even}
     return facts
 
 

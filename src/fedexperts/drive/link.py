@@ -19,6 +19,7 @@ from ..contact.plan import TIGHT_S, Contact
 from ..moe.parts import Piece, in_order
 from ..train.device import Device
 from ..train.task import Task, Update
+from .cluster import Phase, whole_rounds
 
 if TYPE_CHECKING:
     from .simulate import Simulator
@@ -68,8 +69,7 @@ class SimulatedLink:
         left_s = (self.contact.begin_s("up", down_s, up_B) if math.isfinite(down_s) else down_s) - self.now_s
         if not math.isfinite(left_s):
             return 0
-        round_s = self.simulator.round_s(self.cluster, task or Task(frozenset(up)))
-        return max(0, math.floor(left_s / round_s + TIGHT_S))
+        return whole_rounds(left_s, self.simulator.round_s(self.cluster, task or Task(frozenset(up))))
 
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
         """See `Link`; a broadcast takes as long as one copy. Pieces that are complete when the signal is lost have arrived."""
@@ -110,15 +110,16 @@ class SimulatedLink:
         if task.rounds is None:
             raise ValueError("task.rounds = None: training in contact needs a number of rounds, for example link.rounds_left()")
         rounds = task.rounds
-        pace_s = self.simulator.round_s(self.cluster, task)
-
+        pace_s = self.simulator.round_s(self.cluster, task) if rounds and task.parts else 0.0  # 0 rounds of ∞ s take no time
         began_s = self.now_s
+        self.state.training = Phase(task, began_s, rounds)
 
         def run(rounds: int) -> None:
+            self.state.training = None
             self.simulator.train(self.cluster, task, rounds, self.now_s, "connected")
 
         def lost(after_s: float) -> None:
-            whole = min(rounds, math.floor(after_s / pace_s + TIGHT_S))
+            whole = min(rounds, whole_rounds(after_s, pace_s)) if pace_s else rounds
             run(whole)
             self._follow(began_s + whole * pace_s)
 

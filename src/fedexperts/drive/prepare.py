@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..contact.plan import ContactPlan, PlanError
 from ..data.classify import Classification
 from ..data.images import shape_text
 from ..data.objective import Objective
-from ..data.partition import deal, deal_test
+from ..data.partition import TestPartition, deal, deal_test
 from ..data.source import Samples, Splits, first
 from ..errors import InputError
 from ..moe.checkpoint import resolve
@@ -38,12 +38,20 @@ from .samples import Datasets, datasets
 from .split import Counts
 
 
+@dataclass(frozen=True)
+class Judges:
+    """What models are judged by: the ``own`` data of each link; for a Networked MoE also ``even`` shares, like nobody's own."""
+
+    own: dict[str, Samples]
+    even: dict[str, Samples]
+
+
 @dataclass
 class Prepared:
     """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet.
 
-    What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one. The clients of a
-    Networked MoE are also judged on ``even_tests``, even shares of all test data, whatever they were trained on.
+    What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one. Without
+    validation data ``validation`` is the test data.
     """
 
     scenario: Scenario
@@ -51,12 +59,12 @@ class Prepared:
     view: View
     model: dict[str, Piece]
     devices: dict[str, list[Device]]
-    tests: dict[str, Samples]
+    tests: Judges
+    validation: Judges
     data: Datasets
     kinds: dict[str, DeviceClass]
     objectives: dict[str, Objective]
     peers: Peers
-    even_tests: dict[str, Samples]
 
     @property
     def lora(self) -> LoRA | None:
@@ -105,6 +113,7 @@ def prepare(scenario: Scenario) -> Prepared:
     for name in names:
         check_fit(view, f"cluster {name!r}", data.splits[name].train, data.objectives[name])
         check_fit(view, f"test data of cluster {name!r}", _test(data.splits[name]), data.objectives[name])
+        check_fit(view, f"validation data of cluster {name!r}", _validation(data.splits[name]), data.objectives[name])
     for i, (samples, objective) in enumerate(data.shared):
         check_fit(view, f"warmup.data[{i}]", samples, objective)
     check_forward(view, data.splits[names[0]].train, data.objectives[names[0]])
@@ -130,7 +139,6 @@ def prepare(scenario: Scenario) -> Prepared:
         ]
         for cluster in scenario.cluster
     }
-    tests = {name: _test(data.splits[name]) for name in names}
     objectives = data.objectives
     if scenario.by_client:
         group = clients(scenario, classes)
@@ -138,16 +146,15 @@ def prepare(scenario: Scenario) -> Prepared:
         every = [device for name in names for device in devices[name]]
         devices = {client.name: [device] for client, device in zip(group, every, strict=True)}
         objectives = {client.name: objectives[names[client.at]] for client in group}
-        own = [test for c in scenario.cluster for test in _dealt_test(c, tests[c.name], shares[c.name], scenario.seed)]
-        tests = {client.name: test for client, test in zip(group, own, strict=True)}
     else:
         kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}
-    peers, even = Peers(), {}
-    if scenario.protocol == "networked":
-        peers = connect(scenario, view, devices)
-        pools = [deal_test(_test(data.splits[c.name]), shares[c.name], "iid", scenario.seed, c.name) for c in scenario.cluster]
-        even = dict(zip(devices, [test for pool in pools for test in pool], strict=True))
-    prepared = Prepared(scenario, plan, view, model, devices, tests, data, kinds, objectives, peers, even)
+    peers = connect(scenario, view, devices) if scenario.protocol == "networked" else Peers()
+    tests = _judges(scenario, {name: _test(data.splits[name]) for name in names}, shares, list(devices), "test")
+    validation = tests
+    if any(splits.validation is not None for splits in data.splits.values()):
+        held = {name: _validation(data.splits[name]) for name in names}
+        validation = _judges(scenario, held, shares, list(devices), "validation")
+    prepared = Prepared(scenario, plan, view, model, devices, tests, validation, data, kinds, objectives, peers)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared
@@ -167,9 +174,22 @@ def _deal(cluster: Cluster, samples: Samples, seed: int) -> list[Samples]:
     )
 
 
-def _dealt_test(cluster: Cluster, test: Samples, shares: list[Samples], seed: int) -> list[Samples]:
-    how = "iid" if test["labels"].is_floating_point() else cluster.test_partition  # scores have no classes
-    return deal_test(test, shares, how, seed, cluster.name)
+def _judges(
+    scenario: Scenario, held: dict[str, Samples], shares: Mapping[str, list[Samples]], links: list[str], what: str
+) -> Judges:
+    """Data of clusters as those of their links: dealt to clients like their training data or evenly, or as they are."""
+    if not scenario.by_client:
+        return Judges(held, {})
+
+    def dealt(how: Callable[[Cluster], TestPartition]) -> dict[str, Samples]:
+        pools = [deal_test(held[c.name], shares[c.name], how(c), scenario.seed, c.name, what) for c in scenario.cluster]
+        return dict(zip(links, [samples for pool in pools for samples in pool], strict=True))
+
+    def own(cluster: Cluster) -> TestPartition:
+        scores = held[cluster.name]["labels"].is_floating_point()  # which have no classes
+        return "iid" if scores else cluster.test_partition
+
+    return Judges(dealt(own), dealt(lambda cluster: "iid") if scenario.protocol == "networked" else {})
 
 
 def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
@@ -214,6 +234,10 @@ def upload_B(model: Model, network: Network) -> int:
 def _test(splits: Splits) -> Samples:
     assert splits.test is not None  # filled by _splits
     return splits.test
+
+
+def _validation(splits: Splits) -> Samples:
+    return _test(splits) if splits.validation is None else splits.validation
 
 
 def _lora(table: Model) -> LoRA | None:

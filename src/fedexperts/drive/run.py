@@ -39,14 +39,15 @@ from . import checkpoint
 from .align import alignment, most_experts
 from .baselines import baselines
 from .clients import personal
+from .cluster import Pace
 from .export import ADAPTERS, save_adapters
 from .faults import Faults
 from .finished import FOLDER
 from .inference import install_average, network_facts
 from .network import privacy_facts, shares_matrices, stages
-from .prepare import Prepared, prepare
+from .prepare import Judges, Prepared, prepare
 from .samples import reads_text
-from .simulate import Pace, Simulator
+from .simulate import Simulator
 from .split import assignment_report, check_caps, split_experts
 
 PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
@@ -224,6 +225,7 @@ class _Run:
             cycles=train.cycles,
             local_steps=train.local_steps,
             target=self.scenario.evaluation.target,
+            validation=self.scenario.evaluation.validation,
             plateau=[self.scenario.evaluation.patience, self.scenario.evaluation.min_gain],
         )
         if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
@@ -263,23 +265,22 @@ class _Run:
             every_cycles=scenario.assignment.every_cycles,
             trial_samples=scenario.assignment.trial_samples,
             lora=self.prepared.lora,
+            weights=scenario.train.weights,
+            overlap=scenario.train.overlap or ("mean" if scenario.plan.kind == "always-on" else "add"),
+            first_cycle=scenario.train.first_cycle,
             max_rounds=scenario.train.max_rounds,
             alignment=alignment(self.prepared) if scenario.protocol == "aligned" else None,
             stages=stages(self.prepared) if scenario.protocol == "networked" else None,
         )
 
-    def _evaluate(self, model: dict[str, Piece], cycle: int) -> dict[str, Any]:
-        if cycle % self.scenario.evaluation.every_cycles:
+    def _evaluate(self, model: dict[str, Piece], cycle: int | None) -> dict[str, Any]:
+        """Facts for the ledger: of a cycle on the validation data, at the end (None) on the test data, beside these."""
+        if cycle is not None and cycle % self.scenario.evaluation.every_cycles:
             return {}
-        began_s = time.monotonic()
-        self._install(model)
-        prepared = self.prepared
-        if isinstance(self.protocol, Networked):
-            facts = network_facts(prepared)
-        else:
-            facts = evaluate(prepared.view, prepared.objectives, prepared.tests)
-        if isinstance(self.protocol, Aligned):
-            facts |= personal(prepared.view, prepared.objectives, prepared.tests, self.protocol.placement(), self._gates())
+        began_s, prepared = time.monotonic(), self.prepared
+        facts = self._judged(model, prepared.validation if cycle is not None else prepared.tests)
+        if cycle is None and prepared.validation is not prepared.tests:
+            facts["validation"] = self._judged(model, prepared.validation)
         now_s = time.monotonic()
         peak_B = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         line = {
@@ -290,6 +291,16 @@ class _Run:
         }
         self.runtime.write(json.dumps(line) + "\n")
         self.runtime.flush()
+        return facts
+
+    def _judged(self, model: dict[str, Piece], judges: Judges) -> dict[str, Any]:
+        self._install(model)
+        prepared = self.prepared
+        if isinstance(self.protocol, Networked):
+            return network_facts(prepared, judges)
+        facts = evaluate(prepared.view, prepared.objectives, judges.own)
+        if isinstance(self.protocol, Aligned):
+            facts |= personal(prepared.view, prepared.objectives, judges.own, self.protocol.placement(), self._gates())
         return facts
 
     def _gates(self) -> dict[str, Tensors]:

@@ -16,7 +16,7 @@ from ..data.language import CausalLM
 from ..data.metrics import OF_SCORES
 from ..data.objective import Objective
 from ..data.rows import columns, label_index, numbers, read_rows
-from ..data.source import Samples, Splits, first, load
+from ..data.source import Samples, Splits, first, hold_out, load
 from ..errors import InputError
 from ..moe.checkpoint import resolve
 from ..moe.load import load_tokenizer
@@ -32,7 +32,7 @@ class Datasets:
 
     Attributes:
         objectives: of each cluster.
-        splits: of each cluster; every test set is there.
+        splits: of each cluster; every test set is there, and every validation set unless the scenario wants none.
         shared: samples and objective of each entry of ``warmup.data``.
         outputs: what the data need of a classifier's head; None where samples are token numbers and the model decides.
     """
@@ -44,11 +44,28 @@ class Datasets:
 
 
 def datasets(scenario: Tasks) -> Datasets:
-    """Read, check and tokenise all data of a scenario; the model itself is not needed.
+    """Read, check and tokenise all data of a scenario, and hold out what it is to be validated on; the model is not needed.
 
     Raises:
         InputError: with the file, row, field, value and remedy.
     """
+    data, share = _read(scenario), scenario.evaluation.validation
+    if not isinstance(share, float) or not share:
+        return data
+    for cluster in scenario.cluster:
+        if cluster.validation is None:
+            splits = data.splits[cluster.name]
+            data.splits[cluster.name] = hold_out(splits, share, scenario.seed, by_label=cluster.partition != "iid")
+    return data
+
+
+def validation_file(scenario: Tasks, i: int) -> str | None:
+    """Where the i-th cluster's validation data are, if not among its training data."""
+    given = scenario.evaluation.validation
+    return scenario.cluster[i].validation or (given if isinstance(given, str) else None)
+
+
+def _read(scenario: Tasks) -> Datasets:
     if scenario.task.kind == "image":
         return _Images(scenario).datasets()
     tasks = [scenario.task_of(i) for i in range(len(scenario.cluster))]
@@ -62,16 +79,20 @@ def datasets(scenario: Tasks) -> Datasets:
     reader = _Reader(scenario)
     train = [read_rows(cluster.data, scenario.base) for cluster in scenario.cluster]
     test = [_test_rows(scenario, i) for i in range(len(scenario.cluster))]
+    valid = [_validation_rows(scenario, i) for i in range(len(scenario.cluster))]
     warm = [_shared_rows(scenario, i) for i in range(len(scenario.warmup.data))] if scenario.warmup else []
     warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
-    read = zip([*tasks, *tasks, *warm_tasks], [*train, *test, *warm], strict=True)
+    read = zip([*tasks, *tasks, *tasks, *warm_tasks], [*train, *test, *(rows or [] for rows in valid), *warm], strict=True)
     reader.learn_labels([(task, [row[task.label_column] for row in rows if task.label_column in row]) for task, rows in read])
     objectives: dict[str, Objective] = {}
     splits = {}
     for i, cluster in enumerate(scenario.cluster):
         where = f"cluster {cluster.name!r}"
         samples = reader.encode(train[i], tasks[i], f"data of {where}")
-        splits[cluster.name] = Splits(samples, reader.encode(test[i], tasks[i], f"test of {where}"), samples)
+        tests = reader.encode(test[i], tasks[i], f"test of {where}")
+        rows = valid[i]
+        validation = None if rows is None else reader.encode(rows, tasks[i], f"validation of {where}")
+        splits[cluster.name] = Splits(samples, tests, samples, validation)
         objectives[cluster.name] = reader.objective(tasks[i])
     shared = [
         (reader.encode(rows, task, f"warmup.data[{i}]"), reader.objective(task))
@@ -167,14 +188,18 @@ class _Images(_Heads):
         warm = table.data if table else ()
         warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
         tests = [self._test(i) for i in range(len(tasks))]
+        valid = [validation_file(scenario, i) for i in range(len(tasks))]
         named = [*zip(tasks, [c.data for c in scenario.cluster], strict=True), *zip(tasks, tests, strict=True)]
         named += zip(warm_tasks, warm, strict=True)
+        named += [(task, spec) for task, spec in zip(tasks, valid, strict=True) if spec is not None]
         self.learn_labels([(task, [x for file in self._files(task, spec) for x in file.labels]) for task, spec in named])
         splits = {}
         for i, (cluster, task) in enumerate(zip(scenario.cluster, tasks, strict=True)):
             train = self._samples(task, cluster.data, self._before(i), cluster.samples, f"cluster {cluster.name!r}: samples")
             what = f"cluster {cluster.name!r}: test_samples"
-            splits[cluster.name] = Splits(train, self._samples(task, tests[i], 0, cluster.test_samples, what), train)
+            test, spec = self._samples(task, tests[i], 0, cluster.test_samples, what), valid[i]
+            validation = None if spec is None else self._samples(task, spec, 0, None, "validation")
+            splits[cluster.name] = Splits(train, test, train, validation)
         shared: list[tuple[Samples, Objective]] = []
         for task, spec in zip(warm_tasks, warm, strict=True):
             count = min(table.samples if table else 0, images.size(self._files(task, spec)))
@@ -233,11 +258,17 @@ def _numbered(scenario: Tasks) -> Datasets:
 def _splits(scenario: Tasks, i: int) -> Splits:
     table = scenario.cluster[i]
     splits = load(table.data, scenario.base, scenario.seed)
-    given = load(table.test, scenario.base, scenario.seed) if table.test else None
-    test = splits.test if given is None else given.train if given.test is None else given.test
+    test = _held(scenario, table.test) if table.test else splits.test
     if test is None:
         raise _no_test(i, table.data)
-    return Splits(splits.train, test, splits.shared)
+    spec = validation_file(scenario, i)
+    return Splits(splits.train, test, splits.shared, _held(scenario, spec) if spec else None)
+
+
+def _held(scenario: Tasks, spec: str) -> Samples:
+    """Samples to judge by: the test data of a source that has some, or all of a file."""
+    given = load(spec, scenario.base, scenario.seed)
+    return given.train if given.test is None else given.test
 
 
 def _no_test(i: int, data: str) -> InputError:
@@ -249,6 +280,11 @@ def _test_rows(scenario: Tasks, i: int) -> Rows:
     if table.test is None:
         raise _no_test(i, table.data)
     return read_rows(table.test, scenario.base)
+
+
+def _validation_rows(scenario: Tasks, i: int) -> Rows | None:
+    spec = validation_file(scenario, i)
+    return None if spec is None else read_rows(spec, scenario.base)
 
 
 def _shared_rows(scenario: Tasks, i: int) -> Rows:

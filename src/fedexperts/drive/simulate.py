@@ -11,7 +11,6 @@ import heapq
 import math
 import types
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,63 +21,14 @@ from ..ledger import Ledger
 from ..moe.parts import Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.device import Device
-from ..train.task import Task, Update
+from ..train.task import Task
 from .classes import PHONE, DeviceClass
-from .energy import Meter, shown
+from .cluster import ClusterState, Pace, whole_rounds
+from .energy import shown
 from .faults import NO_FAULTS, Faults
 from .link import Effect, SimulatedLink
 
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast devices are: seconds of one local round, and a cap on the rounds of a disconnected phase.
-
-    Without seconds a round takes as long as its FLOPs do at the speed of the device's class.
-    """
-
-    seconds_per_round: float | None
-    max_rounds: int | None = None
-
-    def rounds(self, time_s: float, round_s: float) -> int:
-        """Whole local rounds that fit into a time."""
-        fit = max(0, math.floor(time_s / round_s + TIGHT_S)) if math.isfinite(time_s) else 0
-        return fit if self.max_rounds is None else min(fit, self.max_rounds)
-
-
-class ClusterState:
-    """What the devices of one cluster are doing between awaits: their standing order, and uploads under way."""
-
-    def __init__(self, devices: list[Device], kind: DeviceClass):
-        self.devices = devices
-        self.meter = Meter(kind, len(devices))
-        self.order: Task | None = None
-        self.last: Task | None = None  # the last order but for those to rest
-        self.since_s = 0.0
-        self.outbox: dict[str, list[tuple[Update, int]]] = {}  # device -> snapshots under way, and sends each one needs
-        self.sent_B: dict[str, int] = {}  # device -> bytes of its outbox that have arrived
-        self.heard_B: dict[tuple[str, int], int] = {}  # (part, version) -> bytes of an unfinished broadcast
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {
-            "devices": [device.state() for device in self.devices],
-            "order": self.order,
-            "last": self.last,
-            "since_s": self.since_s,
-            "outbox": self.outbox,
-            "sent_B": self.sent_B,
-            "heard_B": self.heard_B,
-            "meter": self.meter.state(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`."""
-        for device, saved in zip(self.devices, state.pop("devices"), strict=True):
-            device.restore(saved)
-        vars(self.meter).update(state.pop("meter"))
-        vars(self).update(state)
 
 
 class Simulator:
@@ -90,7 +40,8 @@ class Simulator:
         pace: device speed.
         cycles: orbital cycles to run; fewer if the plan ends before.
         final_flush: one further contact per cluster, after training has ended, to collect what was not uploaded.
-        evaluate: called at the end of each cycle with the global model and the cycle's number; its facts go to the ledger.
+        evaluate: called at the end of each cycle with the global model and the cycle's number, and when all is over with None;
+            its facts go to the ledger.
         closes_s: contacts (by their number in the plan) whose signal is lost before the planned end, and when.
         faults: random ones, from a seed.
         kinds: what the devices of each cluster are; phones where it does not say.
@@ -105,7 +56,7 @@ class Simulator:
         pace: Pace,
         cycles: int,
         ledger: Ledger,
-        evaluate: Callable[[dict[str, Piece], int], dict[str, Any]],
+        evaluate: Callable[[dict[str, Piece], int | None], dict[str, Any]],
         final_flush: bool = True,
         closes_s: Mapping[int, float] | None = None,
         faults: Faults = NO_FAULTS,
@@ -130,9 +81,10 @@ class Simulator:
         self.training_over = False
         self.totals = {"steps": 0, "uplink_B": first_uplink_B, "downlink_B": 0}
         self.cycle_uplink_B = 0
-        self.flops: dict[tuple[int, frozenset[str], bool, str, int], int] = {}
+        self.flops: dict[tuple[str, str, int, frozenset[str], bool, str, int], int] = {}
         self.trial_B = trial_B
         self.open = 0
+        self.fresh = True  # nothing has happened yet
 
     def _expected(self) -> list[tuple[str, ...]]:
         """Clusters that each cycle has contacts with, in the plan's order."""
@@ -145,6 +97,8 @@ class Simulator:
     def run(self, protocol: ServerProtocol, pause: Callable[[], None] = lambda: None) -> None:
         """Play the plan to its end; ``pause`` is called whenever no contact is open (the moment for a checkpoint)."""
         self.protocol = protocol
+        if self.fresh:
+            self._first_orders()
         self.heap: list[tuple[float, int, int, Callable[[float], None]]] = []
         self.counter = 0
         for i in range(self.next_visit, len(self.visits)):
@@ -177,6 +131,14 @@ class Simulator:
         for name, saved in state.pop("clusters").items():
             self.clusters[name].restore(saved)
         vars(self).update(state)
+        self.fresh = False
+
+    def _first_orders(self) -> None:
+        """What clusters do until they are met; nothing, if the protocol does not say."""
+        self.fresh = False
+        first_order: Callable[[str], Task | None] = getattr(self.protocol, "first_order", lambda name: None)
+        for name, cluster in self.clusters.items():
+            cluster.order = cluster.last = first_order(name)
 
     def _at(self, t_s: float, kind: int, action: Callable[[float], None]) -> None:
         self.counter += 1
@@ -184,6 +146,7 @@ class Simulator:
 
     def _end_cycle(self, t_s: float) -> None:
         self.next_cycle += 1
+        self._book_under_way(t_s)
         self._read_meters(t_s, self.next_cycle)
         self.cycle_uplink_B = self.totals["uplink_B"]
         facts = self.evaluate(self.protocol.model, self.next_cycle)
@@ -205,7 +168,7 @@ class Simulator:
         unsent = sum(max(d.pending.values(), default=0) for c in self.clusters.values() for d in c.devices)
         self._read_meters(t_s, self.next_cycle + 1)  # the rest: training up to the end, and the flush
         facts = {"energy_per_device": {name: shown(cluster.meter.total_J) for name, cluster in self.clusters.items()}}
-        facts |= self.evaluate(self.protocol.model, 0)
+        facts |= self.evaluate(self.protocol.model, None)
         late = self.totals["uplink_B"] > self.cycle_uplink_B  # something arrived after the last whole cycle
         cycles = len(self.cycle_ends_s)
         self.ledger.write("end", t_s, cycles=cycles, late=late, unsent_rounds=unsent, **self.totals, **facts)
@@ -253,35 +216,56 @@ class Simulator:
 
     def train(self, name: str, task: Task, rounds: int, t_s: float, phase: Literal["connected", "disconnected"]) -> None:
         """Let all devices of a cluster do local rounds."""
+        cluster, round_s = self.clusters[name], self.round_s(name, task)
         if rounds <= 0 or not task.parts:
             return
-        cluster, steps, round_s = self.clusters[name], 0, self.round_s(name, task)
+        self._book(name, task, rounds)
+        cluster.booked = 0
         peer_B = -sum(device.member.peer_B for device in cluster.devices if device.member is not None)
-        for device in cluster.devices:
-            flops_per_step = self._flops_per_step(device, task)
-            made = device.train(task, rounds, round_s)
-            cluster.meter.flops += flops_per_step * made + (0 if device.member is None else device.member.spent(device, task))
-            steps += made
-        self.totals["steps"] += steps
+        steps = sum(device.train(task, rounds, round_s) for device in cluster.devices)
         facts = {"cluster": name, "phase": phase, "parts": in_order(task.parts), "rounds": rounds, "steps": steps}
         if peer_B := peer_B + sum(device.member.peer_B for device in cluster.devices if device.member is not None):
             facts["peer_B"] = peer_B
             self.totals["peer_B"] = self.totals.get("peer_B", 0) + peer_B
         self.ledger.write("train", t_s, **facts)
 
+    def _book(self, name: str, task: Task, rounds: int) -> None:
+        """Count steps and FLOPs of the first ``rounds`` rounds of the phase under way, less what was counted before."""
+        cluster = self.clusters[name]
+        for device in cluster.devices if rounds > cluster.booked else ():
+            steps = (rounds - cluster.booked) * device.local.local_steps
+            self.totals["steps"] += steps
+            cluster.meter.flops += self._flops_per_step(name, device, task) * steps
+            if device.member is not None and not cluster.booked:
+                cluster.meter.flops += device.member.spent(device, task)
+        cluster.booked = max(cluster.booked, rounds)
+
+    def _book_under_way(self, t_s: float) -> None:
+        """What has been done counts when it is done; the training itself is computed in one go, when the phase ends."""
+        for name, cluster in self.clusters.items():
+            if (phase := cluster.training) is not None:
+                rounds = whole_rounds(t_s - phase.since_s, self.round_s(name, phase.task))
+                self._book(name, phase.task, min(rounds, phase.rounds))
+            elif cluster.order is not None and cluster.order.parts:
+                self._book(name, cluster.order, self._rounds_away(name, cluster.order, t_s))
+
     def round_s(self, name: str, task: Task) -> float:
         """Seconds of a local round; of devices that differ in speed, those of the slowest."""
         if self.pace.seconds_per_round is not None or not task.parts:
             return self.pace.seconds_per_round or math.inf
         cluster = self.clusters[name]
-        flops = max(d.local.local_steps * self._flops_per_step(d, task) for d in cluster.devices)
-        return flops / cluster.meter.kind.flops_per_s
+        flops = max(d.local.local_steps * self._flops_per_step(name, d, task) for d in cluster.devices)
+        return max(1, flops) / cluster.meter.kind.flops_per_s
 
-    def _flops_per_step(self, device: Device, task: Task) -> int:
-        """Measured once for each kind of task: how many experts, which shared parts, masked or not, what batch."""
+    def _flops_per_step(self, name: str, device: Device, task: Task) -> int:
+        """Measured once for each cluster and kind of task: how many experts, which shared parts, masked or not, what batch.
+
+        Clusters differ in the lengths of their data and in what their gate picks; devices of one cluster where lengths vary.
+        """
         shared = frozenset(part for part in task.parts if not is_expert(part))
         batch = min(device.local.batch_size or device.samples, device.samples)
-        kind = (len(task.parts) - len(shared), shared, task.route is not None, task.goal, batch)
+        who = device.name if device.lengths_vary else ""
+        kind = (name, who, len(task.parts) - len(shared), shared, task.route is not None, task.goal, batch)
         if kind not in self.flops:
             self.flops[kind] = device.flops_per_step(task)
         return self.flops[kind]
@@ -290,8 +274,10 @@ class Simulator:
         """Disconnected phase: the rounds of the standing order between the last contact and now."""
         cluster = self.clusters[name]
         if cluster.order is not None:
-            rounds = self.pace.rounds(until_s - cluster.since_s, self.round_s(name, cluster.order))
-            if cluster.order.rounds is not None:
-                rounds = min(rounds, cluster.order.rounds)
-            self.train(name, cluster.order, rounds, until_s, "disconnected")
+            self.train(name, cluster.order, self._rounds_away(name, cluster.order, until_s), until_s, "disconnected")
         cluster.order = None
+
+    def _rounds_away(self, name: str, order: Task, until_s: float) -> int:
+        """Rounds of the standing order between the last contact and a time."""
+        rounds = self.pace.rounds(until_s - self.clusters[name].since_s, self.round_s(name, order))
+        return rounds if order.rounds is None else min(rounds, order.rounds)

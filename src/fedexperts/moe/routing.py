@@ -21,7 +21,8 @@ class Router:
         experts: E.
         top_k: K.
         top1: what a single pick weighs. (9) gives 1, and then the gate gets no gradient from the task (``"paper"``).
-            ``"straight-through"`` keeps 1 in the forward pass and takes the gradient of p; ``"switch"`` weighs with p.
+            ``"straight-through"`` keeps 1 in the forward pass and takes the gradient of p, while the gate is trained (a frozen
+            gate weighs 1, or the layers below would get a gradient that (34) does not have); ``"switch"`` weighs with p.
         mask: ``"-inf"`` takes masked experts out; ``"zero"`` is the literal reading of (39), where they can still win.
         renormalise: weights of the K picks sum to one (Mixtral; equal to (9) for K ≥ 2), or are the plain softmax values.
         noise_std: standard deviation of the Gaussian ℰ in (9); applied in training only, from ``generator``.
@@ -41,6 +42,7 @@ class Router:
         self.experts, self.top_k, self.top1, self.mask = experts, top_k, top1, mask
         self.renormalise, self.noise_std = renormalise, noise_std
         self.allowed_E: Tensor | None = None
+        self.gate_trained = True  # set by `View.freeze`
         self.generator: torch.Generator | None = None
         self.counts_E: Tensor | None = None  # set to zeros to count picks
         self.count_free = False  # count what the gate would pick without a mask
@@ -77,7 +79,7 @@ class Router:
             return p_TK / p_TK.sum(dim=-1, keepdim=True)
         if self.top1 == "switch":
             return p_TK
-        if self.top1 == "paper":
+        if self.top1 == "paper" or not self.gate_trained:
             return torch.ones_like(p_TK)
         p_TK = logits_TE.float().softmax(dim=-1).gather(-1, indices_TK)  # of the unmasked softmax
         return 1 + p_TK - p_TK.detach()

@@ -213,6 +213,8 @@ class View:
         """
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
+        for site in self.sites:
+            site.router.gate_trained = GATE in but
         if unknown := set(but) - set(self.parts):
             raise KeyError(f"parts {sorted(unknown)}: the model has {sorted(self.parts)}")
         leaves = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,16 +20,45 @@ from ..train.task import Update
 
 Sent = dict[str, dict[str, Piece]]
 """For each cluster, the version of each shared part that was sent to it last."""
+Term = tuple[float, Tensors]
+"""Something to average, with its weight."""
+Returned = dict[str, dict[int, list[Term]]]
+"""For each shared part, what clusters have made of a version that others were sent too and have not returned yet."""
 Facts = dict[str, Any]
 """What the ledger says of an aggregation: ``truncation`` is the relative error of factoring adapters again."""
 
 
-def mean(tensors: Sequence[Tensors]) -> Tensors:
-    """Plain mean over devices, (1/J) Σ_j."""
-    total = dict(tensors[0])
-    for other in tensors[1:]:
-        total = {name: value + other[name] for name, value in total.items()}
-    return {name: value / len(tensors) for name, value in total.items()}
+@dataclass(frozen=True)
+class Averaging:
+    """How the server averages.
+
+    Attributes:
+        lora: how experts are adapted; None for full parameters.
+        weights: of devices in a mean: ``"devices"`` is 1/J as printed, ``"samples"`` n_j over their sum.
+        overlap: what clusters make of one version that several were sent: ``"add"`` lets each move the part by its own mean
+            change, ``"mean"`` all together by the mean of theirs, (6).
+    """
+
+    lora: LoRA | None = None
+    weights: Literal["devices", "samples"] = "devices"
+    overlap: Literal["add", "mean"] = "add"
+
+    def terms(self, updates: Sequence[Update]) -> list[Term]:
+        """Updates with their weights."""
+        return [(float(u.samples) if self.weights == "samples" else 1.0, u.piece.tensors) for u in updates]
+
+
+PLAIN = Averaging()
+
+
+def mean(terms: Sequence[Term]) -> Tensors:
+    """Σ w θ / Σ w; the plain mean (1/J) Σ_j where all weigh alike."""
+    weight, tensors = terms[0]
+    total = {name: weight * value for name, value in tensors.items()}
+    for more, other in terms[1:]:
+        total = {name: value + more * other[name] for name, value in total.items()}
+        weight += more
+    return {name: value / weight for name, value in total.items()}
 
 
 def grouped(updates: Iterable[Update]) -> dict[str, list[Update]]:
@@ -40,40 +69,68 @@ def grouped(updates: Iterable[Update]) -> dict[str, list[Update]]:
     return {part: groups[part] for part in in_order(groups)}
 
 
-def averaged(model: Mapping[str, Piece], updates: Sequence[Update], lora: LoRA | None = None) -> tuple[Piece, Facts]:
+def averaged(model: Mapping[str, Piece], updates: Sequence[Update], how: Averaging = PLAIN) -> tuple[Piece, Facts]:
     """(31): an exclusively owned part becomes the mean of its devices' values."""
     part = updates[0].piece.part
-    tensors, facts = _mean([u.piece.tensors for u in updates], lora)
+    tensors, facts = _mean(how.terms(updates), how.lora)
     return Piece(part, model[part].version + 1, tensors), facts
 
 
 def changed(
-    model: Mapping[str, Piece], sent: Piece, updates: Sequence[Update], lora: LoRA | None = None
+    model: Mapping[str, Piece], sent: Piece, updates: Sequence[Update], how: Averaging = PLAIN, before: Sequence[Term] = ()
 ) -> tuple[Piece, Facts]:
     """(26), (32): a shared part moves by the mean change since the version that was sent.
 
-    With one cluster in view nobody else has moved the part, and this is the plain mean; otherwise the changes add up
-    instead of overwriting each other.
+    With one cluster in view nobody else has moved the part, and it becomes the mean to the bit. ``before`` is what other
+    clusters have made of the same version: then the part moves by the new mean less the mean of those.
     """
-    current, trained = model[sent.part], [u.piece.tensors for u in updates]
+    current, arrived, version = model[sent.part], how.terms(updates), model[sent.part].version + 1
     if current.version == sent.version:
-        tensors, facts = _mean(trained, lora)
-    elif _refactored(trained[0], lora):
-        shares = [(1 / len(trained), tensors) for tensors in trained]
-        tensors, facts = _factored([(1.0, current.tensors), (-1.0, sent.tensors), *shares])
-    else:
-        moved = mean(trained)
-        tensors = {name: current.tensors[name] + (moved[name] - sent.tensors[name]) for name in moved}
-        facts = {}
-    return Piece(sent.part, current.version + 1, tensors), facts
+        tensors, facts = _mean(arrived, how.lora)
+        return Piece(sent.part, version, tensors), facts
+    old, new = (sum(weight for weight, _ in terms) for terms in (before, [*before, *arrived]))
+    terms = [(weight / new - weight / old, tensors) for weight, tensors in before]
+    terms += [(weight / new, tensors) for weight, tensors in arrived]
+    terms += [] if before else [(-1.0, sent.tensors)]
+    if _refactored(arrived[0][1], how.lora):
+        tensors, facts = _factored([(1.0, current.tensors), *terms])
+        return Piece(sent.part, version, tensors), facts
+    moved = {name: sum(share * of[name] for share, of in terms) for name in arrived[0][1]}
+    return Piece(sent.part, version, {name: current.tensors[name] + change for name, change in moved.items()}), {}
 
 
-def _mean(trained: Sequence[Tensors], lora: LoRA | None) -> tuple[Tensors, Facts]:
+def settled(
+    cluster: str, updates: Sequence[Update], model: Mapping[str, Piece], sent: Sent, returned: Returned, how: Averaging
+) -> tuple[Piece, Facts]:
+    """`changed`, for a protocol that remembers what it ``sent`` to whom, and what was ``returned`` of it.
+
+    Takes the version out of ``sent``, so that it counts once. Until the last cluster that was sent the same version has
+    returned it, or was sent another, ``returned`` keeps what the others are averaged with.
+    """
+    part = updates[0].piece.part
+    base, versions = sent[cluster].pop(part), returned.get(part, {})
+    before = versions.get(base.version, [])
+    result = changed(model, base, updates, how, before)
+    if how.overlap == "mean":
+        held = {pieces[part].version for pieces in sent.values() if part in pieces}
+        now = {**versions, base.version: _together([*before, *how.terms(updates)], how.lora)}
+        returned[part] = {version: terms for version, terms in now.items() if version in held}
+    return result
+
+
+def _together(terms: Sequence[Term], lora: LoRA | None) -> list[Term]:
+    """Terms that hold as much in one: their mean. Products of adapters do not fit into one."""
+    return list(terms) if _refactored(terms[0][1], lora) else [(sum(weight for weight, _ in terms), mean(terms))]
+
+
+def _mean(terms: Sequence[Term], lora: LoRA | None) -> tuple[Tensors, Facts]:
+    trained = [tensors for _, tensors in terms]
     if not _refactored(trained[0], lora):
-        return mean(trained), {}
+        return mean(terms), {}
     if same(trained):
         return trained[0], {"truncation": 0.0}
-    return _factored([(1 / len(trained), tensors) for tensors in trained])
+    total = sum(weight for weight, _ in terms)
+    return _factored([(weight / total, tensors) for weight, tensors in terms])
 
 
 def _refactored(tensors: Tensors, lora: LoRA | None) -> bool:

@@ -4,17 +4,18 @@ training them while it is out of contact.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ..moe.parts import in_order, is_expert
 from ..train.task import Task, Update
-from .aggregate import Sent, averaged, changed, grouped, picked
+from .aggregate import Averaging, Returned, Sent, averaged, grouped, picked, settled
 from .link import Link, Start
 
 
-class ExpertOwners:
+class ExpertOwners(ABC):
     """The state that both versions share: the global model, who owns which expert, and which gate was sent to whom."""
 
     def __init__(self, start: Start):
@@ -23,9 +24,11 @@ class ExpertOwners:
         self.shared = start.shared
         self.owned = {cluster: frozenset(parts) for cluster, parts in start.owned.items()}
         self.sent: Sent = {}
+        self.returned: Returned = {}
         self.tail_from = start.cycles - start.gate_tail_cycles
         self._resplit = Resplit(start)
-        self._lora = start.lora
+        self._how = Averaging(start.lora, start.weights, start.overlap)
+        self._first_cycle = start.first_cycle
         self.target: dict[str, str] = {}  # expert part -> next owner, while a re-split is under way
         self.counts: dict[str, Any] = {}  # cluster -> (counts_LM, tokens) of the trial that is under way
         self.splits = 0
@@ -34,15 +37,23 @@ class ExpertOwners:
         """(31) and (38) for the cluster's own experts, (32) for shared parts; anything else is refused, and said so."""
         for part, group in grouped(updates).items():
             version, behind = group[0].piece.version, self.model[part].version - group[0].piece.version
-            sent = self.sent.get(link.cluster, {}).pop(part, None)
+            sent = self.sent.get(link.cluster, {}).get(part)
             if part in self.owned[link.cluster]:
-                self.model[part], facts = averaged(self.model, group, self._lora)
+                self.model[part], facts = averaged(self.model, group, self._how)
             elif sent and sent.version == version:
-                self.model[part], facts = changed(self.model, sent, group)
+                self.model[part], facts = settled(link.cluster, group, self.model, self.sent, self.returned, self._how)
             else:
                 link.log("refuse", part=part, version=version)
                 continue
             link.log("aggregate", part=part, version=version, behind=behind, digest=self.model[part].digest, **facts)
+
+    @abstractmethod
+    def order(self, mine: frozenset[str]) -> Task:
+        """What a cluster goes on with out of contact."""
+
+    def first_order(self, cluster: str) -> Task | None:
+        """What it does until it is met: nothing, or, as the else-branch says from t = 0 on, what it does later."""
+        return self.order(self.owned[cluster]) if self._first_cycle == "paper" else None
 
     async def flush(self, link: Link) -> None:
         """After training: experts that were trained since the last contact."""
@@ -53,15 +64,15 @@ class ExpertOwners:
         """The connected phase of Algorithm 2, then the standing order for the disconnected phase."""
         self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)
         mine = self.next_owned(link.cluster)
-        disconnected = None if experts_frozen else Task(mine)
+        disconnected = None if experts_frozen else self.order(mine)
         await self.send_model(link, disconnected)  # model download and local initialisation
         self.hand_over(link, mine)
+        if not experts_frozen:
+            await self.trial(link)
         joint = Task(self.shared if experts_frozen else mine | self.shared)
         rounds = link.rounds_left(self.shared, self.shared, joint)
         await link.train(replace(joint, rounds=rounds))  # local update, (34) and (36)
         self.accept(link, await link.collect(self.shared))  # local gate upload; gate update (32)
-        if not experts_frozen:
-            await self.trial(link)
         self.remember_shared(link)
         await link.send(picked(self.model, self.shared), disconnected)  # gate download
         await link.leave(disconnected)  # else-branch: local expert update
@@ -77,7 +88,7 @@ class ExpertOwners:
         self.sent[link.cluster] = {part: self.model[part] for part in in_order(self.shared)}
 
     async def trial(self, link: Link) -> None:
-        """Every R cycles each cluster counts its routing once; when all have, Algorithm 1 runs again."""
+        """Every R cycles each cluster counts its routing once, on θ_t as it came down; when all have, Algorithm 1 is run."""
         wanted = self._resplit.due(link.cycle, self.splits)
         if not wanted or link.cluster in self.counts or self.target:
             return
@@ -108,6 +119,10 @@ class ExpertOwners:
 class EmsFl(ExpertOwners):
     """Standard EMS-FL: experts and gate are trained in contact, the own experts alone out of contact."""
 
+    def order(self, mine: frozenset[str]) -> Task:
+        """Algorithm 2, the else-branch."""
+        return Task(mine)
+
     async def contact(self, link: Link) -> None:
         """Algorithm 2, the branch of the connected cluster."""
         await self.joint_contact(link)
@@ -116,6 +131,10 @@ class EmsFl(ExpertOwners):
 class EnhancedEmsFl(ExpertOwners):
     """Enhanced EMS-FL: the gate is masked to the own experts and frozen; a gate tail of standard EMS-FL ends the run."""
 
+    def order(self, mine: frozenset[str]) -> Task:
+        """Algorithm 3, the else-branch, with the mask (39)."""
+        return Task(mine, route=mine)
+
     async def contact(self, link: Link) -> None:
         """Algorithm 3, the branch of the connected cluster."""
         if link.cycle >= self.tail_from:
@@ -123,12 +142,12 @@ class EnhancedEmsFl(ExpertOwners):
             return
         self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)
         mine = self.next_owned(link.cluster)
-        order = Task(mine, route=mine)  # masking (39)
+        order = self.order(mine)
         await link.send(picked(self.model, mine), order)  # model download and local initialisation
         self.hand_over(link, mine)
+        await self.trial(link)
         if mine:
             await link.train(replace(order, rounds=link.rounds_left(task=order)))  # local update
-        await self.trial(link)
         await link.leave(order)  # else-branch: local expert update
 
 

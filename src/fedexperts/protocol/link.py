@@ -9,14 +9,15 @@ Rules that every protocol and every link keep:
 3. The signal may be lost at any await: `SignalLost` is raised there. What a protocol did before stays done. Devices go on
    with the standing order that came with the last `send`, and what they could not upload waits for a later `collect`.
 4. ``model`` is the global model, part by part. Its pieces are replaced, never written to.
-5. An optional ``async def flush(self, link)`` collects what is left when training is over.
+5. An optional ``async def flush(self, link)`` collects what is left when training is over; an optional
+   ``def first_order(self, cluster)`` says what a cluster does before its first contact, a task or None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,8 @@ class Start:
         every_cycles: re-split every that many cycles; 0: never.
         trial_samples: samples per device in a trial pass.
         lora: how experts are adapted; None where their full parameters are trained.
+        weights, overlap: how the server averages, see `aggregate.Averaging`.
+        first_cycle: ``"met"``: clusters rest until their first contact; ``"paper"``: they train from the start.
         max_rounds: local rounds that a device makes at most, in contact or out of it.
         alignment: what ``protocol = "aligned"`` is told, see `aligned.Alignment`.
         stages: what ``protocol = "networked"`` is told, see `networked.Stages`.
@@ -114,6 +117,9 @@ class Start:
     every_cycles: int = 0
     trial_samples: int = 0
     lora: LoRA | None = None
+    weights: Literal["devices", "samples"] = "devices"
+    overlap: Literal["add", "mean"] = "add"
+    first_cycle: Literal["met", "paper"] = "met"
     max_rounds: int | None = None
     alignment: Any = None
     stages: Any = None

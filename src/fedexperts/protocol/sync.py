@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..moe.parts import is_expert
 from ..train.task import Task, Update
-from .aggregate import Sent, changed, grouped, picked
+from .aggregate import Averaging, Returned, Sent, grouped, picked, settled
 from .link import Link, Start
 
 
@@ -17,7 +17,8 @@ class Sync:
         self.model = dict(start.model)
         self.trained = frozenset(filter(is_expert, start.model)) | start.shared
         self.sent: Sent = {}
-        self._lora = start.lora
+        self.returned: Returned = {}
+        self._how = Averaging(start.lora, start.weights, start.overlap)
 
     async def contact(self, link: Link) -> None:
         """One training round t (three steps of Sec. III-A)."""
@@ -42,7 +43,7 @@ class Sync:
     def accept(self, link: Link, updates: list[Update]) -> None:
         """Every part at most once per version sent."""
         for part, group in grouped(updates).items():
-            sent = self.sent[link.cluster].pop(part)
-            behind = self.model[part].version - sent.version
-            self.model[part], facts = changed(self.model, sent, group, self._lora)
-            link.log("aggregate", part=part, version=sent.version, behind=behind, digest=self.model[part].digest, **facts)
+            version = self.sent[link.cluster][part].version
+            behind = self.model[part].version - version
+            self.model[part], facts = settled(link.cluster, group, self.model, self.sent, self.returned, self._how)
+            link.log("aggregate", part=part, version=version, behind=behind, digest=self.model[part].digest, **facts)

@@ -31,7 +31,8 @@ def write_comparison(runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapp
     summaries = {name: [summary(at / "ledger.jsonl") for at in group] for name, group in runs.items()}
     lines = {name: list(read(group[0] / "ledger.jsonl")) for name, group in runs.items()}
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
-    figures = [curve_figure(summaries, "accuracy", "global accuracy, %", colours)]
+    on = next(iter(rows.values())).get("judged_on", "test")
+    figures = [curve_figure(summaries, "accuracy", f"global accuracy on {on} data, %", colours)]
     if personal := {name: group for name, group in summaries.items() if _has(group, "personal_accuracy")}:
         figures.append(curve_figure(personal, "personal_accuracy", "personalised accuracy, %", colours))
     figures.append(client_figure(summaries, colours))

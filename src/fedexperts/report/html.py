@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
-from .table import COLUMNS, baseline_rows, cells
+from .table import COLUMNS, baseline_rows, cells, goal_of
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
 STYLE = """
@@ -104,9 +104,14 @@ def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     target = next(iter(summaries.values()))["target"]
     if target is not None:
         figure.add_hline(y=100 * target, line={"color": "#888", "dash": "dash", "width": 1})
-    figure.update_yaxes(title_text="global accuracy, %", col=1)
+    figure.update_yaxes(title_text=f"global accuracy on {_judged_on(summaries)} data, %", col=1)
     figure.update_layout(template="plotly_white", height=760, legend={"orientation": "h", "y": 1.07}, margin={"t": 60})
     return figure
+
+
+def _judged_on(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which data the curves are read on."""
+    return " or ".join(sorted({row.get("judged_on", "test") for row in summaries.values()}))
 
 
 CONTROL = ", γ ≈ 1"
@@ -136,7 +141,7 @@ def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         template="plotly_white",
         height=380,
         barmode="group",
-        title="final accuracy by cluster",
+        title="final accuracy by cluster, on test data",
         yaxis_title="accuracy, %",
     )
     return figure
@@ -166,7 +171,7 @@ def energy_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         figure.add_trace(line, row=1, col=1)
         figure.add_trace(bar, row=1, col=2)
     figure.update_xaxes(title_text="J per device, radio and compute (idle not counted)", row=1, col=1)
-    figure.update_yaxes(title_text="accuracy of the global model, %", row=1, col=1)
+    figure.update_yaxes(title_text=f"accuracy on {_judged_on(summaries)} data, %", row=1, col=1)
     figure.update_yaxes(title_text="J per device, whole run (log)", type="log", row=1, col=2)
     figure.update_layout(template="plotly_white", height=380, legend={"orientation": "h", "y": 1.15}, margin={"t": 60})
     return figure
@@ -211,8 +216,8 @@ def _table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(name, row)) + "</tr>"
         for name, row in summaries.items()
     )
-    target = next(iter(summaries.values()))["target"]
-    caption = "" if target is None else f"<p>Target accuracy {target:.0%}.</p>"
+    goal = goal_of(summaries)
+    caption = "" if goal is None else f"<p>The target is {goal}; “final” is judged on test data, once, at the end.</p>"
     return f"{caption}<table><thead><tr>{groups}</tr><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 

@@ -19,13 +19,19 @@ WIDEST = 8
 
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Group:
     """One row a run: final accuracy; what the target cost in cycles, gradient steps and uplink MB; the whole run's cost."""
-    target = next(iter(summaries.values()))["target"]
-    costs = Table(title="the run" if target is None else f"cost to {target:.0%} accuracy, then of the whole run", box=None)
+    goal = goal_of(summaries)
+    costs = Table(title="the run" if goal is None else f"cost to {goal}, then of the whole run", box=None)
     for i, column in enumerate(COLUMNS):
         costs.add_column(column, justify="left" if i == 0 else "right", style="bold" if 3 <= i <= 5 else None)
     for name, row in summaries.items():
         costs.add_row(*cells(name, row))
     return Group(costs, "", accuracy_table(summaries))
+
+
+def goal_of(summaries: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The target in words, and which data it is read on."""
+    row = next(iter(summaries.values()))
+    return None if row["target"] is None else f"{row['target']:.0%} accuracy on {row.get('judged_on', 'test')} data"
 
 
 def accuracy_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -132,7 +138,10 @@ COMPARED = (
 def comparison_table(rows: Mapping[str, Mapping[str, Any]], target: float | None) -> Table:
     """Medians over seeds; below each the lowest and the highest, where seeds differ."""
     title = "rounds to the plateau" if target is None else f"rounds to {target:.0%} accuracy and to the plateau"
-    table = Table(title=f"medians over seeds; {title}", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    on = next(iter(rows.values()), {}).get("judged_on", "test")
+    table = Table(
+        title=f"medians over seeds; final on test data, {title} on {on} data", box=None, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("", no_wrap=True, overflow="fold")
     columns = compared_columns(rows)
     for column in columns:

@@ -93,6 +93,7 @@ class Device:
         self.flops: dict[tuple[frozenset[str], frozenset[str] | None, str, int], int] = {}  # see `flops_per_step`
         self.sizes_B: dict[str, int] = {}  # see `upload_B`
         self.batch_size = min(local.batch_size or self.samples, self.samples)
+        self.lengths_vary = lengths(data) is not None
         self._lengths_N = lengths(data) if local.bucketing else None
         self._kept: Kept | None = None  # see `frozen`, a cache
         self._source = data  # what batches are taken from: the data, or what the frozen extractor makes of them
@@ -292,8 +293,14 @@ class Device:
             self.residual.pop(part, None)
 
     def observe(self, samples: int) -> tuple[NDArray[np.int64], int]:
-        """Trial pass (27) over at most ``samples`` of its own samples: counts_LM and the number of tokens."""
-        self._enter(frozenset(), None)
+        """Trial pass (27) over at most ``samples`` of its own samples: counts_LM and the number of tokens.
+
+        On the model as it came down: what the device has trained since is left out.
+        """
+        for part, piece in self.held.items():
+            if part in self.view.parts:
+                self.view.install(part, piece.tensors)
+        self.view.route(None)
         chosen = np.random.default_rng([*self.key, 1]).permutation(self.samples)[:samples]
         return self.view.observe(_chunks(self.objective.inputs(self.data), torch.from_numpy(chosen), self.view.device))
 

@@ -64,7 +64,7 @@ def judged(model: NetworkedMoEForImageClassification, given: Scenario) -> tuple[
     trained = [device.data for group in prepared.devices.values() for device in group]
     x, y = (torch.cat([data[key] for data in trained]) for key in ("pixel_values", "labels"))
     chosen = np.random.default_rng(0).permutation(len(y))[:FITTED]
-    tests = list(prepared.tests.values())
+    tests = list(prepared.tests.own.values())
     z, z_test = (all_latents(model, images).numpy() for images in (x[chosen], torch.cat([t["pixel_values"] for t in tests])))
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(z, y[chosen].numpy())
     with torch.no_grad():

@@ -49,7 +49,7 @@ def test_the_saved_model_holds_what_the_adapters_learnt(tmp_path: Path) -> None:
     result = run(scenario, tmp_path / "run")
     prepared = prepare(scenario)
     saved = View(AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model"))
-    accuracy = evaluate(saved, prepared.objectives, prepared.tests)["accuracy"]
+    accuracy = evaluate(saved, prepared.objectives, prepared.tests.own)["accuracy"]
     assert accuracy == pytest.approx(result.summary["final_accuracy"], abs=0.02)
     assert any(not torch.equal(saved.parts["expert:0"][n], t) for n, t in prepared.view.parts["expert:0"].items())
 

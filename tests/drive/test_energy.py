@@ -50,16 +50,16 @@ def test_a_run_by_hand(tmp_path: Path) -> None:
     lines = play(tmp_path)
     # FLOPs are the gate's: 2·n·2·2 for n samples, forward only (it is frozen): 16 and 32, so 12 J a round in the mean
     # cycle 1, 0-10 s: 4 rounds; head up, a file of 92 B at 23 B/s: 4 s · 10 W; head down at 46 B/s: 2 s · 2 W; idle 10 − 6 s
-    # cycle 2, 10-30 s: 10 rounds out of contact; expert up and down as before; idle 20 − 6 s
-    # the rest, 30-50 s: 4 rounds after 26 s, in the ledger at 30 s; expert up in the flush; idle 20 − 4 s
-    assert joules(lines) == [(44.0, 48.0, 1.0), (44.0, 120.0, 3.5), (40.0, 48.0, 4.0)]
+    # cycle 2, 10-30 s: 10 rounds out of contact; expert up and down as before; 4 rounds in 26-30 s; idle 20 − 6 s
+    # the rest, 30-50 s: expert up in the flush; idle 20 − 4 s
+    assert joules(lines) == [(44.0, 48.0, 1.0), (44.0, 168.0, 3.5), (40.0, 0.0, 4.0)]
     assert [line["cycle"] for line in lines if line["event"] == "energy"] == [1, 2, 3]
     assert lines[-1]["energy_per_device"] == {"a": {"radio_J": 128.0, "compute_J": 216.0, "idle_J": 8.5}}
 
 
 def test_a_lost_signal_costs_the_radio_until_then(tmp_path: Path) -> None:
     lines = play(tmp_path, closes_s={0: 6.5})  # 2.5 s into the first upload
-    assert joules(lines)[0] == (25.0, 48.0, (10 - 2.5) * 0.25)
+    assert joules(lines)[0] == (25.0, 48.0 + 36.0, (10 - 2.5) * 0.25)  # and then 3 rounds of the standing order by 10 s
 
 
 def test_transfers_that_take_no_time_cost_no_radio_energy(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def document(clusters: list[dict[str, Any]] | None = None, **tables: Any) -> dic
         "task": {"kind": "image"},
         "train": {"cycles": 3, "local_steps": 4, "batch_size": 8, "lr_expert": 2e-2, "lr_gate": 1e-2},
         "assignment": {"trial_samples": 16},
+        "evaluation": {"validation": 0},  # all images are dealt
         "cluster": [{"name": f"c{i}", "devices": 2, "test": "test.npz", **cluster} for i, cluster in enumerate(found)],
     }
     return {**base, **tables}
@@ -156,7 +157,7 @@ def test_devices_get_their_partition_and_test_shares(folder: Path) -> None:
     assert [counts.index(max(counts)) for counts in held["c1"]] == [0, 1]
     assert sum(map(sum, held["c2"])) == 64
     by_client = prepare(given.changed(protocol="aligned"))
-    tests = {name: np.bincount(test["labels"], minlength=4).tolist() for name, test in by_client.tests.items()}
+    tests = {name: np.bincount(test["labels"], minlength=4).tolist() for name, test in by_client.tests.own.items()}
     assert (tests["c0/0"], tests["c0/1"]) == ([8, 8, 0, 0], [0, 0, 8, 8])
     assert (sum(tests["c1/0"]), sum(tests["c1/1"])) == (16, 16)
 

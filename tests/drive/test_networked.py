@@ -129,10 +129,10 @@ def test_the_network_infers_as_the_model_does(folder: Path, tmp_path: Path) -> N
         document["model"] = {"path": str(tmp_path / "run" / "model")}
         prepared = prepare(Scenario.parse(document, folder))
         prepared.view.sites[0].router.top_k = k
-        facts = network_facts(prepared)
+        facts = network_facts(prepared, prepared.tests)
         prepared.view.model.eval()
         right = total = 0
-        for samples in prepared.tests.values():
+        for samples in prepared.tests.own.values():
             with torch.no_grad():
                 log_p = prepared.view(samples)
             right += int((log_p.argmax(dim=-1) == samples["labels"]).sum())

@@ -43,6 +43,7 @@ def scenario(folder: Path, task: dict[str, Any], clusters: list[dict[str, Any]],
         "task": task,
         "train": {"cycles": 2, "local_steps": 2, "batch_size": 4, "lr_expert": 1e-2},
         "assignment": {"trial_samples": 4},
+        "evaluation": {"validation": 0},
         "cluster": [{"name": f"c{i}", **cluster} for i, cluster in enumerate(clusters)],
         **tables,
     }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import toy
-from fedexperts.contact.plan import Contact, ContactPlan, round_robin
+from fedexperts.contact.plan import Contact, ContactPlan, always_on, round_robin
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
@@ -114,3 +114,84 @@ def test_parts_that_are_not_trained_stay_bit_for_bit(protocol_class, tmp_path: P
     assert all(bool((now[name] == tensor).all()) for name, tensor in frozen.items())
     assert protocol.model["gate"].version == 0
     assert "gate" not in {part for line in lines if line["event"] == "train" for part in line["parts"]}
+
+
+# ---- the first cycle
+
+
+def test_from_the_start_every_cluster_trains_until_it_is_met(tmp_path: Path) -> None:
+    """Algorithm 2's else-branch holds from t = 0 on: b has a round behind it when it is met first."""
+    _, lines = play(EnhancedEmsFl, round_robin(["a", "b"], 2, 1.0), DATA, 1, tmp_path, gate_tail_cycles=0, first_cycle="paper")
+    # b, 0–1 s on its own: expert 1 → 2, uploaded at 1 s; then both go on until 2 s; the flush brings a's 2 and b's 2 rounds
+    assert at_cycles(lines) == [(0, 2, 0), (6, 3, 0)]
+    train = [(line["cluster"], line["phase"], line["rounds"]) for line in lines if line["event"] == "train"]
+    assert train == [("a", "connected", 1), ("b", "disconnected", 1), ("b", "connected", 1), ("a", "disconnected", 1)]
+
+
+def test_by_default_a_cluster_rests_until_it_is_met(tmp_path: Path) -> None:
+    _, lines = play(EnhancedEmsFl, round_robin(["a", "b"], 2, 1.0), DATA, 1, tmp_path, gate_tail_cycles=0)
+    assert at_cycles(lines) == [(0, 0, 0), (6, 2, 0)]
+
+
+def test_standard_ems_fl_has_the_same_first_cycle(tmp_path: Path) -> None:
+    _, lines = play(EmsFl, round_robin(["a", "b"], 2, 1.0), DATA, 1, tmp_path, first_cycle="paper")
+    # a: expert 0 and head move by 4 each; b on its own: expert 1 → 2, uploaded; head came down as 4: error 4 − 2 − 4 = −2,
+    # so in contact expert 1 → 1, head → 3
+    assert at_cycles(lines)[0] == (0, 2, 3)
+
+
+# ---- several clusters, one version; weights
+
+
+ALWAYS = {name: [toy.samples(0, label)] for name, label in (("a", 8.0), ("b", 4.0), ("c", 0.0), ("d", 16.0))}
+
+
+@pytest.mark.parametrize(("overlap", "moved"), [("mean", (2 + 1 + 0 + 4) * 2 / 4), ("add", (2 + 1 + 0 + 4) * 2)])
+def test_always_on_sync_is_fedavg_with_the_mean_and_many_times_it_with_the_sum(
+    overlap: str, moved: float, tmp_path: Path
+) -> None:
+    _, lines = play(Sync, always_on(list(ALWAYS), 1, 1.0), ALWAYS, 1, tmp_path, overlap=overlap)
+    # from 0, a device moves expert 0 and the head by half its label; (6) is the mean over all devices
+    assert at_cycles(lines)[0] == (moved, 0, moved)
+
+
+def test_always_on_sync_stays_fedavg_round_after_round(tmp_path: Path) -> None:
+    """Against (6) in two lines: every device moves both numbers by half its error, and all are averaged."""
+    _, lines = play(Sync, always_on(list(ALWAYS), 6, 1.0), ALWAYS, 6, tmp_path, overlap="mean")
+    expert = head = 0.0
+    for found in at_cycles(lines)[:6]:
+        step = sum(float(s[0]["labels"][0]) - expert - head for s in ALWAYS.values()) / 2 / 4
+        expert, head = expert + step, head + step
+        assert found == pytest.approx((expert, 0, head), abs=1e-5)
+
+
+def test_a_group_ends_with_the_last_who_holds_its_version(tmp_path: Path) -> None:
+    protocol, _ = play(Sync, always_on(list(ALWAYS), 3, 1.0), ALWAYS, 2, tmp_path, overlap="mean")
+    assert not any(protocol.returned.values())
+    protocol, _ = play(EmsFl, round_robin(["a", "b"], 5, 1.0), DATA, 4, tmp_path, overlap="mean")
+    assert all(len(versions) <= 1 for versions in protocol.returned.values())
+
+
+def test_out_of_overlaps_the_mean_changes_nothing(tmp_path: Path) -> None:
+    for protocol_class in (Sync, EmsFl, EnhancedEmsFl):
+        found = [
+            play(protocol_class, round_robin(["a", "b"], 5, 1.0), DATA, 4, tmp_path, overlap=overlap)[1]
+            for overlap in ("add", "mean")
+        ]
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("weights", "moved"), [("devices", 3.0), ("samples", (2 * 8 + 4 * 4) / 6 / 2)])
+def test_devices_weigh_alike_or_by_their_samples(weights: str, moved: float, tmp_path: Path) -> None:
+    data = {"a": [toy.samples(0, 8.0, n=2), toy.samples(0, 4.0, n=4)]}
+    owned = {"a": frozenset({"expert:0", "expert:1"})}
+    for protocol_class, cycle in ((Sync, 0), (EmsFl, 1)):  # EMS-FL's expert arrives a contact later
+        _, lines = play(protocol_class, round_robin(["a"], 3, 1.0), data, 2, tmp_path, owned, weights=weights)
+        assert at_cycles(lines)[cycle][0] == pytest.approx(moved)
+        assert at_cycles(lines)[0][2] == pytest.approx(moved)
+
+
+def test_weights_by_samples_hold_between_clusters_too(tmp_path: Path) -> None:
+    data = {"a": [toy.samples(0, 8.0, n=2)], "b": [toy.samples(0, 4.0, n=6)]}
+    _, lines = play(Sync, always_on(["a", "b"], 1, 1.0), data, 1, tmp_path, overlap="mean", weights="samples")
+    assert at_cycles(lines)[0][0] == pytest.approx((2 * 4 + 6 * 2) / 8)

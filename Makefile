@@ -47,6 +47,7 @@ bench: $(STAMP)  ## every figure that the docs claim
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/split.py
 	$(BIN)/python benchmarks/extractor.py
+	$(BIN)/python benchmarks/rederive.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

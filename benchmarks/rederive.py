@@ -30,14 +30,13 @@ from transformers import MixtralConfig, MixtralForSequenceClassification
 from fedexperts import Scenario, run
 from fedexperts.drive.split import split_experts
 from fedexperts.ledger import read
-from fedexperts.tables import Train
 
 BOUND = 1e-5
 LENGTH, RANGE, VOCABULARY = 6, 12, 64  # of a sequence, of a cluster's own tokens, of all and padding
-READINGS = "first_cycle" in Train.model_fields
-"""Whether runs have both readings of the first cycle; since then they can hold out data, and book steps as they are made."""
-CASES: list[tuple[str, Reading]] = [("sync", "met"), ("ems-fl", "met"), ("ems-fl-enhanced", "met")]
-CASES += [("ems-fl", "paper"), ("ems-fl-enhanced", "paper")] if READINGS else []
+CASES: list[tuple[str, Reading]] = [
+    ("sync", "met"),
+    *((protocol, reading) for protocol in ("ems-fl", "ems-fl-enhanced") for reading in ("met", "paper")),
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def make_world(folder: Path, clusters: int, devices: int = 2, cycles: int = 3, s
         "seed": 4,
         "model": {"path": "start", "uplink": "exact"},
         "train": {"cycles": cycles, "batch_size": "full", "optimizer": "sgd", **rates},
-        "evaluation": {"validation": 0} if READINGS else {},
+        "evaluation": {"validation": 0},
         "assignment": {"trial_samples": 1000},  # all
         "cluster": [place | {"name": f"c{c}", "data": f"train{c}.jsonl", "test": f"test{c}.jsonl"} for c in range(clusters)],
     }
@@ -138,7 +137,7 @@ class Ended:
 
 
 def product(world: World, protocol: str, first_cycle: Reading = "met", **tables: dict[str, Any]) -> Ended:
-    tables["train"] = tables.get("train", {}) | ({"first_cycle": first_cycle} if READINGS else {})
+    tables["train"] = tables.get("train", {}) | {"first_cycle": first_cycle}
     out = world.folder / f"{protocol}-{first_cycle}"
     run(world.scenario.changed(protocol=protocol, **tables), out)
     return Ended(checkpoint(out / "model"), list(read(out / "ledger.jsonl")))
@@ -179,7 +178,7 @@ def steps_before(world: World, protocol: str, slot: int, first_cycle: Reading) -
 
 def step_faults(world: World, protocol: str, ended: Ended, first_cycle: Reading) -> list[str]:
     C, end = len(world.devices), ended["end"][0]
-    points = {point["cycle"] * C: point for point in ended["evaluate"]} if READINGS else {}
+    points = {point["cycle"] * C: point for point in ended["evaluate"]}
     wanted = {t: steps_before(world, protocol, t, first_cycle) for t in (*points, world.cycles * C)}
     faults = [f"{p['steps']} steps before slot {t}, not {wanted[t]}" for t, p in points.items() if p["steps"] != wanted[t]]
     last = wanted[world.cycles * C]

@@ -15,7 +15,7 @@ from fedexperts.drive.many import run_many
 
 SEEDS = (100, 101)
 LR_EXPERT = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-LR_GATE = (1e-3, 3e-3, 1e-2, 3e-2)
+LR_GATE = (1e-3, 3e-3, 1e-2)
 NEVER = 99
 
 

@@ -9,11 +9,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import paper
-import rederive
 from rederive import CASES, TRIALS, compare, derive, draws, lora_faults, make_world, product, split_faults, step_faults
-
-# Routers of that time give a lone pick under the mask the gradient of K = 1. By (9), as K = 2, its weight is constant.
-LONE_PICK = pytest.mark.xfail(not rederive.READINGS, reason="a lone pick under the mask has a gradient", strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +32,7 @@ def ended(worlds):
 
 @pytest.mark.parametrize(("protocol", "first_cycle"), CASES)
 @pytest.mark.parametrize("C", [2, 3])
-def test_a_run_ends_with_the_papers_model(request, worlds, ended, C, protocol, first_cycle):
-    if C == 3 and protocol == "ems-fl-enhanced":
-        request.applymarker(LONE_PICK)
+def test_a_run_ends_with_the_papers_model(worlds, ended, C, protocol, first_cycle):
     run = ended(C, protocol, first_cycle)
     found = compare(worlds[C], run, derive(worlds[C], protocol, run.owned, first_cycle))
     assert found.faults + step_faults(worlds[C], protocol, run, first_cycle) == []

@@ -72,6 +72,14 @@ def test_a_single_pick_weighs_one_and_passes_the_gradient_of_p():
     assert ours.grad.abs().max() > 0.1
 
 
+def test_a_frozen_gate_weighs_a_single_pick_with_one():
+    ours, router = logits([2.0, 0.0, 1.0]), Router(3, 1)
+    router.gate_trained = False
+    weights_TK, _ = router(ours, training=True)
+    assert weights_TK.tolist() == [[1.0]]
+    assert not weights_TK.requires_grad
+
+
 def test_switch_weighs_with_p():
     ours, plain = logits([2.0, 0.0, 1.0]), logits([2.0, 0.0, 1.0])
     weights_TK, _ = Router(3, 1, top1="switch")(ours, training=True)

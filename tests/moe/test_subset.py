@@ -256,9 +256,10 @@ def test_local_training_on_a_subset_equals_that_on_the_masked_full_model(family,
     assert trained_alike(views(family, tmp_path, KEEP), KEEP, gate) > 1e-2
 
 
-def test_so_does_training_of_a_single_expert_where_the_gate_has_no_say(tmp_path):
-    """With ``straight-through`` it does not: the full model's lower layers see the gradient of the unmasked softmax."""
-    assert trained_alike(views("mixtral", tmp_path, (4,), top1="paper"), (4,), gate=False) > 1e-2
+@pytest.mark.parametrize("top1", ["straight-through", "paper"])
+def test_so_does_training_of_a_single_expert_under_a_frozen_gate(top1, tmp_path):
+    """Its weight is 1; where the gate learns, the full model's lower layers see the gradient of the unmasked softmax."""
+    assert trained_alike(views("mixtral", tmp_path, (4,), top1=top1), (4,), gate=False) > 1e-2
 
 
 # ---- experts that are streamed

@@ -135,6 +135,21 @@ def test_the_gate_of_a_one_pick_mixtral_gets_a_gradient_where_plain_transformers
     assert ours > 1e-3
 
 
+def test_under_a_frozen_gate_experts_get_the_gradient_of_34_at_one_pick():
+    """A weight of 1 has no gradient, so that the layers below see nothing through the gate: as in plain transformers."""
+    reference = plain("mixtral", num_experts_per_tok=1)
+    view = View(copy.deepcopy(reference))
+    loss_of(reference(**inputs(batch())).logits).backward()
+    expected = {name: p.grad for name, p in reference.named_parameters()}
+    leaves = view.freeze(but=set(filter(is_expert, view.parts)))
+    loss_of(view(batch())).backward()
+    for part, name, leaf in leaves:
+        theirs = expected[name][int(part.removeprefix("expert:"))]
+        ours = torch.zeros_like(theirs) if leaf.grad is None else leaf.grad
+        assert torch.allclose(ours, theirs, atol=1e-6), (part, name)
+    assert max(leaf.grad.abs().max() for _, _, leaf in leaves if leaf.grad is not None) > 1e-3
+
+
 def test_frozen_parts_get_no_gradient():
     view = View(plain("mixtral"))
     view.freeze(but={"expert:1"})

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
-from fedexperts.train.device import LocalTraining
+from fedexperts.train.device import Device, LocalTraining
 
 NONE = Faults()
 ADAM = LocalTraining(local_steps=1, batch_size=None, optimizer="adamw", lr_expert=0.1, lr_gate=0.1)
@@ -214,6 +215,30 @@ def test_resplitting_hands_experts_over_at_contacts(protocol_class, tmp_path: Pa
                     taught.add(f"{part} by {x['cluster']}")
     assert taught == {"expert:0 by a", "expert:0 by b", "expert:1 by a", "expert:1 by b"}
     assert not [x for x in lines if x["event"] == "refuse"]
+
+
+@pytest.mark.parametrize("protocol_class", [EmsFl, EnhancedEmsFl])
+def test_a_trial_before_a_resplit_sees_what_came_down_and_no_training_of_this_contact(protocol_class, tmp_path: Path) -> None:
+    plan, seen = round_robin(["a", "b"], 5, 1.0), []
+
+    def observe(device, samples):
+        seen.append({part: (piece.version, part in device.trained) for part, piece in device.held.items()})
+        return np.array([[1, 1]]), 2
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Device, "observe", observe)
+        keep = {c: frozenset(f"expert:{m}" for m in mine) for c, mine in OWNED.items()}
+        options = {"split": lambda counts, number: keep, "every_cycles": 2, "trial_samples": 1, "gate_tail_cycles": 0}
+        _, lines, _ = play(protocol_class, plan, tmp_path, 4, OWNED, **options)
+    at = [i for i, x in enumerate(lines) if x["event"] == "trial"]
+    assert len(at) == len(seen) == 2
+    for i, held in zip(at, seen, strict=True):
+        assert lines[i - 1]["event"] == "send"
+        assert next(x["event"] for x in lines[i + 1 :] if x["event"] != "split") == "train"
+        assert not any(trained for _, trained in held.values())
+        down = {p: v for x in lines[:i] if x["event"] == "send" for p, v in zip(x["parts"], x["versions"], strict=True)}
+        sent = lines[i - 1]
+        assert {p: held[p][0] for p in sent["parts"]} == {p: down[p] for p in sent["parts"]}
 
 
 def test_a_download_longer_than_a_contact_goes_on_in_the_next(tmp_path: Path) -> None:

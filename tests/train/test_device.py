@@ -378,7 +378,16 @@ def test_observing_takes_no_more_samples_than_asked_for_and_changes_nothing():
     assert (device.pending, device.steps) == ({}, 0)
 
 
-def test_observing_looks_at_the_devices_own_model_without_a_mask():
+def test_observing_looks_at_the_model_as_it_came_down():
+    """θ_t of Algorithm 1 is the server's; what a device has made of its gate since is its own."""
+    device = one(mixed())
+    device.trained[GATE] = {name: -value for name, value in device.held[GATE].tensors.items()}  # would swap all picks
+    only_first = one({"x": torch.tensor([[1.0, 0.0]]), "labels": torch.zeros(1)})
+    only_first.trained[GATE] = device.trained[GATE]
+    assert only_first.observe(1)[0].tolist() == [[1, 0]]
+
+
+def test_observing_needs_no_mask():
     a, b = pair(mixed(), mixed())
     b.train(task(E1, route=frozenset({E1})), rounds=1)
     a.receive([Piece(GATE, 1, {k: -v for k, v in a.held[GATE].tensors.items()})])  # now picks the other expert

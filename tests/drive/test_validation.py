@@ -186,7 +186,7 @@ def test_without_validation_data_everything_reads_the_test_data(folder: Path) ->
 
 
 def test_baselines_learn_from_what_devices_may_learn_from(tmp_path: Path) -> None:
-    """A row is held out that is the only one to name its label: TF-IDF then cannot know it."""
+    """Texts of the rows that are kept, beside their labels: with any other rows they would not fit together."""
     text.saved(tmp_path / "model")
     found = [{"text": f"good {i}", "label": "good"} for i in range(8)] + [
         {"text": f"bad {i}", "label": "bad"} for i in range(8)

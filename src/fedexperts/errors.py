@@ -1,5 +1,9 @@
-"""The one error for input that is wrong."""
+"""What stops a command with a message: input that is wrong, and training that has left the finite numbers."""
 
 
 class InputError(ValueError):
     """What the user gave cannot work; the message names the field, the value, the bound and the remedy."""
+
+
+class Diverged(ArithmeticError):  # noqa: N818  # it is what became of a run
+    """Nothing finite is left of a part, or an evaluation is not finite; the run stops, and its last checkpoint stays."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contact.plan import TIGHT_S, ContactPlan
+from ..errors import Diverged
 from ..ledger import Ledger
 from ..moe.parts import Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
@@ -29,6 +30,7 @@ from .faults import NO_FAULTS, Faults
 from .link import Effect, SimulatedLink
 
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
+LOWER = "lower train.lr_expert or train.lr_gate"
 
 
 class Simulator:
@@ -82,6 +84,7 @@ class Simulator:
         self.totals = {"steps": 0, "uplink_B": first_uplink_B, "downlink_B": 0}
         self.cycle_uplink_B = 0
         self.flops: dict[tuple[str, str, int, frozenset[str], bool, str, int], int] = {}
+        self.finite: dict[str, dict[str, bool]] = {}  # part -> cluster -> whether a device had finite numbers of it last
         self.trial_B = trial_B
         self.open = 0
         self.fresh = True  # nothing has happened yet
@@ -123,6 +126,7 @@ class Simulator:
             "training_over": self.training_over,
             "cycle_uplink_B": self.cycle_uplink_B,
             "flops": self.flops,
+            "finite": self.finite,
             "totals": self.totals,
         }
 
@@ -149,10 +153,25 @@ class Simulator:
         self._book_under_way(t_s)
         self._read_meters(t_s, self.next_cycle)
         self.cycle_uplink_B = self.totals["uplink_B"]
-        facts = self.evaluate(self.protocol.model, self.next_cycle)
+        facts = self._facts(self.next_cycle)
         if facts:
             self.ledger.write("evaluate", t_s, cycle=self.next_cycle, **self.totals, **facts)
         self.ledger.flush()
+
+    def _facts(self, cycle: int | None) -> dict[str, Any]:
+        """What the model is worth.
+
+        Raises:
+            Diverged: its loss is not finite.
+        """
+        facts = self.evaluate(self.protocol.model, cycle)
+        if not math.isfinite(facts.get("loss", 0.0)):
+            self.ledger.flush()
+            when = "at the end" if cycle is None else f"of cycle {cycle}"
+            raise Diverged(
+                f"the evaluation {when} is not finite (loss {facts['loss']}); lower train.lr_expert or train.lr_gate"
+            )
+        return facts
 
     def _read_meters(self, t_s: float, cycle: int) -> None:
         per_device = {name: shown(cluster.meter.read(t_s)) for name, cluster in self.clusters.items()}
@@ -168,7 +187,7 @@ class Simulator:
         unsent = sum(max(d.pending.values(), default=0) for c in self.clusters.values() for d in c.devices)
         self._read_meters(t_s, self.next_cycle + 1)  # the rest: training up to the end, and the flush
         facts = {"energy_per_device": {name: shown(cluster.meter.total_J) for name, cluster in self.clusters.items()}}
-        facts |= self.evaluate(self.protocol.model, None)
+        facts |= self._facts(None)
         late = self.totals["uplink_B"] > self.cycle_uplink_B  # something arrived after the last whole cycle
         cycles = len(self.cycle_ends_s)
         self.ledger.write("end", t_s, cycles=cycles, late=late, unsent_rounds=unsent, **self.totals, **facts)
@@ -223,11 +242,31 @@ class Simulator:
         cluster.booked = 0
         peer_B = -sum(device.member.peer_B for device in cluster.devices if device.member is not None)
         steps = sum(device.train(task, rounds, round_s) for device in cluster.devices)
+        self._keep_finite(name, task, t_s)
         facts = {"cluster": name, "phase": phase, "parts": in_order(task.parts), "rounds": rounds, "steps": steps}
         if peer_B := peer_B + sum(device.member.peer_B for device in cluster.devices if device.member is not None):
             facts["peer_B"] = peer_B
             self.totals["peer_B"] = self.totals.get("peer_B", 0) + peer_B
         self.ledger.write("train", t_s, **facts)
+
+    def _keep_finite(self, name: str, task: Task, t_s: float) -> None:
+        """What has left the finite numbers stays on its device and is given up there; the others go on.
+
+        Raises:
+            Diverged: that has happened to all devices that trained a part last.
+        """
+        devices = self.clusters[name].devices
+        broken = {device.name: device.diverged(task.parts) for device in devices}
+        for device, parts in broken.items():
+            if parts:
+                self.ledger.write("refuse", t_s, cluster=name, device=device, parts=parts, reason="not finite")
+        for part in in_order(task.parts):
+            links = self.finite.setdefault(part, {})
+            links[name] = not all(part in parts for parts in broken.values())
+            if not any(links.values()):
+                self.ledger.flush()
+                where = f"cluster {', '.join(links)}, cycle {self.next_cycle + 1}"
+                raise Diverged(f"{part} is not finite after local training on any device ({where}): {LOWER}")
 
     def _book(self, name: str, task: Task, rounds: int) -> None:
         """Count steps and FLOPs of the first ``rounds`` rounds of the phase under way, less what was counted before."""

@@ -65,6 +65,11 @@ class Piece:
         return file_B(self.tensors)
 
 
+def finite(tensors: Tensors) -> bool:
+    """Whether all numbers are."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
+
+
 def tensors_B(tensors: Tensors) -> int:
     """Bytes of all tensors."""
     return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 
+from ..errors import Diverged
 from ..moe.lora import LoRA, combined, projections, same
-from ..moe.parts import Piece, Tensors, in_order
+from ..moe.parts import Piece, Tensors, finite, in_order
 from ..train.task import Update
 
 Sent = dict[str, dict[str, Piece]]
@@ -71,9 +72,19 @@ def grouped(updates: Iterable[Update]) -> dict[str, list[Update]]:
 
 def averaged(model: Mapping[str, Piece], updates: Sequence[Update], how: Averaging = PLAIN) -> tuple[Piece, Facts]:
     """(31): an exclusively owned part becomes the mean of its devices' values."""
-    part = updates[0].piece.part
     tensors, facts = _mean(how.terms(updates), how.lora)
-    return Piece(part, model[part].version + 1, tensors), facts
+    return after(model[updates[0].piece.part], tensors), facts
+
+
+def after(piece: Piece, tensors: Tensors) -> Piece:
+    """The next version of a part.
+
+    Raises:
+        Diverged: a number of it is not finite.
+    """
+    if not finite(tensors):
+        raise Diverged(f"{piece.part} is not finite after aggregation (version {piece.version + 1}); lower the learning rates")
+    return Piece(piece.part, piece.version + 1, tensors)
 
 
 def changed(
@@ -84,19 +95,19 @@ def changed(
     With one cluster in view nobody else has moved the part, and it becomes the mean to the bit. ``before`` is what other
     clusters have made of the same version: then the part moves by the new mean less the mean of those.
     """
-    current, arrived, version = model[sent.part], how.terms(updates), model[sent.part].version + 1
+    current, arrived = model[sent.part], how.terms(updates)
     if current.version == sent.version:
         tensors, facts = _mean(arrived, how.lora)
-        return Piece(sent.part, version, tensors), facts
+        return after(current, tensors), facts
     old, new = (sum(weight for weight, _ in terms) for terms in (before, [*before, *arrived]))
     terms = [(weight / new - weight / old, tensors) for weight, tensors in before]
     terms += [(weight / new, tensors) for weight, tensors in arrived]
     terms += [] if before else [(-1.0, sent.tensors)]
     if _refactored(arrived[0][1], how.lora):
         tensors, facts = _factored([(1.0, current.tensors), *terms])
-        return Piece(sent.part, version, tensors), facts
+        return after(current, tensors), facts
     moved = {name: sum(share * of[name] for share, of in terms) for name in arrived[0][1]}
-    return Piece(sent.part, version, {name: current.tensors[name] + change for name, change in moved.items()}), {}
+    return after(current, {name: current.tensors[name] + change for name, change in moved.items()}), {}
 
 
 def settled(
@@ -166,17 +177,17 @@ def moved(
     current = model[changes[0].part]
     weight = total or sum(change.weight for change in changes)
     if changes[0].rows is not None:
-        return Piece(current.part, current.version + 1, _rows_moved(current.tensors, changes, total)), {}
+        return after(current, _rows_moved(current.tensors, changes, total)), {}
     if _refactored(changes[0].local, lora):
         terms = [(1.0, current.tensors)]
         terms += [(sign * c.weight / weight, t) for c in changes for sign, t in ((1.0, c.local), (-1.0, c.since))]
         tensors, facts = _factored(terms)
-        return Piece(current.part, current.version + 1, tensors), facts
+        return after(current, tensors), facts
     tensors = {name: value.clone() for name, value in current.tensors.items()}
     for change in changes:
         for name, local in change.local.items():
             tensors[name] += change.weight / weight * (local - change.since[name])
-    return Piece(current.part, current.version + 1, tensors), {}
+    return after(current, tensors), {}
 
 
 def _rows_moved(gate: Tensors, changes: Sequence[Change], total: float | None) -> Tensors:

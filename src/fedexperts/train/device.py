@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
 from ..moe.lora import combined, projections
-from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
+from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, finite, in_order, is_expert
 from ..moe.view import Batch, View
 from .batches import epoch_batches
 from .codec import Codec, decode, encode, payload_B
@@ -155,6 +155,14 @@ class Device:
         self._leave(task, leaves, optimizer, rounds)
         self.round_s = round_s
         return self.steps - first
+
+    def diverged(self, parts: Iterable[str]) -> list[str]:
+        """Which of these parts training has led out of the finite numbers; they are given up, and what is held counts again."""
+        broken = [part for part in in_order(parts) if part in self.trained and not finite(self.trained[part])]
+        for part in broken:
+            for state in (self.trained, self.pending, self.snapshots, self.optimizer_state):
+                state.pop(part, None)
+        return broken
 
     def appraise(self, experts: Iterable[str], task: Task) -> dict[str, tuple[float, float]]:
         """Loss and share of experts on at most ``task.appraisal`` own samples, as `Update` has them, before training.

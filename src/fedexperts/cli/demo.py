@@ -101,13 +101,13 @@ def demo_jobs(scenario: Scenario) -> dict[str, Scenario]:
 
 
 TUNED: dict[str, dict[str, Any]] = {
-    "sync": {"lr_expert": 1e-2, "lr_gate": 1e-3},
+    "sync": {"lr_expert": 1e-2, "lr_gate": 3e-3},
     "sync, C rounds": {"lr_expert": 3e-3, "lr_gate": 3e-3},
     "ems-fl": {"lr_expert": 3e-3, "lr_gate": 1e-2},
     "ems-fl-enhanced": {"lr_expert": 3e-2, "lr_gate": 3e-3},
     "ems-fl, γ ≈ 1": {"lr_expert": 3e-3, "lr_gate": 1e-2},
-    "sync, γ ≈ 1": {"lr_expert": 1e-2, "lr_gate": 1e-3},
-    "sync, C rounds, γ ≈ 1": {"lr_expert": 3e-3, "lr_gate": 3e-3},
+    "sync, γ ≈ 1": {"lr_expert": 3e-2, "lr_gate": 1e-3},
+    "sync, C rounds, γ ≈ 1": {"lr_expert": 3e-3, "lr_gate": 1e-2},
 }
 
 

@@ -55,3 +55,17 @@ def test_a_central_run_learns_the_demos_task() -> None:
     central.train(Task(frozenset(p for p in model if p == "gate" or p.startswith("expert"))), rounds=1)
     facts = evaluate(prepared.view, prepared.objectives, prepared.tests.own)
     assert facts["accuracy"] >= 0.85
+
+
+@pytest.mark.parametrize("name", ["ems-fl", "sync", "sync, C rounds"])
+def test_a_control_differs_from_its_run_in_who_holds_what(name: str) -> None:
+    from fedexperts.cli.demo import TUNED, demo_jobs, demo_scenario
+    from fedexperts.data.digits import DOMAINS, MIXTURES
+
+    jobs = demo_jobs(demo_scenario())
+    one, control = (jobs[key].model_dump() for key in (name, f"{name}, γ ≈ 1"))
+    assert [cluster.pop("data") for cluster in one["cluster"]] == [f"digits:{domain}" for domain in DOMAINS]
+    assert [cluster.pop("data") for cluster in control["cluster"]] == [f"digits:{mixture}" for mixture in MIXTURES]
+    for key, document in ((name, one), (f"{name}, γ ≈ 1", control)):
+        assert {rate: document["train"].pop(rate) for rate in ("lr_expert", "lr_gate")} == TUNED[key]
+    assert one == control

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "fedexperts"
-BASE = {"errors", "units"}
+BASE = {"errors", "units", "reading"}
 MAY = {
     "errors": set(),
     "units": set(),
+    "reading": {"errors"},
     "tables": BASE,
     "scenario": BASE | {"tables"},
     "ledger": BASE,
@@ -24,7 +25,7 @@ MAY = {
     "cli": BASE | {"moe", "data", "train", "assign", "contact", "protocol", "scenario", "tables", "ledger", "drive", "report"},
 }
 OUTSIDE = {
-    "torch": {"contact", "assign", "report", "ledger", "scenario", "tables", "errors", "units"},
+    "torch": {"contact", "assign", "report", "ledger", "scenario", "tables", "errors", "units", "reading"},
     "transformers": set(MAY) - {"moe", "train"},
 }
 

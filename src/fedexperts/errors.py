@@ -1,8 +1,12 @@
-"""What stops a command with a message: input that is wrong, and training that has left the finite numbers."""
+"""What stops a command with a message: input that is wrong, training that has left the finite numbers; and a warning of input."""
 
 
 class InputError(ValueError):
     """What the user gave cannot work; the message names the field, the value, the bound and the remedy."""
+
+
+class InputWarning(UserWarning):
+    """What the user gave works, and may not be what was meant; the message names the place and the remedy."""
 
 
 class Diverged(ArithmeticError):  # noqa: N818  # it is what became of a run

@@ -94,6 +94,15 @@ def test_wrong_input_exits_2_with_one_message(arguments: list[str], message: str
     assert not (tmp_path / "runs").exists()
 
 
+def test_labels_that_count_from_1_are_warned_of_before_training(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"input_ids": [{n}, 2], "label": {1 + n % 2}}}\n' for n in range(8)))
+    clusters = [{"name": name, "data": "a.jsonl", "test": "a.jsonl"} for name in ("a", "b")]
+    (tmp_path / "scenario.toml").write_text(tomli_w.dumps(small.document(cluster=clusters, train={"cycles": 1})))
+    done = fedexperts("run", "scenario.toml", "--out", "run", "--json", folder=tmp_path)
+    assert "warning: labels of all clusters: 0 never occurs (1: 16, 2: 16)" in done.stderr
+    assert json.loads(done.stdout)["protocols"]
+
+
 def test_ctrl_c_leaves_a_resumable_run(scenario: Path, tmp_path: Path) -> None:
     long = ("run", scenario, "--set", "train.cycles=40", "--out", "out")
     process = subprocess.Popen(

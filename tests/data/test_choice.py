@@ -112,7 +112,7 @@ def test_a_long_question_loses_its_beginning_and_options_stay_whole() -> None:
     [
         ({"answer": 3}, Columns(), r"row 1: answer 3 is outside its 3 options"),
         ({"answer": "D"}, Columns(), r"answer 'D' is outside its 3 options"),
-        ({"answer": "AB"}, Columns(), r"answer 'AB' is neither a number nor a single letter; leave the row out"),
+        ({"answer": "AB"}, Columns(), r"answer 'AB' is neither a whole number nor a single letter; leave the row out"),
         ({"choices": ["one"]}, Columns(), r"1 option\(s\); a question needs at least 2"),
         ({"choices": ["a", "b" * 200]}, Columns(), r"an option has 201 tokens: must be between 1 and 127, .*max_length = 128"),
         ({}, Columns(options="options"), r"task.options names 'options', and the columns are question, choices, answer"),

@@ -54,5 +54,5 @@ def test_accuracy_by_hand() -> None:
 def test_rows_that_cannot_be_used() -> None:
     with pytest.raises(InputError, match=r"row 2: text has 1 token\(s\); at least 2 are needed"):
         encode([ROWS[0], {"text": "x"}], text.tokenizer(), "text", 16)
-    with pytest.raises(InputError, match=r"task.text = 'body' is no column; the columns are text"):
+    with pytest.raises(InputError, match=r"data: there is no column 'body'; the columns are 'text'"):
         encode(ROWS, text.tokenizer(), "body", 16)

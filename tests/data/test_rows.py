@@ -50,10 +50,9 @@ def test_parquet_gives_the_rows_that_were_written(tmp_path, codec):
     assert read_rows("a.parquet", tmp_path) == ROWS
 
 
-@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
-def test_csv_has_a_header_and_quotes_and_knows_only_text(tmp_path, name, separator):
-    write(tmp_path / name, f'text{separator}label\r\ngood{separator}1\r\n\r\n"a, b\t ""c""\nd"{separator}0\r\n')
-    assert read_rows(name, tmp_path) == [{"text": "good", "label": "1"}, {"text": 'a, b\t "c"\nd', "label": "0"}]
+def test_csv_has_a_header_and_quotes_and_knows_only_text(tmp_path):
+    write(tmp_path / "a.csv", 'text,label\r\ngood,1\r\n\r\n"a, b\t ""c""\nd",0\r\n')
+    assert read_rows("a.csv", tmp_path) == [{"text": "good", "label": "1"}, {"text": 'a, b\t "c"\nd', "label": "0"}]
 
 
 @settings(deadline=None, max_examples=30)
@@ -87,14 +86,20 @@ def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.jsonl", '{"a": 1}\nnot json\n', r"a\.jsonl, line 2: is not JSON .*; every line must be one JSON object"),
-        ("a.jsonl", '{"a": 1}\n\n{"a": 2}\n', r"a\.jsonl, line 2: is not JSON"),
-        ("a.json", '[{"a": 1}]', r"a\.json, line 1: holds \[\{'a': 1\}\]; every line must be one JSON object"),
+        ("a.jsonl", '{"a": 1}\nnot json\n', r"a\.jsonl, line 2: is not JSON .*; a file must hold one object on every line"),
+        (
+            "a.jsonl",
+            '{"a": 1}\n\n[1]\n',
+            r"a\.jsonl, line 3: holds \[1\]; must be an object: a file must hold one object on every",
+        ),
+        ("a.json", '"a"', r"a\.json, line 1: holds 'a'; must be an object"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", r"a\.csv, line 3: 3 fields, but the header names 2; put double quotes"),
         ("a.csv", "a,b\n1\n", r"a\.csv, line 2: 1 fields, but the header names 2"),
         ("a.csv", "a,a\n1,2\n", r"a\.csv, line 1: column 'a' is there twice; rename one"),
-        ("a.tsv", 'a\tb\n"never closed\t2\n', r"a\.tsv, line 2: .*; put double quotes"),
-        ("a.tsv", 'a\tb\n"half" closed\t2\n', r"a\.tsv, line 2: .*; put double quotes"),
+        ("a.csv", 'a,b\n"never closed,2\n', r"a\.csv, line 2: .*; put double quotes"),
+        ("a.csv", 'a,b\n"half" closed,2\n', r"a\.csv, line 2: .*; put double quotes"),
+        ("a.tsv", "a\tb\n1\t2\t3\n", r"a\.tsv, line 2: 3 fields, but the header names 2; a field must not hold a tab"),
+        ("a.tsv", "a\tb\ta\n", r"a\.tsv, line 1: column 'a' is there twice"),
         ("a.parquet", "text", r"a\.parquet': is damaged or not Parquet .*; fetch or write it again"),
         ("a.parquet", "", r"a\.parquet': is damaged or not Parquet"),
         ("a.txt", "text", r"a\.txt': of unknown kind; must end in \.jsonl, .* or be hub:org/name:split"),
@@ -157,9 +162,9 @@ def hub(monkeypatch):
         library.asked.append((name, config, split))
         if isinstance(library.answer, Exception):
             raise library.answer
-        return iter(library.answer)
+        return library.answer
 
-    library.load_dataset, library.exceptions = load_dataset, errors
+    library.load_dataset, library.exceptions, library.__version__ = load_dataset, errors, "4.0.0"
     monkeypatch.setitem(sys.modules, "datasets", library)
     monkeypatch.setitem(sys.modules, "datasets.exceptions", errors)
     return library
@@ -203,6 +208,33 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"data = 'hub:org/name:train': .* pip install 'fedexperts\[datasets\]'"):
         read_rows("hub:org/name:train", Path())
+
+
+def test_code_that_comes_with_data_is_never_run(hub):
+    """`load_dataset` of the fixture takes no ``trust_remote_code``; a script is an error of the input."""
+    hub.answer = RuntimeError("Dataset scripts are no longer supported, but found name.py")
+    with pytest.raises(InputError, match=r"hub:org/name:train': cannot be loaded .*scripts are no longer supported"):
+        read_rows("hub:org/name:train", Path())
+    hub.__version__ = "3.6.0"  # which would ask, or obey an environment variable
+    with pytest.raises(InputError, match=r"datasets 3\.6\.0 runs code that comes with data; pip install 'datasets>=4'"):
+        read_rows("hub:org/name:train", Path())
+    assert len(hub.asked) == 1
+
+
+def test_a_data_set_on_the_hub_is_bounded(hub, monkeypatch):
+    monkeypatch.setattr("fedexperts.data.rows.MOST_ROWS", 1)
+    with pytest.raises(InputError, match=r"hub:org/name:train': 2 rows; at most 1: take a slice"):
+        read_rows("hub:org/name:train", Path())
+
+
+@pytest.mark.skipif(find_spec("datasets") is None, reason="needs the extra datasets: pip install -e '.[datasets]'")
+def test_the_library_itself_refuses_a_script(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "name.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        read_rows("hub:org/name:train", Path())
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.skipif(find_spec("datasets") is None, reason="needs the extra datasets: pip install -e '.[datasets]'")
@@ -275,7 +307,7 @@ def test_what_is_no_number_is_no_score(value):
         ([True, False], None, ([1, 0], [0, 1])),
         ([True, False], ["no", "yes"], ([1, 0], ["no", "yes"])),
         ([1.0, 0.0], None, ([1, 0], [0, 1])),
-        (["10", "2"], None, ([10, 2], list(range(11)))),
+        (["10", "0"], None, ([10, 0], list(range(11)))),
         (["1.0", "0.0"], None, ([1, 0], [0, 1])),
         (["5", "1"], [1, 5], ([1, 0], [1, 5])),
         (["5", "1"], ["1", "5"], ([1, 0], ["1", "5"])),
@@ -314,6 +346,7 @@ def test_labels_that_cannot_be_classes_are_refused(values, labels, words):
         label_index(values, labels, "here")
 
 
+@pytest.mark.filterwarnings("ignore::fedexperts.errors.InputWarning")  # of texts that all are numbers, and none is 0
 @given(st.lists(st.sampled_from(["a", "b", "10", "2", "no"]), min_size=1))
 def test_a_class_leads_back_to_its_label(values):
     index, labels = label_index(values, None, "here")

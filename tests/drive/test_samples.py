@@ -13,6 +13,7 @@ import text
 from fedexperts import InputError, Scenario, run
 from fedexperts.drive.prepare import prepare
 from fedexperts.drive.samples import datasets
+from fedexperts.errors import InputWarning
 from fedexperts.ledger import read
 
 SENTENCES = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
@@ -148,3 +149,18 @@ def test_a_head_that_is_there_must_fit(folder: Path) -> None:
     again = scenario(folder, task, [both("sentences")], model=model)
     with pytest.raises(InputError, match=r"its head has 2 outputs, the tasks need 3"):
         prepare(again)
+
+
+def test_answers_and_labels_that_count_from_1_are_warned_of_over_all_clusters(folder: Path) -> None:
+    jsonl(folder / "one.jsonl", [{**QUESTIONS[0], "answer": n} for n in (1, 2, 1)])
+    asked = scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("one")])
+    with pytest.warns(InputWarning, match=r"answers of all clusters: 0 never occurs \(1: 8, 2: 4\)"):
+        datasets(asked)
+    datasets(scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("questions")]))  # one of them may lack it
+    jsonl(folder / "tokens.jsonl", [{"input_ids": [1, 2], "label": 1}, {"input_ids": [3], "label": 2}])
+    with pytest.warns(InputWarning, match=r"labels of all clusters: 0 never occurs \(1: 4, 2: 4\)"):
+        datasets(scenario(folder, {}, [both("tokens"), both("tokens")]))
+    jsonl(folder / "classes.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 2}])
+    with pytest.warns(InputWarning, match=r"task\.label = 'label': 0 never occurs \(1: 2, 2: 2\).*labels = \[1, 2\]"):
+        datasets(scenario(folder, {"text": "text"}, [both("classes")]))
+    datasets(scenario(folder, {"text": "text", "labels": [1, 2]}, [both("classes")]))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import click
 import typer
 from rich.markup import escape
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from . import assign, build, compare, demo, eval, export, inspect, plan, report, run, try_
 from .common import console
 
@@ -48,8 +50,16 @@ def _main(
     pass
 
 
+def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    if issubclass(category, InputWarning):
+        console.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+    else:
+        console.print(warnings.formatwarning(message, category, filename, lineno), end="", markup=False, soft_wrap=True)
+
+
 def main() -> None:
     """Entry point."""
+    warnings.showwarning = _show
     try:
         code = app(standalone_mode=False)
     except InputError as error:

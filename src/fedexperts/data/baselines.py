@@ -5,6 +5,7 @@ Both baselines see all training data in one place. Nothing is drawn at random an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -37,8 +38,11 @@ def tfidf_linear(
     test_labels: Sequence[float],
     metric: str,
 ) -> float:
-    """The metric of a linear model over TF-IDF of words and pairs of words: logistic regression, or ridge for scores."""
-    if len(set(train_labels)) == 1:
+    """The metric of a linear model over TF-IDF of words and pairs of words: logistic regression, or ridge for scores.
+
+    Where training texts have no words, or labels are all the same, it is the majority's.
+    """
+    if len(set(train_labels)) == 1 or not _words(train_texts):
         return majority(train_labels, test_labels, metric)
     features = _Features(train_texts)
     model = Ridge() if metric in OF_SCORES else LogisticRegression(max_iter=1000)
@@ -60,6 +64,8 @@ def tfidf_choice(
     the first of several.
     """
     train, test = _pairs(train_questions, train_choices), _pairs(test_questions, test_choices)
+    if not _words(train):  # all choices look alike
+        return METRICS["accuracy"](np.asarray(test_answers), np.zeros(len(test_answers)))
     right = [n == answer for choices, answer in zip(train_choices, train_answers, strict=True) for n in range(len(choices))]
     features = _Features(train)
     model = LogisticRegression(max_iter=1000).fit(features(train), right)
@@ -85,6 +91,11 @@ class _Features:
             return first
         shared = first.multiply(second[0])
         return hstack([first, second[0], shared, shared.sum(axis=1)], format="csr")
+
+
+def _words(texts: Sequence[Text]) -> bool:
+    """Whether there is anything to learn from."""
+    return any(re.search(TOKEN, side) for text in texts for side in _sides(text))
 
 
 def _sides(text: Text) -> tuple[str, ...]:

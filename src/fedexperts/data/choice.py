@@ -9,8 +9,10 @@ D hidden, S scored tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any, Literal
 
 import torch
@@ -19,10 +21,14 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..moe.view import Batch, View
+from .files import short
 from .objective import Judged
+from .rows import missing
 from .source import Samples, size
 
 JUDGED_AT_ONCE = 16
+WHOLE = re.compile(r"[+-]?[0-9]{1,9}(?:\.0*)?")
+"""How a text spells the number of an option."""
 Normalise = Literal["tokens", "characters"]
 
 
@@ -118,8 +124,8 @@ def encode(
     A question that is too long loses its beginning, but for a token that marks it; an option is never cut.
 
     Raises:
-        InputError: a column is missing, an answer names no option, there are fewer than two options, or an option alone is
-            longer than ``max_length``.
+        InputError: a column or a value is missing, options are no list or no text, an answer names no option, there are fewer
+            than two options, or an option alone is longer than ``max_length``.
     """
     questions: list[list[int]] = []
     options: list[list[list[int]]] = []
@@ -154,8 +160,14 @@ def _cut(tokens: list[int], length: int, tokenizer: Any) -> list[int]:
 
 def _prompt(row: Mapping[str, Any], columns: Columns, at: str) -> str:
     try:
+        names = [re.split(r"[.[]", name)[0] for _, name, _, _ in Formatter().parse(columns.prompt) if name is not None]
+        for name in names:
+            if name in row and missing(row[name]):
+                raise InputError(f"{at}: column {name!r} {_how(row[name])}; fill it in, or leave the question out")
         return columns.prompt.format(**row)
-    except (KeyError, IndexError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a template can ask for anything
         raise InputError(
             f"{at}: task.prompt = {columns.prompt!r} does not fit the columns {', '.join(row)} ({error!r})"
         ) from error
@@ -163,31 +175,60 @@ def _prompt(row: Mapping[str, Any], columns: Columns, at: str) -> str:
 
 def _options(row: Mapping[str, Any], columns: Columns, at: str) -> list[str]:
     names = (columns.options,) if isinstance(columns.options, str) else columns.options
-    if missing := [name for name in names if name not in row]:
-        raise InputError(f"{at}: task.options names {missing[0]!r}, and the columns are {', '.join(row)}; correct the name")
-    value = row[names[0]] if isinstance(columns.options, str) else [row[name] for name in names]
-    texts = [str(text) for text in value]
-    if len(texts) < 2:
-        raise InputError(f"{at}: {len(texts)} option(s); a question needs at least 2")
-    return texts
+    if unknown := [name for name in names if name not in row]:
+        raise InputError(f"{at}: task.options names {unknown[0]!r}, and the columns are {', '.join(row)}; correct the name")
+    if not isinstance(columns.options, str):
+        return [
+            _option(row[name], f"{at}: option {n} of {len(names)} (column {name!r})") for n, name in enumerate(names, start=1)
+        ]
+    values = row[columns.options]
+    if not isinstance(values, list):
+        raise InputError(
+            f"{at}: column {columns.options!r} holds {short(values)}: must be a list of options; of options in columns "
+            'of their own name all, task.options = ["A", "B"]'
+        )
+    if len(values) < 2:
+        raise InputError(f"{at}: {len(values)} option(s); a question needs at least 2")
+    where = f"(column {columns.options!r})"
+    return [_option(value, f"{at}: option {n} of {len(values)} {where}") for n, value in enumerate(values, start=1)]
+
+
+def _option(value: Any, at: str) -> str:
+    if missing(value) or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{at} {_how(value)}; fill it in, or leave the question out")
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{at} is {short(value)}: must be a text or a number")
+    return str(value)
+
+
+def _how(value: Any) -> str:
+    return "has no value" if value is None else "is blank" if isinstance(value, str) else f"is {value!r}"
 
 
 def _answer(row: Mapping[str, Any], columns: Columns, options: int, at: str) -> int:
     if columns.answer not in row:
         raise InputError(f"{at}: task.label = {columns.answer!r} is no column; the columns are {', '.join(row)}")
     value = row[columns.answer]
-    if isinstance(value, str) and len(value.strip()) == 1 and value.strip().upper().isalpha():
-        value = ord(value.strip().upper()) - ord("A")
-    try:
-        number = int(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{at}: answer {value!r} is neither a number nor a single letter; leave the row out") from error
+    number = _place(value)
+    if number is None:
+        raise InputError(f"{at}: answer {short(value)} is neither a whole number nor a single letter; leave the row out")
     if not 0 <= number < options:
         raise InputError(
-            f"{at}: answer {row[columns.answer]!r} is outside its {options} options; correct it (numbers start at 0, "
-            "letters at A)"
+            f"{at}: answer {short(value)} is outside its {options} options; correct it (numbers start at 0, letters at A)"
         )
     return number
+
+
+def _place(value: Any) -> int | None:
+    """The number that an answer is or spells, or that of its letter."""
+    if isinstance(value, str):
+        text = value.strip()
+        if len(text) == 1 and text.isascii() and text.isalpha():
+            return ord(text.upper()) - ord("A")
+        return int(float(text)) if WHOLE.fullmatch(text) else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) else None
 
 
 def _padded(

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..moe.view import Batch, View
 from .metrics import METRICS, OF_SCORES, macro_auc, macro_f1
 from .objective import Judged
-from .rows import columns
+from .rows import texts
 from .source import Samples, size, trimmed
 
 JUDGED_AT_ONCE = 256
@@ -86,10 +87,13 @@ def encode(
     """Tokens of a column of text, or of pairs, cut to ``max_length`` and padded on the right; labels are left to the caller.
 
     Raises:
-        InputError: a column is missing or has holes.
+        InputError: a column is missing, has holes or is no text, or a row has no token.
     """
-    texts = columns(rows, [text] if text_pair is None else [text, text_pair], where)
-    coded = tokenizer(*([str(value) for value in column] for column in texts), truncation=True, max_length=max_length)
+    coded = tokenizer(
+        *texts(rows, [text] if text_pair is None else [text, text_pair], where), truncation=True, max_length=max_length
+    )
+    if empty := [number for number, ids in enumerate(coded["input_ids"], start=1) if not ids]:
+        raise InputError(f"{where}, row {empty[0]}: column {text!r} has no token; fill it in, or leave the row out")
     length = max(map(len, coded["input_ids"]))
     samples = {}
     for key in ("input_ids", "attention_mask", "token_type_ids"):

@@ -9,7 +9,8 @@ Shapes: N images, C channels (1 grey, 3 colour), H, W height and width.
 from __future__ import annotations
 
 import io
-import struct
+import math
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # which make their formats known
 from torch import Tensor
 
 from ..errors import InputError
-from .files import files
+from . import files
+from .files import check, unpacked_most_B
+from .parquet import read_parquet
 
 Pixels = NDArray[np.uint8]
 GREY = ("1", "L", "LA")
 """Pillow's modes of images without colour."""
+MODES = (*GREY, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+"""Modes of 8 bits a channel; others would be cut off at 255."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+"""Formats that are data alone; Pillow hands some others, EPS say, to further programs."""
+MOST_PIXELS = 50 * 10**6
+"""Of one image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +60,8 @@ def read_images(spec: str, base: Path, image: str, label: str) -> list[ImageFile
     Raises:
         InputError: a file cannot be read, is not what its name says, lacks a column or array, or holds no images.
     """
-    found = [_npz(path) if path.suffix == ".npz" else _parquet(path, image, label) for path in files(spec, base)]
+    paths = files.files(spec, base)
+    found = [_npz(path) if path.suffix.lower() == ".npz" else _parquet(path, image, label) for path in paths]
     for file in found:
         if not file.labels:
             raise InputError(f"data = {str(file.path)!r}: holds no images; every cluster needs data")
@@ -83,6 +93,7 @@ def pixels(read: Sequence[ImageFile], chosen: Sequence[int]) -> Tensor:
         where = f"{file.path}, row {row + 1}"
         image_CHW = _image(file.images[row], where)
         if not first:
+            _check_all(len(chosen), image_CHW.shape, where)
             out, first = np.empty((len(chosen), *image_CHW.shape), dtype=np.uint8), where
         if image_CHW.shape != out.shape[1:]:
             raise InputError(
@@ -91,6 +102,15 @@ def pixels(read: Sequence[ImageFile], chosen: Sequence[int]) -> Tensor:
             )
         out[at] = image_CHW
     return torch.from_numpy(out)
+
+
+def _check_all(count: int, shape_CHW: Sequence[int], where: str) -> None:
+    size_B = count * math.prod(shape_CHW)
+    if size_B > files.MOST_FILE_B:
+        raise InputError(
+            f"{where}: {count} images of {shape_text(shape_CHW)} take {size_B:,} bytes; at most {files.MOST_FILE_B:,}: "
+            "make them smaller, or take fewer"
+        )
 
 
 def shape_text(shape_CHW: Sequence[int]) -> str:
@@ -107,49 +127,75 @@ def _image(value: Any, where: str) -> Pixels:
         held = "no bytes" if isinstance(value, dict) else f"a {type(value).__name__}"
         raise InputError(f"{where}: the image column holds {held}; it must hold encoded images (PNG, JPEG, WebP, …)")
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            _check_pixels(image, where)
             array: Pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{where}: is not an image that can be read ({reason}); correct the row or leave it out") from error
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise whatever their parsing runs into
+        raise InputError(
+            f"{where}: is not an image that can be read ({_reason(error)}); correct the row or leave it out"
+        ) from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _parquet(path: Path, image: str, label: str) -> ImageFile:
-    where = f"data = {str(path)!r}"
-    if path.suffix != ".parquet":
-        raise InputError(f"{where}: of unknown kind; images must come from .parquet or .npz files")
-    import pyarrow  # 0.2 s that other sources need not wait for
-    from pyarrow.parquet import ParquetFile
+def _check_pixels(image: Image.Image, where: str) -> None:
+    """What a header says, before anything is decoded."""
+    if image.width * image.height > MOST_PIXELS:
+        raise InputError(
+            f"{where}: an image of {image.width:,} × {image.height:,} pixels; at most {MOST_PIXELS:,}: make it smaller"
+        )
+    if image.mode not in MODES:
+        raise InputError(f"{where}: an image of mode {image.mode}; channels must have 8 bits (a palette may be there)")
 
-    try:
-        with ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := [name for name in (image, label) if name not in names]:
-                raise InputError(f"{where}: there is no column {missing[0]!r}; the columns are {', '.join(map(repr, names))}")
-            table = file.read(columns=[image, label], use_threads=False)
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror or error}); correct the path") from error
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{where}: is damaged or not Parquet ({error}); fetch or write it again") from error
-    labels = table[label].to_pylist()
+
+def _parquet(path: Path, image: str, label: str) -> ImageFile:
+    if path.suffix.lower() != ".parquet":
+        raise InputError(f"data = {str(path)!r}: of unknown kind; images must come from .parquet or .npz files")
+    rows = read_parquet(path, [image, label])
+    labels = [row[label] for row in rows]
     if None in labels:
         raise InputError(f"{path}, row {labels.index(None) + 1}: column {label!r} has no value; fill it in, or leave it out")
-    return ImageFile(path, table[image].to_pylist(), labels)
+    return ImageFile(path, [row[image] for row in rows], labels)
 
 
 def _npz(path: Path) -> ImageFile:
-    where = f"data = {str(path)!r}"
+    where, most_B = f"data = {str(path)!r}", unpacked_most_B(check(path))
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if missing := [name for name in ("x", "y") if name not in file.files]:
-                raise InputError(f"{where}: there is no array {missing[0]!r}; images must be x and labels y")
-            x, y = file["x"], file["y"]
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{where}: cannot be read as .npz ({reason}); correct the path, or write it again") from error
+        with zipfile.ZipFile(path) as archive:
+            x, y = (_member(archive, name, most_B, where) for name in ("x", "y"))
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and numpy raise whatever their parsing runs into
+        raise InputError(f"{where}: cannot be read as .npz ({_reason(error)}); correct the path, or write it again") from error
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3):
         raise InputError(f"{where}: x is {x.dtype} {list(x.shape)}; it must be uint8 [N, H, W] or [N, H, W, 3]")
     if y.ndim != 1 or len(y) != len(x):
         raise InputError(f"{where}: y has shape {list(y.shape)} beside {len(x)} images; it must hold one label for each")
-    return ImageFile(path, x, y.tolist())
+    return ImageFile(path, list(x), y.tolist())
+
+
+def _member(archive: zipfile.ZipFile, name: str, most_B: int, where: str) -> NDArray[Any]:
+    """numpy takes the memory that an array's header asks for before it reads on: it must ask for what is there."""
+    if f"{name}.npy" not in archive.namelist():
+        raise InputError(f"{where}: there is no array {name!r}; images must be x and labels y")
+    unpacked_B = archive.getinfo(f"{name}.npy").file_size
+    if unpacked_B > most_B:
+        raise InputError(f"{where}: {name} unpacks to {unpacked_B:,} bytes; at most {most_B:,} for a file of this size")
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        left_B = unpacked_B - file.tell()
+    if dtype.hasobject:
+        raise InputError(f"{where}: {name} holds Python objects, which only a pickle can; it must hold numbers or text")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != left_B:
+        raise InputError(f"{where}: {name} says that it is {dtype} {list(shape)}, and holds {left_B:,} bytes; write it again")
+    with archive.open(f"{name}.npy") as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "strerror", None) or error)
+    return text.splitlines()[0] if text else type(error).__name__

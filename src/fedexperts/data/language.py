@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..moe.view import Batch, View
 from .objective import Judged
+from .rows import texts
 from .source import Samples, size
 
 JUDGED_AT_ONCE = 32
@@ -69,13 +70,12 @@ def encode(rows: Sequence[Mapping[str, Any]], tokenizer: Any, text: str, max_len
     """Tokens of the column ``text``, each row cut to ``max_length``; ``labels`` are placeholders, the tokens are the targets.
 
     Raises:
-        InputError: the column is missing, or a row has fewer than two tokens, so that nothing can be foretold.
+        InputError: the column is missing, has holes or is no text, or a row has fewer than two tokens, so that nothing can be
+            foretold.
     """
     sequences = []
-    for number, row in enumerate(rows, start=1):
-        if text not in row:
-            raise InputError(f"{where}, row {number}: task.text = {text!r} is no column; the columns are {', '.join(row)}")
-        tokens = tokenizer(str(row[text]), truncation=True, max_length=max_length)["input_ids"]
+    for number, (value,) in enumerate(zip(*texts(list(map(dict, rows)), [text], where), strict=True), start=1):
+        tokens = tokenizer(value, truncation=True, max_length=max_length)["input_ids"]
         if len(tokens) < 2:
             raise InputError(
                 f"{where}, row {number}: {text} has {len(tokens)} token(s); at least 2 are needed, leave the row out"

@@ -1,24 +1,26 @@
 """Plain rows of a table: from a JSONL, CSV or Parquet file, or from a data set on the hub; and checks of what columns hold.
 
-The ending of a file's name says what it is: ``.jsonl`` and ``.json`` hold one JSON object per line; ``.csv`` and ``.tsv``
-have a header line and double quotes around whatever contains separators, an empty field is a value that is not there, and
-all values are text; ``.parquet`` is Parquet. ``hub:org/name:split`` or ``hub:org/name:config:split`` is a split of a data
-set on the Hugging Face hub, read by the extra ``datasets``.
+The ending of a file's name says what it is: ``.jsonl`` and ``.json`` hold one JSON object on each line (blank lines count for
+nothing), or one list of objects; ``.csv`` and ``.tsv`` have a header line, an empty field is a value that is not there, and
+all values are text; ``.parquet`` is Parquet. In ``.csv`` double quotes stand around whatever contains separators; in ``.tsv``
+quotes are text, as in GLUE's files. ``hub:org/name:split`` or ``hub:org/name:config:split`` is a split of a data set on the
+Hugging Face hub, read by the extra ``datasets``. How large files may be: `files`.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..errors import InputError
-from .files import files
+from ..errors import InputError, InputWarning
+from . import files
+from .parquet import read_parquet
 
 Row = dict[str, Any]
 
@@ -28,6 +30,11 @@ NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
 """How a text spells a label that is a number."""
 MOST_CLASSES = 10_000
 """More classes than that are row numbers or scores by mistake."""
+
+MOST_ROWS = 20_000_000
+"""Of a data set on the hub."""
+OLDEST_DATASETS = 4
+"""The library's first version that never runs a script that comes with data."""
 
 
 def read_rows(spec: str, base: Path) -> list[Row]:
@@ -39,7 +46,7 @@ def read_rows(spec: str, base: Path) -> list[Row]:
     if spec.startswith("hub:"):
         where, rows = f"data = {spec!r}", _hub(spec)
     else:
-        paths = files(spec, base)
+        paths = files.files(spec, base)
         where, rows = f"data = {str(paths[0])!r}", [row for path in paths for row in _file(path)]
     if not rows:
         raise InputError(f"{where}: holds no rows; every cluster needs data")
@@ -57,6 +64,23 @@ def columns(rows: Sequence[Row], names: Sequence[str], where: str) -> list[list[
         if name not in present:
             raise InputError(f"{where}: there is no column {name!r}; the columns are {', '.join(map(repr, present))}")
     return [_column(rows, name, where) for name in names]
+
+
+def missing(value: Any) -> bool:
+    """Whether a row has no value there: null, or a number that is none."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def texts(rows: Sequence[Row], names: Sequence[str], where: str) -> list[list[str]]:
+    """The named columns as `columns` gives them, of text; numbers count as text.
+
+    Raises:
+        InputError: as `columns`, or a column holds lists, say, or bytes.
+    """
+    return [
+        [_text(value, f"{where}, row {n}: column {name!r}") for n, value in enumerate(column, start=1)]
+        for name, column in zip(names, columns(rows, names, where), strict=True)
+    ]
 
 
 def numbers(values: Sequence[Any], where: str) -> list[float]:
@@ -91,84 +115,65 @@ def label_index(values: Sequence[Any], given: Sequence[Any] | None, where: str) 
     for row, label in enumerate(labels, start=1):
         if label not in place:
             raise InputError(
-                f"{where}, row {row}: label {_short(label)} is not one of {_examples(list(place))}; "
+                f"{where}, row {row}: label {files.short(label)} is not one of {_examples(list(place))}; "
                 "correct it, or list all labels in `labels`"
             )
+    if given is None and not isinstance(next(iter(labels), ""), str):
+        warn_of_no_zero(map(int, labels), where)
     return [place[label] for label in labels], order
 
 
+def warn_of_no_zero(labels: Iterable[int], where: str) -> None:
+    """Warn where classes or answers are numbers without a 0: they may count from 1, and all would be wrong by one."""
+    counts = Counter(labels)
+    if counts and not counts[0]:
+        first, more = sorted(counts)[:8], ", …" if len(counts) > 8 else ""
+        warnings.warn(
+            f"{where}: 0 never occurs ({', '.join(f'{n}: {counts[n]}' for n in first)}{more}), and numbers count from 0; if "
+            f"these count from 1, subtract 1, or list classes as they are: labels = [{', '.join(map(str, first))}{more}]",
+            InputWarning,
+            stacklevel=2,
+        )
+
+
 def _file(path: Path) -> list[Row]:
-    where = f"data = {str(path)!r}"
-    try:
-        match path.suffix.lower():
-            case ".jsonl" | ".json":
-                return _jsonl(path)
-            case ".csv":
-                return _csv(path, ",")
-            case ".tsv":
-                return _csv(path, "\t")
-            case ".parquet":
-                return _parquet(path)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror or error}); correct the path, or write it again") from error
+    match path.suffix.lower():
+        case ".jsonl" | ".json":
+            return [row for _, row in files.objects(path)]
+        case ".csv":
+            return _csv(path, ",", csv.QUOTE_MINIMAL)
+        case ".tsv":
+            return _csv(path, "\t", csv.QUOTE_NONE)
+        case ".parquet":
+            return read_parquet(path)
     raise InputError(
-        f"{where}: of unknown kind; must end in .jsonl, .json, .csv, .tsv or .parquet, "
+        f"data = {str(path)!r}: of unknown kind; must end in .jsonl, .json, .csv, .tsv or .parquet, "
         "or be hub:org/name:split for a data set on the hub"
     )
 
 
-def _jsonl(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        return [_object(line, f"{path}, line {number}") for number, line in enumerate(file, start=1)]
-
-
-def _object(line: str, where: str) -> Row:
+def _csv(path: Path, separator: str, quoting: Literal[0, 3]) -> list[Row]:
+    hint = "put double quotes around a field with separators, quotes or line breaks in it, and double the quotes inside"
+    if quoting == csv.QUOTE_NONE:
+        hint = "a field must not hold a tab or a line break"
+    before = csv.field_size_limit(files.MOST_LINE)
+    reader = csv.reader(files.lines(path), delimiter=separator, quoting=quoting, strict=True)
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: is not JSON ({error}); every line must be one JSON object") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: holds {_short(row)}; every line must be one JSON object, {{column: value, ...}}")
-    return row
+        header = next(reader, [])
+        twice = [name for name, count in Counter(header).items() if count > 1]
+        if twice:
+            raise InputError(f"{path}, line 1: column {twice[0]!r} is there twice; rename one")
+        return [_record(header, fields, f"{path}, line {reader.line_num}", hint) for fields in reader if fields]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}; {hint}, or use JSONL") from error
+    finally:
+        csv.field_size_limit(before)
 
 
-def _csv(path: Path, separator: str) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=separator, strict=True)
-        try:
-            header = next(reader, [])
-            twice = [name for name, count in Counter(header).items() if count > 1]
-            if twice:
-                raise InputError(f"{path}, line 1: column {twice[0]!r} is there twice; rename one")
-            return [_record(header, fields, f"{path}, line {reader.line_num}") for fields in reader if fields]
-        except csv.Error as error:
-            raise InputError(
-                f"{path}, line {reader.line_num}: {error}; put double quotes around a field with separators, quotes or "
-                "line breaks in it, and double the quotes inside, or use JSONL"
-            ) from error
-
-
-def _record(header: list[str], fields: list[str], where: str) -> Row:
+def _record(header: list[str], fields: list[str], where: str, hint: str) -> Row:
     if len(fields) != len(header):
-        raise InputError(
-            f"{where}: {len(fields)} fields, but the header names {len(header)}; "
-            "put double quotes around a field that contains the separator"
-        )
+        raise InputError(f"{where}: {len(fields)} fields, but the header names {len(header)}; {hint}, or use JSONL")
     return {name: field or None for name, field in zip(header, fields, strict=True)}
-
-
-def _parquet(path: Path) -> list[Row]:
-    import pyarrow  # 0.2 s that other sources need not wait for
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path) as file:
-            rows: list[Row] = file.read(use_threads=False).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"data = {str(path)!r}: is damaged or not Parquet ({error}); fetch or write it again") from error
-    return rows
 
 
 def _hub(spec: str) -> list[Row]:
@@ -176,16 +181,26 @@ def _hub(spec: str) -> list[Row]:
     if match is None:
         raise InputError(f"data = {spec!r}: must be hub:org/name:split or hub:org/name:config:split")
     try:
-        from datasets import load_dataset
+        import datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise InputError(
             f"data = {spec!r}: data sets on the hub need the extra `datasets`: pip install 'fedexperts[datasets]'; "
             "or give a JSONL, CSV or Parquet file"
         ) from error
+    if int(datasets.__version__.split(".")[0]) < OLDEST_DATASETS:
+        raise InputError(
+            f"data = {spec!r}: datasets {datasets.__version__} runs code that comes with data; "
+            f"pip install 'datasets>={OLDEST_DATASETS}'"
+        )
     try:
-        return list(load_dataset(match["name"], match["config"], split=match["split"]))
-    except (OSError, ValueError, DatasetsError) as error:
+        found = datasets.load_dataset(match["name"], match["config"], split=match["split"])
+        if len(found) > MOST_ROWS:
+            raise InputError(f"data = {spec!r}: {len(found):,} rows; at most {MOST_ROWS:,}: take a slice, [:{MOST_ROWS}]")
+        return list(found)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: the data come with a script
         raise InputError(
             f"data = {spec!r}: cannot be loaded from the Hugging Face cache or the hub ({_first_line(error)}); "
             "correct the name, configuration or split, go online once, unset HF_HUB_OFFLINE, or give a file"
@@ -195,13 +210,13 @@ def _hub(spec: str) -> list[Row]:
 def _column(rows: Sequence[Row], name: str, where: str) -> list[Any]:
     values = [row.get(name) for row in rows]
     for number, value in enumerate(values, start=1):
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        if missing(value):
             what = "has no value" if value is None else f"holds {value!r}"
             raise InputError(f"{where}, row {number}: column {name!r} {what}; fill it in, or leave the row out")
         if _kind(value) != _kind(values[0]):
             raise InputError(
-                f"{where}, row {number}: column {name!r} holds {_short(value)}, a {_kind(value)}, but a {_kind(values[0])} "
-                f"in row 1 ({_short(values[0])}); write all of them in one way"
+                f"{where}, row {number}: column {name!r} holds {files.short(value)}, a {_kind(value)}, but a "
+                f"{_kind(values[0])} in row 1 ({files.short(values[0])}); write all of them in one way"
             )
     return values
 
@@ -211,13 +226,19 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{where} holds {files.short(value)}, a {_kind(value)}; it must be text")
+    return str(value)
+
+
 def _number(value: Any, where: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: score {_short(value)}: must be a finite number")
+        raise InputError(f"{where}: score {files.short(value)}: must be a finite number")
     return number
 
 
@@ -227,7 +248,7 @@ def _label(value: Any, where: str) -> int | str:
         return value
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    raise InputError(f"{where}: label {_short(value)}: must be a whole number or a text; other numbers need a regression")
+    raise InputError(f"{where}: label {files.short(value)}: must be a whole number or a text; other numbers need a regression")
 
 
 def _order(labels: Sequence[Any], where: str) -> list[Any]:
@@ -248,12 +269,7 @@ def _order(labels: Sequence[Any], where: str) -> list[Any]:
 def _examples(values: Sequence[Any]) -> str:
     """A few of the different values."""
     different = list(dict.fromkeys(values))
-    return ", ".join(map(_short, different[:10])) + (", …" if len(different) > 10 else "")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return ", ".join(map(files.short, different[:10])) + (", …" if len(different) > 10 else "")
 
 
 def _first_line(error: Exception) -> str:

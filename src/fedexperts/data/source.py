@@ -1,15 +1,15 @@
 """Sources of labelled token sequences.
 
 A source is named by a string in the scenario: ``digits:<domain>`` (scikit-learn's handwritten digits, no download), or
-the path of a JSONL file with one ``{"input_ids": [...], "label": n}`` per line.
+the path of a file in JSON with one ``{"input_ids": [...], "label": n}`` on each line, or one list of them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from . import digits
-from .files import files
+from .files import files, objects, short
 
 Samples = dict[str, Tensor]
 """Tensors with a common first dimension; ``labels`` among them."""
+MOST_TOKENS = 2 * 10**9
+"""Of a file, with padding: 16 GB of token numbers."""
 SEQUENCES = ("input_ids", "attention_mask", "token_type_ids")
 """Entries with a column for each token."""
 
@@ -53,37 +55,38 @@ def load(spec: str, base: Path, seed: int = 0) -> Splits:
 
 
 def read_jsonl(path: Path) -> Samples:
-    """Token sequences and labels; shorter sequences are padded on the right with 0 and masked."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"data = {str(path)!r}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"data = {str(path)!r}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    rows = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+    """Token sequences and labels; shorter sequences are padded on the right with 0 and masked.
+
+    Raises:
+        InputError: as `files.objects`, or with its place an object is not ``{"input_ids": [...], "label": n}``; there are none,
+            or too many tokens.
+    """
+    rows = [_row(where, row) for where, row in objects(path)]
     if not rows:
         raise InputError(f"data = {str(path)!r}: holds no samples; every cluster needs data")
+    lengths = torch.tensor([len(ids) for ids, _ in rows])
+    longest = int(lengths.max())
+    if len(rows) * longest > MOST_TOKENS:
+        raise InputError(
+            f"data = {str(path)!r}: {len(rows)} samples of up to {longest} tokens (sample {int(lengths.argmax()) + 1}) would "
+            f"be padded to one length; at most {MOST_TOKENS:,} tokens in all: cut the longest, or split the file"
+        )
     tokens = [torch.tensor(ids, dtype=torch.long) for ids, _ in rows]
-    labels = [label for _, label in rows]
-    samples = {"input_ids": pad_sequence(tokens, batch_first=True), "labels": torch.tensor(labels)}
-    lengths = torch.tensor([len(t) for t in tokens])
-    if int(lengths.min()) < int(lengths.max()):
-        samples["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    samples = {"input_ids": pad_sequence(tokens, batch_first=True), "labels": torch.tensor([label for _, label in rows])}
+    if int(lengths.min()) < longest:
+        samples["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
     return samples
 
 
-def _row(path: Path, number: int, line: str) -> tuple[list[int], int]:
-    where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-        ids, label = row["input_ids"], row["label"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f'{where}: must be {{"input_ids": [...], "label": n}} ({error!r})') from error
+def _row(where: str, row: dict[str, Any]) -> tuple[list[int], int]:
+    if missing := [name for name in ("input_ids", "label") if name not in row]:
+        raise InputError(f'{where}: must be {{"input_ids": [...], "label": n}}; there is no {missing[0]!r}')
+    ids, label = row["input_ids"], row["label"]
     if not isinstance(ids, list) or not ids:
-        raise InputError(f"{where}: input_ids = {ids!r}: must be a list of at least one token number")
+        raise InputError(f"{where}: input_ids = {short(ids)}: must be a list of at least one token number")
     for name, value in [("label", label), *(("input_ids", token) for token in ids)]:
         if type(value) is not int or not 0 <= value < 2**63:
-            raise InputError(f"{where}: {name} holds {value!r}: must be a whole number, 0 or above")
+            raise InputError(f"{where}: {name} holds {short(value)}: must be a whole number, 0 or above")
     return ids, label
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..data.images import ImageFile
 from ..data.language import CausalLM
 from ..data.metrics import OF_SCORES
 from ..data.objective import Objective
-from ..data.rows import columns, label_index, numbers, read_rows
+from ..data.rows import columns, label_index, numbers, read_rows, warn_of_no_zero
 from ..data.source import Samples, Splits, first, hold_out, load
 from ..errors import InputError
 from ..moe.checkpoint import resolve
@@ -94,6 +94,10 @@ def _read(scenario: Tasks) -> Datasets:
         validation = None if rows is None else reader.encode(rows, tasks[i], f"validation of {where}")
         splits[cluster.name] = Splits(samples, tests, samples, validation)
         objectives[cluster.name] = reader.objective(tasks[i])
+    asked = [
+        splits[cluster.name] for cluster, task in zip(scenario.cluster, tasks, strict=True) if task.kind == "multiple-choice"
+    ]
+    warn_of_no_zero(_labels(asked), "answers of all clusters")
     shared = [
         (reader.encode(rows, task, f"warmup.data[{i}]"), reader.objective(task))
         for i, (rows, task) in enumerate(zip(warm, warm_tasks, strict=True))
@@ -248,6 +252,7 @@ def _numbered(scenario: Tasks) -> Datasets:
     """Samples that are token numbers already; their labels are outputs of the head."""
     objective = Classification(0, 2**31, scenario.task.metric)
     splits = {cluster.name: _splits(scenario, i) for i, cluster in enumerate(scenario.cluster)}
+    warn_of_no_zero(_labels(splits.values()), "labels of all clusters")
     shared: list[tuple[Samples, Objective]] = []
     if scenario.warmup:
         samples = [load(spec, scenario.base, scenario.seed).shared for spec in scenario.warmup.data]
@@ -269,6 +274,11 @@ def _held(scenario: Tasks, spec: str) -> Samples:
     """Samples to judge by: the test data of a source that has some, or all of a file."""
     given = load(spec, scenario.base, scenario.seed)
     return given.train if given.test is None else given.test
+
+
+def _labels(splits: Iterable[Splits]) -> list[int]:
+    parts = [part for split in splits for part in (split.train, split.test, split.validation) if part is not None]
+    return [n for part in parts for n in part["labels"].tolist()]
 
 
 def _no_test(i: int, data: str) -> InputError:

@@ -1,0 +1,71 @@
+"""Rows of Parquet files, in batches, so that what they unpack to is bounded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .files import check, unpacked_most_B, unreadable
+
+BATCH = 1024
+
+
+def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """All rows, with the wanted columns or with all.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, lacks a column, has two of one name, holds what Python has no value
+            for, or unpacks to more than `files.unpacked_most_B` allows.
+    """
+    import pyarrow  # 0.2 s that other sources need not wait for
+    from pyarrow.parquet import ParquetFile
+
+    where, most_B = f"data = {str(path)!r}", unpacked_most_B(check(path))
+    rows: list[dict[str, Any]] = []
+    unpacked_B = 0
+    try:
+        with ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _check_names(names, wanted or (), where)
+            for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
+                unpacked_B += batch.nbytes
+                if unpacked_B > most_B:
+                    raise InputError(
+                        f"{where}: unpacks to more than {most_B:,} bytes; split it into several files, or take a part"
+                    )
+                rows += _values(batch, where)
+    except pyarrow.ArrowException as error:
+        raise _damaged(where, error) from error
+    except OSError as error:
+        raise (_damaged(where, error) if error.errno is None else unreadable(path, error)) from error
+    return rows
+
+
+def _check_names(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{where}: column {twice[0]!r} is there twice; rename one")
+    if missing := [name for name in wanted if name not in names]:
+        raise InputError(f"{where}: there is no column {missing[0]!r}; the columns are {', '.join(map(repr, names))}")
+
+
+def _values(batch: Any, where: str) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (
+        ValueError,
+        OverflowError,
+        TypeError,
+        NotImplementedError,
+    ) as error:  # dates beyond Python's, text that is not UTF-8
+        raise InputError(
+            f"{where}: a column of {', '.join(batch.schema.names)} holds what cannot be read as a value ({error}); "
+            "convert it to numbers or text, or leave it out"
+        ) from error
+    return rows
+
+
+def _damaged(where: str, error: Exception) -> InputError:
+    return InputError(f"{where}: is damaged or not Parquet ({error}); fetch or write it again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from typing import TextIO
 
 import click
 import typer
@@ -50,11 +50,19 @@ def _main(
     pass
 
 
-def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of input as a message of the program; others as Python shows them."""
     if issubclass(category, InputWarning):
         console.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
     else:
-        console.print(warnings.formatwarning(message, category, filename, lineno), end="", markup=False, soft_wrap=True)
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def main() -> None:

@@ -125,7 +125,8 @@ def _one(line: str, where: str) -> tuple[str, dict[str, Any]]:
     try:
         row = parse_json(line, where)
     except InputError as error:
-        raise InputError(f"{error}; {hint}") from error
+        told = str(error).replace(f"{where}, line 1:", f"{where}:", 1)  # there is only one
+        raise InputError(f"{told}; {hint}" if isinstance(error.__cause__, ValueError) else told) from error
     return where, _object(row, where, hint)
 
 

@@ -17,6 +17,7 @@ from fedexperts.errors import InputWarning
 from fedexperts.ledger import read
 
 SENTENCES = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
+TEST_ALONE = {"evaluation": {"validation": 0.0}}
 WORDS = ("one", "two", "six")
 PAIRS = [{"s1": a, "s2": b, "same": int(a == b), "score": 5.0 * (a == b)} for a in WORDS for b in WORDS]
 QUESTIONS = [{"question": f"{n} + 1?", "choices": [str(n + 1), str(n), "x"], "answer": 0} for n in range(8)]
@@ -153,14 +154,14 @@ def test_a_head_that_is_there_must_fit(folder: Path) -> None:
 
 def test_answers_and_labels_that_count_from_1_are_warned_of_over_all_clusters(folder: Path) -> None:
     jsonl(folder / "one.jsonl", [{**QUESTIONS[0], "answer": n} for n in (1, 2, 1)])
-    asked = scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("one")])
+    asked = scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("one")], **TEST_ALONE)
     with pytest.warns(InputWarning, match=r"answers of all clusters: 0 never occurs \(1: 8, 2: 4\)"):
         datasets(asked)
-    datasets(scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("questions")]))  # one of them may lack it
+    datasets(scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("questions")], **TEST_ALONE))  # one of them may lack it
     jsonl(folder / "tokens.jsonl", [{"input_ids": [1, 2], "label": 1}, {"input_ids": [3], "label": 2}])
     with pytest.warns(InputWarning, match=r"labels of all clusters: 0 never occurs \(1: 4, 2: 4\)"):
-        datasets(scenario(folder, {}, [both("tokens"), both("tokens")]))
+        datasets(scenario(folder, {}, [both("tokens"), both("tokens")], **TEST_ALONE))
     jsonl(folder / "classes.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 2}])
     with pytest.warns(InputWarning, match=r"task\.label = 'label': 0 never occurs \(1: 2, 2: 2\).*labels = \[1, 2\]"):
-        datasets(scenario(folder, {"text": "text"}, [both("classes")]))
-    datasets(scenario(folder, {"text": "text", "labels": [1, 2]}, [both("classes")]))
+        datasets(scenario(folder, {"text": "text"}, [both("classes")], **TEST_ALONE))
+    datasets(scenario(folder, {"text": "text", "labels": [1, 2]}, [both("classes")], **TEST_ALONE))

@@ -74,7 +74,7 @@ def summary(path: Path) -> dict[str, Any]:
     data (``judged_on`` says "test" of a run without validation data, where both are the same). ``…_to_target`` are taken at the
     first evaluation that reaches the target, None if none does. Steps are gradient steps
     summed over all devices, joules are means over them. What arrives after the last cycle, in the final flush say,
-    counts as one more cycle.
+    counts as one more cycle. ``metric`` is what the accuracies are, where they are none.
     """
     lines = list(read(path))
     run = next((line for line in lines if line["event"] == "run"), None)
@@ -96,6 +96,8 @@ def summary(path: Path) -> dict[str, Any]:
         "seed": run["seed"],
         "target": target,
         "judged_on": "validation" if "validation" in end else "test",
+        "metric": end.get("metric", "accuracy"),
+        "metric_by_cluster": end.get("metric_by_cluster") or dict.fromkeys(end["accuracy_by_cluster"], "accuracy"),
         "final_accuracy": end["accuracy"],
         "accuracy_by_cluster": end["accuracy_by_cluster"],
         "baselines": beside,

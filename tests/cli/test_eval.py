@@ -56,7 +56,7 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dic
 
 def test_a_checkpoint_beside_the_baselines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = evaluated(capsys, folder / "model", "--task", scenario(folder))
-    assert {"model", "accuracy", "loss", "clusters", "baselines"} == set(document)
+    assert {"model", "accuracy", "metric", "loss", "clusters", "baselines"} == set(document)
     assert document["baselines"]["a"] == {"majority": 0.5, "tfidf": 1.0}
     row = document["clusters"]["a"]
     assert (row["metric"], row["count"]) == ("accuracy", 6)
@@ -66,6 +66,20 @@ def test_a_checkpoint_beside_the_baselines(folder: Path, capsys: pytest.CaptureF
     assert "tfidf" in shown.out
     assert "cluster b: accuracy" in shown.err
     assert "is not above the baseline tfidf, 1.000" in shown.err
+
+
+def test_metrics_go_by_their_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": row["text"], "score": n / 4} for n, row in enumerate(LINES["train"])]
+    (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = {"name": "b", "data": "scores.jsonl", "test": "scores.jsonl", "task": {"metric": "spearman", "label": "score"}}
+    path = scenario(folder, cluster=[{"name": "a", "data": "train.jsonl", "test": "test.jsonl"}, scores])
+    found = evaluated(capsys, folder / "model", "--task", path)
+    assert found["metric"] == "mean of accuracy and spearman"
+    assert found["metric_by_cluster"] == {"a": "accuracy", "b": "spearman"}
+    app(["eval", str(folder / "model"), "--task", str(path)], standalone_mode=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"mean of accuracy and spearman {found['accuracy']:.3f}, loss" in shown
+    assert "%" not in shown
 
 
 def test_questions_and_language(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

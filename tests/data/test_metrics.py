@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 from fedexperts.data.metrics import (
     METRICS,
     OF_SCORES,
+    Area,
     accuracy,
     f1,
     macro_auc,
@@ -151,35 +152,52 @@ def scores(n: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np
     return labels, np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True)
 
 
+def area(labels: np.ndarray, scores_NC: np.ndarray) -> float | None:
+    return macro_auc(labels, scores_NC).value
+
+
 def test_auc_by_hand():
     # class 0: 0.9 and 0.4 against 0.5 and 0.1: three of four pairs are in order; class 1 has the same in reverse
-    assert macro_auc(a(0, 0, 1, 1), a([0.9, 0.1], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9])) == pytest.approx(0.75)
-    assert macro_auc(a(0, 1), a([0.5, 0.5], [0.5, 0.5])) == 0.5
+    assert area(a(0, 0, 1, 1), a([0.9, 0.1], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9])) == pytest.approx(0.75)
+    assert area(a(0, 1), a([0.5, 0.5], [0.5, 0.5])) == 0.5
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_auc_agrees_with_scikit_learn_where_all_classes_have_positives(seed):
     labels, p_NC = scores(seed=seed)
-    assert macro_auc(labels, p_NC) == pytest.approx(sk.roc_auc_score(labels, p_NC, multi_class="ovr", average="macro"))
-    assert macro_auc(labels, np.log(p_NC)) == pytest.approx(macro_auc(labels, p_NC))
+    assert area(labels, p_NC) == pytest.approx(sk.roc_auc_score(labels, p_NC, multi_class="ovr", average="macro"))
+    assert area(labels, np.log(p_NC)) == pytest.approx(area(labels, p_NC))
+    assert macro_auc(labels, p_NC).left_out == 0
 
 
-def test_auc_leaves_out_classes_without_positives():
+def test_auc_leaves_out_classes_without_positives_and_counts_them():
     labels, p_NC = scores()
     kept = labels != 2
     each = [sk.roc_auc_score(labels[kept] == c, p_NC[kept, c]) for c in (0, 1, 3)]
-    assert macro_auc(labels[kept], p_NC[kept]) == pytest.approx(np.mean(each))
+    found = macro_auc(labels[kept], p_NC[kept])
+    assert found.value == pytest.approx(np.mean(each))
+    assert found.left_out == 1
 
 
-def test_auc_where_there_is_no_curve_is_that_of_a_guess():
+def test_where_there_is_no_curve_there_is_no_area():
+    """Not that of a guess: a test set of one class says nothing of how classes are told apart."""
     labels, p_NC = scores()
-    assert macro_auc(np.zeros(60, dtype=int), p_NC) == 0.5
-    assert macro_auc(labels, np.full((60, 4), np.nan)) == 0.5
+    assert macro_auc(np.zeros(60, dtype=int), p_NC) == Area(None, 4)
+    assert macro_auc(a(1), np.zeros((1, 2))) == Area(None, 2)
+    assert macro_auc(labels, np.full((60, 4), np.nan)) == Area(None, 4)
+
+
+def test_scores_that_are_no_numbers_leave_out_their_class_alone():
+    labels, p_NC = scores()
+    spoilt = p_NC.copy()
+    spoilt[3, 1] = np.nan
+    each = [sk.roc_auc_score(labels == c, p_NC[:, c]) for c in (0, 2, 3)]
+    assert macro_auc(labels, spoilt) == Area(pytest.approx(np.mean(each)), 1)
 
 
 def test_auc_takes_infinite_scores_in_their_order():
     scores_NC = np.array([[0.0, -np.inf], [-1.0, -2.0], [-3.0, 0.0]])
-    assert macro_auc(a(0, 0, 1), scores_NC) == 1
+    assert area(a(0, 0, 1), scores_NC) == 1
 
 
 @pytest.mark.parametrize("labels", [a(0, 4, 1), a(0, 1), a()])
@@ -200,6 +218,31 @@ def test_pooled_is_over_samples_and_the_mean_over_clients():
 
 def test_pooled_auc_is_of_all_scores_together():
     labels, p_NC = scores()
-    over = over_clients(macro_auc, {"a": (labels[:20], p_NC[:20]), "b": (labels[20:], p_NC[20:])})
-    assert over.pooled == macro_auc(labels, p_NC)
-    assert over.by_client["a"] == macro_auc(labels[:20], p_NC[:20])
+    over = over_clients(area, {"a": (labels[:20], p_NC[:20]), "b": (labels[20:], p_NC[20:])})
+    assert over.pooled == area(labels, p_NC)
+    assert over.by_client["a"] == area(labels[:20], p_NC[:20])
+    assert over.left_out == 0
+
+
+def test_a_client_of_one_class_has_no_auc_and_no_part_in_the_mean():
+    labels, p_NC = scores()
+    one = labels == 2
+    over = over_clients(area, {"a": (labels, p_NC), "one class": (labels[one], p_NC[one])})
+    assert over.by_client == {"a": area(labels, p_NC), "one class": None}
+    assert (over.mean, over.left_out) == (area(labels, p_NC), 1)
+    none = over_clients(area, {"one class": (labels[one], p_NC[one])})
+    assert (none.pooled, none.mean, none.left_out) == (None, None, 1)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(values=two(st.floats(allow_nan=True, allow_infinity=True), np.float64))
+@example(values=(a(1e308, 1.7e308, -1.7e308), a(1e308, 1.7e308, 1e308)))
+@example(values=(a(5e-324, 0.0), a(0.0, 5e-324)))
+@example(values=(a(1.0, 1.0 + 2e-16), a(3.0, 3.0)))
+@settings(max_examples=60, deadline=None)
+def test_a_metric_is_always_a_number(name, values):
+    labels, guesses = values
+    labels = np.nan_to_num(labels)  # labels are checked when they are read
+    if name not in OF_SCORES:
+        labels, guesses = (np.nan_to_num(x).clip(0, 3).astype(int) for x in (labels, guesses))
+    assert -1 <= METRICS[name](labels, guesses) <= 1

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import pictures
 from fedexperts import Scenario
 from fedexperts.cli.main import app
 from fedexperts.drive import network_comparison as tables
+from fedexperts.drive.inference import _scores
 from fedexperts.errors import InputError
-from fedexperts.report.network_html import network_tables, routing_figure, write_tables
+from fedexperts.report.network_html import _cell, network_tables, routing_figure, write_tables
 
 MODEL = {"model_type": "networked_moe", "image_size": pictures.SIDE, "width": 8, "expert_hidden": 8, "num_experts": 2}
 DOCUMENT: dict[str, Any] = {
@@ -138,3 +140,19 @@ def test_the_whole_comparison(tmp_path: Path) -> None:
     assert document["clients"]["2"]["fedsc, federated"] == document["tables"]["same"]["fedsc, federated"]["0.5"]["accuracy"]
     assert set(document["clients"]["3"]) == {"fedce, federated", "fedsc, federated"}
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_client_with_one_class_has_no_auc_and_what_was_left_out_is_counted() -> None:
+    p = torch.tensor([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.5, 0.3, 0.2]], dtype=torch.float64)
+    labels = {"a": torch.tensor([0, 1, 0]), "b": torch.tensor([0, 0, 0])}
+    found = _scores(dict.fromkeys("ab", p.log()), {name: {"labels": of} for name, of in labels.items()})
+    assert found["mean_auc"] == 1.0  # that of a alone
+    assert (found["mean_auc_left_out"], found["macro_auc_left_out"]) == (1, 1)  # client b, and class 2
+    alone = _scores({"b": p.log()}, {"b": {"labels": labels["b"]}})
+    assert [alone[key] for key in ("macro_auc", "macro_auc_left_out", "mean_auc", "mean_auc_left_out")] == [None, 3, None, 1]
+    json.dumps(alone, allow_nan=False)
+
+
+def test_a_table_leaves_out_what_could_not_be_told() -> None:
+    assert _cell([None, 0.5, 0.7]) == ("60.0", "50.0–70.0")
+    assert _cell([None]) == ("–", "")

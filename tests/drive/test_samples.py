@@ -157,7 +157,7 @@ def test_answers_and_labels_that_count_from_1_are_warned_of_over_all_clusters(fo
     asked = scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("one")], **TEST_ALONE)
     with pytest.warns(InputWarning, match=r"answers of all clusters: 0 never occurs \(1: 8, 2: 4\)"):
         datasets(asked)
-    datasets(scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("questions")], **TEST_ALONE))  # one of them may lack it
+    datasets(scenario(folder, {"kind": "multiple-choice"}, [both("one"), both("questions")], **TEST_ALONE))
     jsonl(folder / "tokens.jsonl", [{"input_ids": [1, 2], "label": 1}, {"input_ids": [3], "label": 2}])
     with pytest.warns(InputWarning, match=r"labels of all clusters: 0 never occurs \(1: 4, 2: 4\)"):
         datasets(scenario(folder, {}, [both("tokens"), both("tokens")], **TEST_ALONE))

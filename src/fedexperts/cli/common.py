@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import InputError
+from ..report.table import written
 
 console = Console(stderr=True)
 output = Console()
@@ -31,8 +32,13 @@ def numbers(option: str, text: str) -> list[int]:
         raise InputError(f"{option} {text!r}: must be numbers with commas between them, such as 2,5") from error
 
 
+def reached(value: float | None, metric: str = "accuracy") -> str:
+    """What a progress bar says of the model."""
+    return f"{metric} {written(value, metric)}"
+
+
 def progress_bars() -> Progress:
-    """Bars over orbital cycles, with the accuracy reached so far."""
+    """Bars over orbital cycles, with the accuracy, or other metric, reached so far."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

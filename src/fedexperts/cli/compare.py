@@ -13,7 +13,7 @@ from ..report.compare_html import write_comparison
 from ..report.network_html import network_tables, write_tables
 from ..report.table import comparison_table
 from ..scenario import Scenario
-from .common import console, numbers, output, print_json, progress_bars
+from .common import console, numbers, output, print_json, progress_bars, reached
 from .run import Json, ScenarioPath, Set, load
 
 
@@ -39,12 +39,14 @@ def command(
         return
     kind, named = comparison.variants(loaded, _names(protocol), _names(policy))
     _check_free(directory, resume)
+    metrics = {loaded.task_of(i).metric for i in range(len(loaded.cluster))}
+    metric = metrics.pop() if len(metrics) == 1 else "score"
     with progress_bars() as bars:
         names = comparison.job_names(named, seeds)
         bar = {name: bars.add_task(name, total=cycles, accuracy="") for name, cycles in names.items()}
 
         def show(name: str, cycles: int, accuracy: float | None) -> None:
-            bars.update(bar[name], completed=cycles, accuracy=f"accuracy {accuracy:.1%}")
+            bars.update(bar[name], completed=cycles, accuracy=reached(accuracy, metric))
 
         try:
             summaries = comparison.compare(named, seeds, directory, resume, show)
@@ -72,7 +74,7 @@ def fill_tables(scenario: Scenario, tau: str, clients: str, seeds: int, out: Pat
         def show(name: str, cycles: int, accuracy: float | None) -> None:
             if name not in bar:
                 bar[name] = bars.add_task(name, total=None, accuracy="")
-            bars.update(bar[name], completed=cycles, accuracy=f"accuracy {accuracy:.1%}")
+            bars.update(bar[name], completed=cycles, accuracy=reached(accuracy))
 
         try:
             document = tables.compare(scenario, partitions, seeds, out, resume, show, counts)

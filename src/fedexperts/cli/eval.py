@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ..report.table import written
 from .common import console, output, print_json
 from .run import Json
 
@@ -49,16 +50,20 @@ def below(document: dict[str, Any]) -> list[str]:
     return found
 
 
+def _number(value: float | None) -> str:
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
 def eval_table(document: dict[str, Any]) -> Table:
     """One row a cluster: how much was judged, the loss, all metrics, and the baselines of the cluster's own metric."""
     clusters, rows = document["clusters"], document["baselines"]
     metrics = list(dict.fromkeys(key for row in clusters.values() for key in row if key not in ("metric", "loss", "count")))
     kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
-    table = Table(title=f"{document['model']}: accuracy {document['accuracy']:.1%}, loss {document['loss']:.3f}", box=None)
+    total = f"{document['metric']} {written(document['accuracy'], document['metric'])}"
+    table = Table(title=f"{document['model']}: {total}, loss {_number(document['loss'])}", box=None)
     for i, column in enumerate(["cluster", "judged by", "count", "loss", *metrics, *kinds]):
         table.add_column(column, justify="left" if i < 2 else "right", style="dim" if column in kinds else None)
     for name, row in clusters.items():
         values = [*(row.get(metric) for metric in metrics), *(rows.get(name, {}).get(kind) for kind in kinds)]
-        cells = ("–" if value is None else f"{value:.3f}" for value in values)
-        table.add_row(name, row["metric"], str(row["count"]), f"{row['loss']:.3f}", *cells)
+        table.add_row(name, row["metric"], str(row["count"]), *map(_number, [row["loss"], *values]))
     return table

@@ -27,7 +27,7 @@ class Classification:
     """A task whose labels 0…n−1 are outputs ``first`` … ``first + labels − 1`` of the model's head.
 
     With a metric of regression (correlations) there is one output, and the loss is the mean square error. ``macro`` adds macro
-    F1 and macro AUC to what is judged.
+    F1, macro AUC and how many classes have no part in that to what is judged.
     """
 
     first: int
@@ -72,12 +72,13 @@ class Classification:
                 predicted.append(own[:, 0].float() if self.metric in OF_SCORES else own.argmax(dim=-1))
         values, labels = torch.cat(predicted).cpu().numpy(), samples["labels"].cpu().numpy()
         score = METRICS[self.metric](labels, values)
-        metrics = {self.metric: score}
+        metrics: dict[str, float | None] = {self.metric: score}
         if self.metric not in OF_SCORES:
             metrics["accuracy"] = float(np.mean(values == labels))
         if self.macro:
             p_NC = torch.cat(shares).cpu().numpy()
-            metrics |= {"macro_f1": macro_f1(labels, values), "macro_auc": macro_auc(labels, p_NC)}
+            auc = macro_auc(labels, p_NC)
+            metrics |= {"macro_f1": macro_f1(labels, values), "macro_auc": auc.value, "macro_auc_left_out": auc.left_out}
         return Judged(len(labels), loss / len(labels), score, metrics)
 
 

@@ -21,6 +21,8 @@ from .rows import texts
 from .source import Samples, size
 
 JUDGED_AT_ONCE = 32
+MOST_NATS = 700.0
+"""A float holds e to that."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class CausalLM:
         return math.log(config.vocab_size)
 
     def judge(self, view: View, samples: Samples) -> Judged:
-        """Next-token accuracy, and perplexity: e to the mean loss."""
+        """Next-token accuracy, and perplexity: e to the mean loss, None beyond all numbers."""
         right, loss, count = 0, 0.0, 0
         with torch.no_grad():
             for at in range(0, size(samples), JUDGED_AT_ONCE):
@@ -53,7 +55,7 @@ class CausalLM:
                 right += int((logits_SV.argmax(dim=-1) == targets_S).sum())
                 loss += float(F.cross_entropy(logits_SV, targets_S, reduction="sum"))
                 count += len(targets_S)
-        metrics = {"accuracy": right / count, "perplexity": float(torch.tensor(loss / count).exp())}
+        metrics = {"accuracy": right / count, "perplexity": _perplexity(loss / count)}
         return Judged(count, loss / count, right / count, metrics)
 
     def _foretold(self, view: View, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -64,6 +66,10 @@ class CausalLM:
         hidden_NLD = model.model(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
         target_NL = mask_NL[:, 1:].bool()
         return model.lm_head(hidden_NLD[:, :-1][target_NL]).float(), ids_NL[:, 1:][target_NL]
+
+
+def _perplexity(loss: float) -> float | None:
+    return math.exp(loss) if loss < MOST_NATS else None
 
 
 def encode(rows: Sequence[Mapping[str, Any]], tokenizer: Any, text: str, max_length: int, where: str = "data") -> Samples:

@@ -1,7 +1,7 @@
 """How well predictions meet labels: functions of two arrays [N], of classes counted from 0 or, for correlations, of scores.
 
 All are fractions, with 1 for predictions that are right throughout. Where a metric divides by zero, because predictions or
-labels are all the same, it is 0: such predictions tell nothing.
+labels are all the same, it is 0: such predictions tell nothing. Only an area under a curve may be None: see `macro_auc`.
 """
 
 from __future__ import annotations
@@ -70,11 +70,18 @@ def macro_f1(labels: Values, predictions: Values) -> float:
     return float(f1_score(labels, predictions, labels=np.unique(labels), average="macro", zero_division=0.0))
 
 
-def macro_auc(labels: Values, scores_NC: Values) -> float:
+@dataclass(frozen=True)
+class Area:
+    """A mean of areas under ROC curves, None where no class has a curve; ``left_out`` is how many classes have none."""
+
+    value: float | None
+    left_out: int
+
+
+def macro_auc(labels: Values, scores_NC: Values) -> Area:
     """Mean over classes of the area under the ROC curve of one class against the rest, by its column of the scores.
 
-    Classes without positives are left out of the mean. Where all labels are one class, no curve exists, and the area is that of
-    a guess, 0.5; so it is where a score is not a number.
+    A class has a curve if it has positives and negatives among the labels, and all its scores are numbers.
 
     Raises:
         ValueError: the scores have no row for each label or no column for each class.
@@ -84,26 +91,32 @@ def macro_auc(labels: Values, scores_NC: Values) -> float:
             f"labels {labels.shape} and scores {scores_NC.shape}: need a row for each label, a column for each class"
         )
     present = np.unique(labels)
-    if len(present) < 2 or np.any(np.isnan(scores_NC)):
-        return 0.5
-    ranks_NP = rankdata(scores_NC[:, present], axis=0)  # the curve knows ranks alone, and infinite scores have them too
-    return float(np.mean([roc_auc_score(labels == c, ranks_N) for c, ranks_N in zip(present, ranks_NP.T, strict=True)]))
+    judged = [c for c in present if len(present) > 1 and not np.any(np.isnan(scores_NC[:, c]))]
+    # the curve knows ranks alone, and infinite scores have them too
+    areas = [roc_auc_score(labels == c, rankdata(scores_NC[:, c])) for c in judged]
+    return Area(float(np.mean(areas)) if areas else None, scores_NC.shape[1] - len(judged))
 
 
 @dataclass(frozen=True)
 class OverClients:
-    """A metric over all clients' samples in one set, and over each client's own."""
+    """A metric over all clients' samples in one set, and over each client's own; None where it cannot be told."""
 
-    pooled: float
-    by_client: dict[str, float]
+    pooled: float | None
+    by_client: dict[str, float | None]
 
     @property
-    def mean(self) -> float:
-        """Over clients, each counting alike."""
-        return float(np.mean(list(self.by_client.values())))
+    def mean(self) -> float | None:
+        """Over clients, each counting alike, but for those that are left out."""
+        told = [value for value in self.by_client.values() if value is not None]
+        return float(np.mean(told)) if told else None
+
+    @property
+    def left_out(self) -> int:
+        """Clients of whom nothing can be told."""
+        return sum(value is None for value in self.by_client.values())
 
 
-def over_clients(metric: Callable[[Values, Values], float], judged: Mapping[str, tuple[Values, Values]]) -> OverClients:
+def over_clients(metric: Callable[[Values, Values], float | None], judged: Mapping[str, tuple[Values, Values]]) -> OverClients:
     """The metric of each client's (labels, predictions or scores), and of all of them together.
 
     Raises:
@@ -130,8 +143,9 @@ def _constant(values: Values) -> bool:
 
 
 def _unit(values: Values) -> Values:
-    """The deviations from the mean, scaled to length 1."""
-    deviations = values - np.mean(values, dtype=np.float64)
-    deviations /= np.abs(deviations).max()  # no square over- or underflows
-    scaled: Values = deviations / np.linalg.norm(deviations)
-    return scaled
+    """The deviations from the mean, scaled to length 1; values are not all the same."""
+    scaled = values / np.abs(values).max()  # no sum or square over- or underflows
+    deviations: Values = scaled - np.mean(scaled, dtype=np.float64)
+    deviations /= np.abs(deviations).max()
+    unit: Values = deviations / np.linalg.norm(deviations)
+    return unit

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,13 +21,13 @@ class Judged:
         count: what is judged: samples, or the tokens of a language model.
         loss: mean over these, in nats.
         score: the task's metric, a fraction where it is an accuracy.
-        metrics: this and others by name.
+        metrics: this and others by name; None where a metric cannot be told.
     """
 
     count: int
     loss: float
     score: float
-    metrics: dict[str, float]
+    metrics: Mapping[str, float | None]
 
 
 class Objective(Protocol):
@@ -66,18 +67,34 @@ def judge(view: View, objectives: Mapping[str, Objective], tests: Mapping[str, S
     return {cluster: objectives[cluster].judge(view, samples) for cluster, samples in tests.items()}
 
 
-def total(objectives: Mapping[str, Objective], judged: Mapping[str, Judged]) -> dict[str, float]:
-    """Accuracy and loss (nats) over all clusters.
+def total(objectives: Mapping[str, Objective], judged: Mapping[str, Judged]) -> dict[str, Any]:
+    """Accuracy and loss (nats) over all clusters, and what the accuracy is.
 
-    The accuracy is that over all samples; where a cluster is judged by another metric, the mean of the scores over clusters.
+    The accuracy is that over all samples; where a cluster is judged by another metric, the mean of the scores over clusters,
+    and ``metric`` its name. ``metric_by_cluster`` is there unless all are accuracies. The loss is None where it is no number.
     """
-    pooled = all(objectives[cluster].metric == "accuracy" for cluster in judged)
+    metrics = {cluster: objectives[cluster].metric for cluster in judged}
+    pooled = set(metrics.values()) == {"accuracy"}
     weights = {cluster: one.count if pooled else 1 for cluster, one in judged.items()}
+    loss = sum(one.count * one.loss for one in judged.values()) / sum(one.count for one in judged.values())
     return {
         "accuracy": sum(weights[c] * one.score for c, one in judged.items()) / sum(weights.values()),
-        "loss": sum(one.count * one.loss for one in judged.values()) / sum(one.count for one in judged.values()),
+        "metric": _name(list(metrics.values())),
+        **({} if pooled else {"metric_by_cluster": metrics}),
+        "loss": loss if math.isfinite(loss) else None,
     }
 
 
-def _metrics(judged: Mapping[str, Judged]) -> dict[str, dict[str, float]]:
-    return {cluster: {name: round(value, 6) for name, value in one.metrics.items()} for cluster, one in judged.items()}
+def _name(metrics: Sequence[str]) -> str:
+    """What a mean over clusters is called."""
+    names = list(dict.fromkeys(metrics))
+    if names == ["accuracy"] or len(metrics) == 1:
+        return names[0]
+    return f"mean of {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"mean {names[0]}"
+
+
+def _metrics(judged: Mapping[str, Judged]) -> dict[str, dict[str, float | None]]:
+    return {
+        cluster: {name: None if value is None else round(value, 6) for name, value in one.metrics.items()}
+        for cluster, one in judged.items()
+    }

@@ -84,7 +84,7 @@ def medians(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, d
 def _row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     by_seed = {key: [row.get(found) for row in rows] for key, found in MEDIANS.items()}
     result: dict[str, Any] = {key: median(values) for key, values in by_seed.items()}
-    result["judged_on"] = rows[0]["judged_on"]
+    result["judged_on"], result["metric"] = rows[0]["judged_on"], rows[0]["metric"]
     result["by_seed"] = {"seed": [row["seed"] for row in rows], **by_seed}
     if counts := [row["assignment_counts"] for row in rows if "assignment_counts" in row]:
         result["clients"] = rows[0]["clients"]

@@ -27,16 +27,17 @@ from .prepare import Judges, Prepared
 def network_facts(prepared: Prepared, judges: Judges) -> dict[str, Any]:
     """How the network infers: each client's images through the shared extractor and gate, and the experts that it asks.
 
-    ``accuracy``, ``loss``, ``macro_f1`` and ``macro_auc`` are over all clients' data, ``by_client`` has each one's own;
-    ``personal_…`` is a client with its own expert alone. ``routing`` has for each client the share of picks that go to each
-    expert, ``local_ratio`` the mean share that stays at home, and ``inference_B`` the bytes between clients for one image.
-    ``accuracy_by_k`` is what other numbers of picks would give, without training again. ``even_test`` has the same for even
-    shares of all data. Controls ask nobody; where each client has a classifier of its own, ``one_shot`` is the average of
-    all of them, FedAvg after a single round.
+    ``accuracy``, ``loss``, ``macro_f1`` and ``macro_auc`` are over all clients' data, ``mean_…`` are means over clients;
+    ``…_left_out`` counts the classes, or clients, that have no AUC. ``personal_…`` is a client with its own expert alone.
+    ``routing`` has for each client the share of picks that go to each expert, ``local_ratio`` the mean share that stays at
+    home, and ``inference_B`` the bytes between clients for one image. ``accuracy_by_k`` is what other numbers of picks would
+    give, without training again. ``even_test`` has the same for even shares of all data. Controls ask nobody; where each client
+    has a classifier of its own, ``one_shot`` is the average of all of them, FedAvg after a single round.
     """
     facts = _judged(prepared, judges.own)
     even = _judged(prepared, judges.even)
-    keys = ("accuracy", "macro_f1", "macro_auc", "mean_f1", "mean_auc", "local_ratio", "personal_accuracy", "accuracy_by_k")
+    keys = ["accuracy", "macro_f1", "macro_auc", "macro_auc_left_out", "mean_f1", "mean_auc", "mean_auc_left_out"]
+    keys += ["local_ratio", "personal_accuracy", "accuracy_by_k"]
     facts["even_test"] = {key: even[key] for key in keys if key in even}
     if prepared.scenario.networked.control == "local":
         install_average(prepared)
@@ -155,6 +156,10 @@ def _accuracy(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> tupl
     return sum(counts[c] * right[c] for c in right) / sum(counts.values()), right
 
 
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
 def _scores(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> dict[str, Any]:
     """Accuracy, macro F1 and macro AUC over all clients, and their means over clients."""
     labels = {client: tests[client]["labels"].numpy() for client in log_p}
@@ -163,13 +168,16 @@ def _scores(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> dict[s
     accuracy, by_client = _accuracy(log_p, tests)
     losses = [float(F.nll_loss(log_p[c], tests[c]["labels"], reduction="sum")) for c in log_p]
     f1 = over_clients(macro_f1, hard)
-    auc = over_clients(macro_auc, {client: (labels[client], p[client]) for client in p})
+    auc = over_clients(lambda of, scores: macro_auc(of, scores).value, {client: (labels[client], p[client]) for client in p})
+    classes = macro_auc(np.concatenate(list(labels.values())), np.concatenate(list(p.values())))
     return {
         "accuracy": accuracy,
         "loss": sum(losses) / sum(len(pair[0]) for pair in hard.values()),
         "accuracy_by_cluster": by_client,
-        "macro_f1": round(f1.pooled, 6),
-        "macro_auc": round(auc.pooled, 6),
-        "mean_f1": round(f1.mean, 6),
-        "mean_auc": round(auc.mean, 6),
+        "macro_f1": _rounded(f1.pooled),
+        "macro_auc": _rounded(classes.value),
+        "macro_auc_left_out": classes.left_out,
+        "mean_f1": _rounded(f1.mean),
+        "mean_auc": _rounded(auc.mean),
+        "mean_auc_left_out": auc.left_out,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,12 @@ def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool =
         check_forward(view, samples, data.objectives[name])
     judged = judge(view, data.objectives, tests)
     clusters = {
-        name: {"metric": data.objectives[name].metric, **one.metrics, "loss": one.loss, "count": one.count}
+        name: {
+            "metric": data.objectives[name].metric,
+            **one.metrics,
+            "loss": one.loss if math.isfinite(one.loss) else None,
+            "count": one.count,
+        }
         for name, one in judged.items()
     }
     rows = baselines(scenario, data, tests) if beside else {}

@@ -217,7 +217,7 @@ def _tables(ends: Mapping[tuple[str, str, int], dict[str, Any]], names: list[str
     return {"tables": {"same": same, "even": even}, "network": network}
 
 
-def _of_one(end: Mapping[str, Any]) -> dict[str, float]:
+def _of_one(end: Mapping[str, Any]) -> dict[str, float | None]:
     """A single cluster's metrics."""
     (metrics,) = end["metrics_by_cluster"].values()
     return {key: metrics[key] for key in METRICS}

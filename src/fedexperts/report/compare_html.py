@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
 from .html import COLOURS, shown, write_page
-from .table import Column, compared, compared_columns
+from .table import ACCURACY, Column, axis, compared, compared_columns, metric_by_cluster, metric_of
 
 AXES = (("cycle", "rounds (orbital cycles)", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
 
@@ -53,11 +53,14 @@ def curve_figure(
 ) -> go.Figure:
     """Accuracy by round, gradient step and MB: the median over seeds, and between the lowest and the highest a band."""
     figure = make_subplots(cols=len(AXES), shared_yaxes=True, horizontal_spacing=0.03)
+    metric = metric_of({f"{name} {i}": row for name, group in summaries.items() for i, row in enumerate(group)})
+    times, _ = axis(metric)
+    label = label if metric == ACCURACY else label.replace("accuracy", metric).removesuffix(", %")
     for name, group in summaries.items():
         points = [list(p) for p in zip(*(s["history"] for s in group), strict=False)]
-        middle, low, high = ([100 * f([p[key] for p in at]) for at in points] for f in (statistics.median, min, max))
-        for column, (axis, _, scale) in enumerate(AXES, start=1):
-            x = [scale * statistics.median(p[axis] for p in at) for at in points]
+        middle, low, high = ([times * f([p[key] for p in at]) for at in points] for f in (statistics.median, min, max))
+        for column, (along, _, scale) in enumerate(AXES, start=1):
+            x = [scale * statistics.median(p[along] for p in at) for at in points]
             band = go.Scatter(
                 x=x + x[::-1],
                 y=high + low[::-1],
@@ -84,7 +87,7 @@ def curve_figure(
         figure.update_xaxes(title_text=text, row=1, col=column)
     target = next(iter(summaries.values()))[0]["target"]
     if target is not None and key == "accuracy":
-        figure.add_hline(y=100 * target, line={"color": "#888", "dash": "dash", "width": 1})
+        figure.add_hline(y=times * target, line={"color": "#888", "dash": "dash", "width": 1})
     figure.update_yaxes(title_text=label, col=1)
     figure.update_layout(template="plotly_white", height=420, legend={"orientation": "h", "y": 1.12}, margin={"t": 60})
     return figure
@@ -96,20 +99,23 @@ def client_figure(summaries: Mapping[str, Sequence[Mapping[str, Any]]], colours:
     Protocols that treat clients one by one and those that know clusters alone stand side by side.
     """
     personal = any(s.get("personal_by_client") for group in summaries.values() for s in group)
-    kinds = {"accuracy_by_cluster": "global model, %"} | ({"personal_by_client": "personalised, %"} if personal else {})
+    kinds = {"accuracy_by_cluster": "global model"} | ({"personal_by_client": "personalised"} if personal else {})
+    metric = metric_by_cluster({f"{name} {i}": row for name, group in summaries.items() for i, row in enumerate(group)})
+    times, unit = axis(metric)
+    unit = unit.removeprefix("accuracy, ")
     figure = make_subplots(rows=len(kinds), shared_xaxes=True, vertical_spacing=0.08)
     for row, (key, label) in enumerate(kinds.items(), start=1):
         for name, group in summaries.items():
             names = list(dict.fromkeys(client for s in group for client in s.get(key) or ()))
-            values = [100 * statistics.median(s[key][c] for s in group if c in s[key]) for c in names]
+            values = [times * statistics.median(s[key][c] for s in group if c in s[key]) for c in names]
             bar = go.Bar(x=names, y=values, name=name, legendgroup=name, showlegend=row == 1, marker={"color": colours[name]})
             figure.add_trace(bar, row=row, col=1)
-        figure.update_yaxes(title_text=label, row=row, col=1)
+        figure.update_yaxes(title_text=f"{label}, {unit}", row=row, col=1)
     figure.update_layout(
         template="plotly_white",
         height=120 + 220 * len(kinds),
         barmode="group",
-        title=f"final accuracy by {'client' if personal else 'cluster'}, median over seeds",
+        title=f"final {metric} by {'client' if personal else 'cluster'}, median over seeds",
     )
     return figure
 

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
-from .table import COLUMNS, baseline_rows, cells, goal_of
+from .table import COLUMNS, axis, baseline_rows, cells, goal_of, metric_by_cluster, metric_of
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
 STYLE = """
@@ -79,11 +79,12 @@ def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         ("steps", "gradient steps", 1.0),
         ("uplink_B", "uplink MB", 1e-6),
     )
+    times, label = axis(metric_of(summaries))
     figure = make_subplots(rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12)
     for name, row in summaries.items():
         colour, dash = _look(name, summaries)
         history = row["history"]
-        accuracy = [100 * point["accuracy"] for point in history]
+        accuracy = [times * point["accuracy"] for point in history]
         for panel, (key, _, scale) in enumerate(axes):
             line = go.Scatter(
                 x=[point[key] * scale for point in history],
@@ -99,14 +100,20 @@ def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
                 },
             )
             figure.add_trace(line, row=panel // 2 + 1, col=panel % 2 + 1)
-    for panel, (_, label, _) in enumerate(axes):
-        figure.update_xaxes(title_text=label, row=panel // 2 + 1, col=panel % 2 + 1)
+    for panel, (_, text, _) in enumerate(axes):
+        figure.update_xaxes(title_text=text, row=panel // 2 + 1, col=panel % 2 + 1)
     target = next(iter(summaries.values()))["target"]
     if target is not None:
-        figure.add_hline(y=100 * target, line={"color": "#888", "dash": "dash", "width": 1})
-    figure.update_yaxes(title_text=f"global accuracy on {_judged_on(summaries)} data, %", col=1)
+        figure.add_hline(y=times * target, line={"color": "#888", "dash": "dash", "width": 1})
+    figure.update_yaxes(title_text=_on(f"global {label}", _judged_on(summaries)), col=1)
     figure.update_layout(template="plotly_white", height=760, legend={"orientation": "h", "y": 1.07}, margin={"t": 60})
     return figure
+
+
+def _on(label: str, data: str) -> str:
+    """An axis with the data that it is read on, before its unit."""
+    name, _, unit = label.partition(", ")
+    return f"{name} on {data} data" + (f", {unit}" if unit else "")
 
 
 def _judged_on(summaries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -127,22 +134,23 @@ def _look(name: str, summaries: Mapping[str, Any]) -> tuple[str, str]:
 def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Final accuracy on each cluster's test data, beside the baselines of tasks on text."""
     figure = go.Figure()
+    times, label = axis(metric_by_cluster(summaries))
     for name, row in summaries.items():
         colour, dash = _look(name, summaries)
         by_cluster = row["accuracy_by_cluster"]
-        values = [100 * value for value in by_cluster.values()]
+        values = [times * value for value in by_cluster.values()]
         figure.add_bar(
             x=list(by_cluster), y=values, name=name, marker={"color": colour, "opacity": 0.4 if dash == "dot" else 1}
         )
     for i, (name, shares) in enumerate(baseline_rows(summaries).items()):
         grey = ("#bbbbbb", "#777777")[i % 2]
-        figure.add_bar(x=list(shares), y=[100 * value for value in shares.values()], name=name, marker={"color": grey})
+        figure.add_bar(x=list(shares), y=[times * value for value in shares.values()], name=name, marker={"color": grey})
     figure.update_layout(
         template="plotly_white",
         height=380,
         barmode="group",
-        title="final accuracy by cluster, on test data",
-        yaxis_title="accuracy, %",
+        title=f"final {metric_by_cluster(summaries)} by cluster, on test data",
+        yaxis_title=label,
     )
     return figure
 
@@ -150,12 +158,13 @@ def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
 def energy_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Global accuracy against the joules that a device spent on radio and computing; the whole run's joules by use."""
     figure = make_subplots(cols=2, horizontal_spacing=0.1)
+    times, label = axis(metric_of(summaries))
     for name, row in summaries.items():
         colour, dash = _look(name, summaries)
         joules = [point["energy_J_per_device"] for point in row["history"]]
         line = go.Scatter(
             x=[use["radio_J"] + use["compute_J"] for use in joules],
-            y=[100 * point["accuracy"] for point in row["history"]],
+            y=[times * point["accuracy"] for point in row["history"]],
             name=name,
             mode="lines+markers",
             line={"color": colour, "dash": dash},
@@ -171,7 +180,7 @@ def energy_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         figure.add_trace(line, row=1, col=1)
         figure.add_trace(bar, row=1, col=2)
     figure.update_xaxes(title_text="J per device, radio and compute (idle not counted)", row=1, col=1)
-    figure.update_yaxes(title_text=f"accuracy on {_judged_on(summaries)} data, %", row=1, col=1)
+    figure.update_yaxes(title_text=_on(label, _judged_on(summaries)), row=1, col=1)
     figure.update_yaxes(title_text="J per device, whole run (log)", type="log", row=1, col=2)
     figure.update_layout(template="plotly_white", height=380, legend={"orientation": "h", "y": 1.15}, margin={"t": 60})
     return figure

@@ -27,7 +27,7 @@ METHODS = (
     "fedavg",
     *(f"{extractor}, {gate}" for extractor in ("fedce", "fedsc") for gate in ("random", "rolling", "federated")),
 )
-Cells = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+Cells = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
 
 
 def network_tables(document: Mapping[str, Any]) -> Group:
@@ -53,12 +53,13 @@ def _present(table: Cells) -> list[str]:
     return [method for method in METHODS if method in table]
 
 
-def _row(cells: Mapping[str, Mapping[str, Sequence[float]]], partitions: Sequence[str]) -> list[tuple[str, str]]:
+def _row(cells: Mapping[str, Mapping[str, Sequence[float | None]]], partitions: Sequence[str]) -> list[tuple[str, str]]:
     """Median and spread, in percent, of every metric on every partition."""
     return [_cell(cells.get(name, {}).get(metric, ())) for name in partitions for metric, _ in METRICS]
 
 
-def _cell(values: Sequence[float]) -> tuple[str, str]:
+def _cell(found: Sequence[float | None]) -> tuple[str, str]:
+    values = [value for value in found if value is not None]
     if not values:
         return "–", ""
     spread = f"{100 * min(values):.1f}–{100 * max(values):.1f}" if len(values) > 1 else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group
@@ -13,6 +13,8 @@ from rich.table import Table
 COLUMNS = ("run", "γ", "final", "cycles", "steps", "MB up", "cycles", "steps", "MB up")
 
 
+ACCURACY = "accuracy"
+"""The one metric that is written in percent."""
 WIDEST = 8
 """Clusters that a terminal's table has columns for; of more, clients say, it shows the spread."""
 
@@ -31,38 +33,84 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Group:
 def goal_of(summaries: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The target in words, and which data it is read on."""
     row = next(iter(summaries.values()))
-    return None if row["target"] is None else f"{row['target']:.0%} accuracy on {row.get('judged_on', 'test')} data"
+    on = row.get("judged_on", "test")
+    return None if row["target"] is None else f"{goal(row['target'], metric_of(summaries))} on {on} data"
+
+
+def goal(target: float, metric: str) -> str:
+    """A target of a metric, as a target is given: an accuracy in whole percent."""
+    return f"{target:.0%} accuracy" if metric == ACCURACY else f"{metric} {target:.3f}"
+
+
+def metric_of(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the runs' figures over all clusters are: "score" where they differ."""
+    return _common(row.get("metric", ACCURACY) for row in rows.values())
+
+
+def metric_by_cluster(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the figures of single clusters are: "score" where they differ."""
+    return _common(m for row in summaries.values() for m in row.get("metric_by_cluster", {"": ACCURACY}).values())
+
+
+def _common(metrics: Iterable[str]) -> str:
+    names = set(metrics)
+    return names.pop() if len(names) == 1 else "score"
+
+
+def written(value: float | None, metric: str) -> str:
+    """A value of a metric: an accuracy is a percentage, others are plain numbers."""
+    return "–" if value is None else f"{value:.1%}" if metric == ACCURACY else f"{value:.3f}"
+
+
+def axis(metric: str) -> tuple[float, str]:
+    """By what a figure multiplies a metric, and how its axis is called."""
+    return (100.0, "accuracy, %") if metric == ACCURACY else (1.0, metric)
 
 
 def accuracy_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Final accuracy on each cluster's or client's own test data, or its spread over them; below it the personalised one."""
-    rows = {name: row["accuracy_by_cluster"] for name, row in summaries.items()}
+    """Final accuracy on each cluster's or client's own test data, or its spread over them; below it the personalised one.
+
+    Clusters that are judged by other metrics have these, by name.
+    """
+    rows: dict[str, Mapping[str, float]] = {name: row["accuracy_by_cluster"] for name, row in summaries.items()}
+    metrics = {name: row.get("metric_by_cluster", {}) for name, row in summaries.items()}
     clients = any(row.get("personal_by_client") for row in summaries.values())
     for name, row in summaries.items():
         if personal := row.get("personal_by_client"):
-            rows[f"{name}, personalised"] = personal
+            rows[f"{name}, personalised"], metrics[f"{name}, personalised"] = personal, metrics[name]
     baselines = baseline_rows(summaries)
+    for label in baselines:  # "majority", or "majority, run"
+        metrics[label] = metrics.get(label.partition(", ")[2]) or next((of for of in metrics.values() if of), {})
     names = sorted({name for values in [*rows.values(), *baselines.values()] for name in values})
-    by = "client" if clients else "cluster"
-    wide = len(names) > WIDEST
-    table = Table(title=f"final accuracy over {len(names)} {by}s" if wide else f"final accuracy by {by}", box=None)
+    one = metric_by_cluster(summaries)
+    heads = {c: _common(metrics[name].get(c, ACCURACY) for name, row in rows.items() if c in row) for c in names}
+    wide, by = len(names) > WIDEST, "client" if clients else "cluster"
+    table = Table(title=f"final {one} over {len(names)} {by}s" if wide else f"final {one} by {by}", box=None)
     table.add_column("run")
     for column in SPREAD if wide else names:
-        table.add_column(column, justify="right")
+        own = wide or one != "score" or heads[column] == "score"
+        table.add_column(column if own else f"{column}, {heads[column]}", justify="right")
     for name, values in {**rows, **baselines}.items():
-        table.add_row(
-            name, *(spread(values) if wide else (_share(values.get(c)) for c in names)), style=_style(name, baselines)
-        )
+        of = metrics[name]
+        each = [_cell(values.get(c), of.get(c, ACCURACY), heads[c]) for c in names]
+        table.add_row(name, *(spread(values, one) if wide else each), style=_style(name, baselines))
     return table
+
+
+def _cell(value: float | None, metric: str, head: str) -> str:
+    """A value, with its metric where the column's head has none."""
+    own = value is not None and head == "score" and metric != ACCURACY
+    return f"{written(value, metric)} {metric}" if own else written(value, metric)
 
 
 SPREAD = ("lowest", "", "median", "highest", "")
 
 
-def spread(values: Mapping[str, float]) -> list[str]:
+def spread(values: Mapping[str, float], metric: str = ACCURACY) -> list[str]:
     """Lowest, median and highest of many clusters or clients, and who has the lowest and the highest."""
     low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-    return [_share(values[low]), low, _share(statistics.median(values.values())), _share(values[high]), high]
+    middle = statistics.median(values.values())
+    return [written(values[low], metric), low, written(middle, metric), written(values[high], metric), high]
 
 
 def _style(name: str, baselines: Mapping[str, Any]) -> str | None:
@@ -82,10 +130,6 @@ def baseline_rows(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     return rows
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
 def cells(name: str, row: Mapping[str, Any]) -> list[str]:
     """The row of one run; MB are 10⁶ B, a dash means that the target was not reached."""
     gammas = list(row["gamma"].values())
@@ -93,7 +137,7 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
     return [
         name,
         f"{sum(gammas) / len(gammas):.2f}" if gammas else "–",
-        f"{row['final_accuracy']:.1%}",
+        written(row["final_accuracy"], row.get("metric", ACCURACY)),
         "–" if row["cycles_to_target"] is None else str(row["cycles_to_target"]),
         "–" if row["steps_to_target"] is None else str(row["steps_to_target"]),
         "–" if uplink_B is None else _mega(uplink_B),
@@ -137,10 +181,14 @@ COMPARED = (
 
 def comparison_table(rows: Mapping[str, Mapping[str, Any]], target: float | None) -> Table:
     """Medians over seeds; below each the lowest and the highest, where seeds differ."""
-    title = "rounds to the plateau" if target is None else f"rounds to {target:.0%} accuracy and to the plateau"
-    on = next(iter(rows.values()), {}).get("judged_on", "test")
+    metric = metric_of(rows)
+    title = "rounds to the plateau" if target is None else f"rounds to {goal(target, metric)} and to the plateau"
+    on, final = next(iter(rows.values()), {}).get("judged_on", "test"), "final" if metric == ACCURACY else f"final {metric}"
     table = Table(
-        title=f"medians over seeds; final on test data, {title} on {on} data", box=None, padding=(0, 1, 0, 0), pad_edge=False
+        title=f"medians over seeds; {final} on test data, {title} on {on} data",
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("", no_wrap=True, overflow="fold")
     columns = compared_columns(rows)
@@ -156,7 +204,12 @@ def comparison_table(rows: Mapping[str, Mapping[str, Any]], target: float | None
 
 def compared_columns(rows: Mapping[str, Mapping[str, Any]]) -> list[Column]:
     """The columns that some protocol or policy has a value for."""
-    return [column for column in COMPARED if column.always or any(row[column.key] is not None for row in rows.values())]
+    metric = metric_of(rows)
+    columns: tuple[Column, ...] = COMPARED
+    if metric != ACCURACY:
+        unit = metric if metric.isalnum() else "score"
+        columns = tuple(replace(c, head=(c.head[0], unit), write="{:.3f}".format) if c.head[1] == "%" else c for c in columns)
+    return [column for column in columns if column.always or any(row[column.key] is not None for row in rows.values())]
 
 
 def compared(column: Column, row: Mapping[str, Any]) -> tuple[str, str]:

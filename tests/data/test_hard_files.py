@@ -255,6 +255,13 @@ def test_what_python_cannot_hold_is_refused(tmp_path: Path) -> None:
             read_rows("a.parquet", tmp_path)
 
 
+def test_a_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"naive": [1]}), tmp_path / "a.parquet", store_schema=False)
+    write(tmp_path / "b.parquet", (tmp_path / "a.parquet").read_bytes().replace(b"naive", b"na\xefve"))
+    with pytest.raises(InputError, match=r"b\.parquet': is damaged or not Parquet \(.*utf-8"):
+        read_rows("b.parquet", tmp_path)
+
+
 def test_parquet_is_bounded_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant column takes no space in the file."""
     monkeypatch.setattr(files, "MOST_UNPACKED_B", 10**6)

@@ -38,7 +38,7 @@ def command(
 
         def show(line: dict[str, Any]) -> None:
             if line["event"] == "evaluate":
-                bars.update(bar, completed=line["cycle"], accuracy=reached(line["accuracy"], line["metric"]))
+                bars.update(bar, completed=line["cycle"], accuracy=reached(line["accuracy"], line.get("metric", "accuracy")))
 
         try:
             result = drive_run.run(loaded, out, resume=resume, listener=show)

@@ -20,8 +20,7 @@ def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> list[dict[s
         InputError: the file cannot be read, is damaged, lacks a column, has two of one name, holds what Python has no value
             for, or unpacks to more than `files.unpacked_most_B` allows.
     """
-    import pyarrow  # 0.2 s that other sources need not wait for
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.parquet import ParquetFile  # 0.2 s that other sources need not wait for
 
     where, most_B = f"data = {str(path)!r}", unpacked_most_B(check(path))
     rows: list[dict[str, Any]] = []
@@ -37,10 +36,12 @@ def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> list[dict[s
                         f"{where}: unpacks to more than {most_B:,} bytes; split it into several files, or take a part"
                     )
                 rows += _values(batch, where)
-    except pyarrow.ArrowException as error:
-        raise _damaged(where, error) from error
-    except OSError as error:
-        raise (_damaged(where, error) if error.errno is None else unreadable(path, error)) from error
+    except InputError:
+        raise
+    except Exception as error:  # Arrow's, and what Python says of names that are not UTF-8
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from error
+        raise InputError(f"{where}: is damaged or not Parquet ({error}); fetch or write it again") from error
     return rows
 
 
@@ -65,7 +66,3 @@ def _values(batch: Any, where: str) -> list[dict[str, Any]]:
             "convert it to numbers or text, or leave it out"
         ) from error
     return rows
-
-
-def _damaged(where: str, error: Exception) -> InputError:
-    return InputError(f"{where}: is damaged or not Parquet ({error}); fetch or write it again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import json
 import os
 import zipfile
@@ -270,6 +271,35 @@ def test_parquet_is_bounded_before_it_is_unpacked(tmp_path: Path, monkeypatch: p
     for reader in (lambda: read_rows("a.parquet", tmp_path), lambda: read_images("a.parquet", tmp_path, "text", "label")):
         with pytest.raises(InputError, match=r"a\.parquet': unpacks to more than 1,0\d\d,\d{3} bytes"):
             reader()
+
+
+def test_lists_are_bounded_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row may hold any number of values, in a few bytes."""
+    monkeypatch.setattr(files, "MOST_UNPACKED_B", 10**6)
+    monkeypatch.setattr(files, "MOST_RATIO", 10)
+    table = pa.table({"text": ["a"], "label": [0], "list": [[0] * 200_000]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet': holds 200,002 values; at most 12\d,\d{3} for a file of this size"):
+        read_rows("a.parquet", tmp_path)
+    assert len(read_images("a.parquet", tmp_path, "text", "label")) == 1  # which reads two columns alone
+
+
+def test_a_long_value_is_not_unpacked_for_many_rows_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_UNPACKED_B", 10**6)
+    monkeypatch.setattr(files, "MOST_RATIO", 10)
+    for length, keep in itertools.product((300_000, 5_000), (False, True)):  # read back as text, or as places in a dictionary
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * length]))
+        parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet", compression="zstd", store_schema=keep)
+        peak_B = pa.default_memory_pool().max_memory()
+        with pytest.raises(InputError, match=r"a\.parquet': unpacks to more than 1,\d{3},\d{3} bytes"):
+            read_rows("a.parquet", tmp_path)
+        assert pa.default_memory_pool().max_memory() <= max(peak_B, 10**7)
+
+
+def test_categories_are_read_as_their_values(tmp_path: Path) -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 0, None], pa.int32()), pa.array(["no", "yes"]))
+    parquet.write_table(pa.table({"label": column}), tmp_path / "a.parquet")
+    assert read_rows("a.parquet", tmp_path) == [{"label": "yes"}, {"label": "no"}, {"label": None}]
 
 
 # ---- refused: images

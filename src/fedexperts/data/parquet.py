@@ -11,6 +11,8 @@ from ..errors import InputError
 from .files import check, unpacked_most_B, unreadable
 
 BATCH = 1024
+VALUE_B = 8
+"""About what a value takes, of a list too; in the file it may take nothing."""
 
 
 def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -29,7 +31,8 @@ def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> list[dict[s
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
             _check_names(names, wanted or (), where)
-            for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
+            at_once = _rows_at_once(file.metadata, wanted, most_B, where)
+            for batch in map(_plain, file.iter_batches(at_once, columns=wanted, use_threads=False)):
                 unpacked_B += batch.nbytes
                 if unpacked_B > most_B:
                     raise InputError(
@@ -50,6 +53,27 @@ def _check_names(names: Sequence[str], wanted: Sequence[str], where: str) -> Non
         raise InputError(f"{where}: column {twice[0]!r} is there twice; rename one")
     if missing := [name for name in wanted if name not in names]:
         raise InputError(f"{where}: there is no column {missing[0]!r}; the columns are {', '.join(map(repr, names))}")
+
+
+def _rows_at_once(metadata: Any, wanted: Sequence[str] | None, most_B: int, where: str) -> int:
+    """So few rows that a long value which they share is not unpacked for more of them than may be."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    if wanted is not None:
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted]
+    values = sum(chunk.num_values for chunk in chunks)
+    if values * VALUE_B > most_B:
+        raise InputError(f"{where}: holds {values:,} values; at most {most_B // VALUE_B:,} for a file of this size")
+    largest_B = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+    return max(1, min(BATCH, most_B // max(1, largest_B)))
+
+
+def _plain(batch: Any) -> Any:
+    """Categories as their values, so that what is counted is what they take as rows."""
+    for i, column in enumerate(batch.columns):
+        if hasattr(column, "dictionary_decode"):
+            batch = batch.set_column(i, batch.schema.names[i], column.dictionary_decode())
+    return batch
 
 
 def _values(batch: Any, where: str) -> list[dict[str, Any]]:

@@ -334,6 +334,8 @@ def test_classes_of_labels(values, labels, expected):
         ([0.0, 0.5], None, "row 2: label 0.5: must be a whole number or a text; other numbers need a regression"),
         (["0", "0.5"], None, "row 2: label 0.5: must be a whole number"),
         ([None], None, "row 1: label None: must be a whole number or a text"),
+        (["a", ""], None, "row 2: label '': is blank; fill it in, or leave the row out"),
+        (["a", " "], ["a", " "], "row 2: label ' ': is blank"),
         ([["a"]], None, r"row 1: label \['a'\]: must be"),
         ([0, "a"], None, "here: labels are both numbers and texts .0, 'a'.; write all of them in one way"),
         (["a"], ["a", "a"], r"here: labels = \['a', 'a'\]: must name every class once"),

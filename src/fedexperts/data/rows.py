@@ -245,6 +245,8 @@ def _number(value: Any, where: str) -> float:
 def _label(value: Any, where: str) -> int | str:
     """A label as a whole number or a text."""
     if isinstance(value, str):
+        if not value.strip():
+            raise InputError(f"{where}: label {value!r}: is blank; fill it in, or leave the row out")
         return value
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         return int(value)

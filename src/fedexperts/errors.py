@@ -1,4 +1,4 @@
-"""What stops a command with a message: input that is wrong, training that has left the finite numbers; and a warning of input."""
+"""What stops a command with a message: wrong input, training that has left the finite numbers; and the warning of input."""
 
 
 class InputError(ValueError):

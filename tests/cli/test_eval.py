@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import tomli_w
+import torch
+from safetensors.torch import load_file, save_file
 
 import small
 import text
@@ -37,7 +39,8 @@ def folder(tmp_path: Path) -> Path:
 def scenario(folder: Path, **tables: Any) -> Path:
     """Without ``[train]``: judging needs none."""
     clusters = [{"name": name, "data": "train.jsonl", "test": "test.jsonl"} for name in ("a", "b")]
-    document = {"name": "text", "model": {"path": "model"}, "task": {"text": "text"}, "cluster": clusters, **tables}
+    document = {"name": "text", "model": {"path": "model"}, "task": {"text": "text"}, "cluster": clusters}
+    document |= {"evaluation": {"validation": 0.0}, **tables}  # eight rows are too few to hold some out
     path = folder / "scenario.toml"
     path.write_text(tomli_w.dumps(document))
     return path
@@ -82,6 +85,17 @@ def test_metrics_go_by_their_names(folder: Path, capsys: pytest.CaptureFixture[s
     assert "%" not in shown
 
 
+def test_a_model_that_has_diverged_is_judged_in_plain_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "model" / "model.safetensors"
+    tensors = load_file(file)
+    save_file(
+        {name: torch.full_like(x, torch.nan) if "lm_head" in name else x for name, x in tensors.items()}, file, {"format": "pt"}
+    )
+    app(["eval", str(folder / "model"), "--task", str(questions(folder)), "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["loss"] is found["clusters"]["a"]["loss"] is None
+
+
 def test_questions_and_language(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluated(capsys, folder / "model", "--task", questions(folder), "--cluster", "b")
     assert list(found["clusters"]) == ["b"] == list(found["baselines"])
@@ -98,7 +112,7 @@ def test_questions_and_language(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_run_is_judged_as_it_judged_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = scenario(folder, train={"cycles": 2, "lr_expert": 1e-2}, evaluation={"target": 0.9})
+    path = scenario(folder, train={"cycles": 2, "lr_expert": 1e-2}, evaluation={"target": 0.9, "validation": 0.0})
     result = run(Scenario.load(path), folder / "run")
     lines = list(read(folder / "run" / "ledger.jsonl"))
     document = evaluated(capsys, folder / "run", "--task", path)

@@ -72,11 +72,6 @@ def test_a_figure_over_clusters_has_a_name(metrics: dict[str, str], name: str) -
     assert ("metric_by_cluster" in found) == (name != "accuracy")
 
 
-def test_a_loss_that_is_no_number_is_null() -> None:
-    objectives: dict[str, Any] = {"a": _Task("accuracy")}
-    assert total(objectives, {"a": Judged(1, float("nan"), 0.5, {})})["loss"] is None
-
-
 def test_only_an_accuracy_is_a_percentage() -> None:
     assert written(0.5, "accuracy") == "50.0%"
     assert written(-0.25, "spearman") == "-0.250"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -71,17 +70,16 @@ def total(objectives: Mapping[str, Objective], judged: Mapping[str, Judged]) -> 
     """Accuracy and loss (nats) over all clusters, and what the accuracy is.
 
     The accuracy is that over all samples; where a cluster is judged by another metric, the mean of the scores over clusters,
-    and ``metric`` its name. ``metric_by_cluster`` is there unless all are accuracies. The loss is None where it is no number.
+    and ``metric`` its name. ``metric_by_cluster`` is there unless all are accuracies.
     """
     metrics = {cluster: objectives[cluster].metric for cluster in judged}
     pooled = set(metrics.values()) == {"accuracy"}
     weights = {cluster: one.count if pooled else 1 for cluster, one in judged.items()}
-    loss = sum(one.count * one.loss for one in judged.values()) / sum(one.count for one in judged.values())
     return {
         "accuracy": sum(weights[c] * one.score for c, one in judged.items()) / sum(weights.values()),
         "metric": _name(list(metrics.values())),
         **({} if pooled else {"metric_by_cluster": metrics}),
-        "loss": loss if math.isfinite(loss) else None,
+        "loss": sum(one.count * one.loss for one in judged.values()) / sum(one.count for one in judged.values()),
     }
 
 

@@ -5,7 +5,6 @@ Shapes: T images of a client, D numbers of a latent, E experts, K picks, L label
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -168,13 +167,12 @@ def _scores(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> dict[s
     hard: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {c: (labels[c], p[c].argmax(axis=1)) for c in p}
     accuracy, by_client = _accuracy(log_p, tests)
     losses = [float(F.nll_loss(log_p[c], tests[c]["labels"], reduction="sum")) for c in log_p]
-    loss = sum(losses) / sum(len(pair[0]) for pair in hard.values())
     f1 = over_clients(macro_f1, hard)
     auc = over_clients(lambda of, scores: macro_auc(of, scores).value, {client: (labels[client], p[client]) for client in p})
     classes = macro_auc(np.concatenate(list(labels.values())), np.concatenate(list(p.values())))
     return {
         "accuracy": accuracy,
-        "loss": loss if math.isfinite(loss) else None,
+        "loss": sum(losses) / sum(len(pair[0]) for pair in hard.values()),
         "accuracy_by_cluster": by_client,
         "macro_f1": _rounded(f1.pooled),
         "macro_auc": _rounded(classes.value),

@@ -46,13 +46,19 @@ def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool =
         name: {
             "metric": data.objectives[name].metric,
             **one.metrics,
-            "loss": one.loss if math.isfinite(one.loss) else None,
+            "loss": _finite(one.loss),
             "count": one.count,
         }
         for name, one in judged.items()
     }
     rows = baselines(scenario, data, tests) if beside else {}
-    return {"model": model, **total(data.objectives, judged), "clusters": clusters, "baselines": rows}
+    over_all = total(data.objectives, judged)
+    return {"model": model, **over_all, "loss": _finite(over_all["loss"]), "clusters": clusters, "baselines": rows}
+
+
+def _finite(loss: float) -> float | None:
+    """A model may have diverged, and JSON knows no NaN."""
+    return loss if math.isfinite(loss) else None
 
 
 def _with(model: str, task: Path) -> Tasks:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedexperts.contact.plan import Contact, ContactPlan, PlanError, always_on, read_plan, round_robin
+from fedexperts.contact.plan import MOST_CONTACTS, Contact, ContactPlan, PlanError, Rates, always_on, round_robin
+from fedexperts.contact.plan_file import read_plan
 from fedexperts.errors import InputError
 
 ABC = ("a", "b", "c")
@@ -152,9 +153,12 @@ def test_contacts_of_one_cluster_may_not_overlap():
         (Contact("a", 0, math.inf), "end_s = inf"),
         (Contact("a", -5, 5), "-5-5 s lies outside the plan's 0-100 s"),
         (Contact("a", 95, 105), "95-105 s lies outside the plan's 0-100 s"),
-        (Contact("a", 0, 10, uplink_bps=0), "uplink_bps = 0 must be above 0"),
-        (Contact("a", 0, 10, downlink_bps=-1), "downlink_bps = -1 must be above 0"),
-        (Contact("a", 0, 10, uplink_bps=math.nan), "uplink_bps = nan must be above 0"),
+        (Contact("a", 0, 1e-9), "lasts 1e-09 s, must be 1e-06 s at least"),
+        (Contact("a", 0, 10, downlink_bps=-1), "downlink_bps = -1 must be within 0..1e+18"),
+        (Contact("a", 0, 10, uplink_bps=math.nan), "uplink_bps = nan must be within"),
+        (Contact("a", 0, 10, uplink_bps=1e19), "uplink_bps = 1e+19 must be within"),
+        (Contact("a", 0, 10, rates=(Rates(5, 1, 1), Rates(10, 1, -1))), "downlink_bps = -1 must be within"),
+        (Contact("a", 0, 10, rates=(Rates(5, 1, 1), Rates(5, 1, 1))), "rates must follow one another"),
     ],
 )
 def test_an_impossible_contact_is_refused_by_number_cluster_and_value(contact, says):
@@ -162,6 +166,107 @@ def test_an_impossible_contact_is_refused_by_number_cluster_and_value(contact, s
         ContactPlan(ABC, (contact,), 100.0)
     assert f"contact 0 of cluster {contact.cluster!r}" in str(error.value)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("make", [round_robin, always_on])
+def test_a_plan_of_too_many_contacts_is_refused_before_they_are_made(make):
+    with pytest.raises(
+        PlanError, match=r"2,000,000,000,000 contacts, and 200,000 are the most; take longer slots \(plan.slot_s\)"
+    ):
+        make(("a", "b"), cycles=10**12)
+    with pytest.raises(PlanError, match="200,001 contacts"):
+        ContactPlan(ABC, (Contact("a", 0, 1),) * (MOST_CONTACTS + 1), 1.0)
+
+
+# ---- what fits
+
+up_down = Contact.of("a", 10, (Rates(20, 800, 0), Rates(30, 0, 0), Rates(40, 400, math.inf), Rates(50, 0, 80)))
+
+
+@pytest.mark.parametrize(
+    ("direction", "from_s", "to_s", "carried_B"),
+    [
+        ("up", 0, 60, 1500),
+        ("up", 15, 35, 750),
+        ("up", 20, 30, 0),
+        ("up", 40, 50, 0),
+        ("down", 10, 30, 0),
+        ("down", 10, 31, math.inf),
+        ("down", 30, 30, 0),
+        ("down", 40, 50, 100),
+        ("down", 41, 60, 90),
+    ],
+)
+def test_bytes_over_stretches_that_carry_nothing_or_have_no_limit(direction, from_s, to_s, carried_B):
+    assert up_down.carried_B(direction, from_s, to_s) == carried_B
+
+
+@pytest.mark.parametrize(
+    ("direction", "from_s", "size_B", "finish_s"),
+    [
+        ("up", 10, 1000, 20),  # and not 30, when the next stretch begins
+        ("up", 10, 1001, 30.02),
+        ("up", 22, 50, 31),
+        ("up", 10, 1501, math.inf),
+        ("up", 45, 1, math.inf),
+        ("up", 45, 0, 45),
+        ("down", 10, 1e15, 30),  # waits for the stretch without limit
+        ("down", 40, 1e15, 40),
+        ("down", 41, 90, 50),
+        ("down", 41, 91, math.inf),
+    ],
+)
+def test_transfers_wait_through_stretches_that_carry_nothing(direction, from_s, size_B, finish_s):
+    assert up_down.finish_s(direction, from_s, size_B) == pytest.approx(finish_s)
+
+
+@pytest.mark.parametrize(
+    ("direction", "until_s", "size_B", "begin_s"),
+    [
+        ("up", 50, 500, 30),  # the latest, and not 20
+        ("up", 50, 501, 19.99),
+        ("up", 50, 1501, -math.inf),
+        ("up", 29, 100, 19),
+        ("down", 50, 100, 40),
+        ("down", 50, 101, 40),  # the rest goes before, in no time
+        ("down", 29, 1, -math.inf),
+        ("down", 20, 0, 20),
+    ],
+)
+def test_the_latest_beginning_of_a_transfer(direction, until_s, size_B, begin_s):
+    assert up_down.begin_s(direction, until_s, size_B) == pytest.approx(begin_s)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rates=st.lists(st.tuples(st.floats(0.01, 100), st.sampled_from([0.0, 1.0, 8e3, 1e6, math.inf])), min_size=1, max_size=6),
+    share=st.floats(0, 1),
+    size_B=st.floats(0.1, 1e9),
+)
+def test_a_transfer_that_is_done_has_carried_its_bytes(rates, share, size_B):
+    pieces, now_s = [], 0.0
+    for length_s, bps in rates:
+        now_s += length_s
+        pieces.append(Rates(now_s, bps, bps))
+    contact = Contact.of("a", 0.0, pieces)
+    from_s = share * now_s
+    done_s = contact.finish_s("up", from_s, size_B)
+    room_B = contact.carried_B("up", from_s, now_s)
+    assert room_B >= 0
+    if done_s == math.inf:
+        assert room_B < size_B
+    else:
+        assert from_s <= done_s <= now_s
+        assert contact.carried_B("up", from_s, done_s) >= size_B * (1 - 1e-6) - 1e-3 or any(math.isinf(bps) for _, bps in rates)
+        assert contact.begin_s("up", done_s, size_B) >= from_s - 1e-6 * now_s or size_B < 1
+
+
+def test_one_direction_may_carry_nothing():
+    oneway = Contact("a", 0, 10, uplink_bps=8e6, downlink_bps=0)
+    assert ContactPlan(ABC, (oneway,), 10.0).contacts == (oneway,)
+    assert (oneway.carried_B("up", 0, 10), oneway.carried_B("down", 0, 10)) == (1e7, 0)
+    assert oneway.finish_s("down", 0, 1) == math.inf
+    assert oneway.begin_s("down", 10, 1) == -math.inf
 
 
 def test_a_plan_error_is_an_input_error():
@@ -184,7 +289,7 @@ def test_a_file_is_read_as_written(tmp_path):
     document = rows({"cluster": "b", "start_s": 5, "end_s": 25, "uplink_bps": 1e6, "downlink_bps": 2e6, "satellite": "s2"})
     read = read_plan(write(tmp_path / "p.json", document), ABC)
     assert read.clusters == ABC
-    assert read.contacts == (Contact("a", 0.0, 10.0), Contact("b", 5.0, 25.0, 1e6, 2e6, "s2"))
+    assert read.contacts == (Contact("a", 0.0, 10.0, 0.0, 0.0), Contact("b", 5.0, 25.0, 1e6, 2e6, "s2"))
     assert read.horizon_s == 25
     assert read.cycle_ends_s == (25,)
 
@@ -198,9 +303,18 @@ def test_a_plan_survives_its_json(tmp_path):
     assert read_plan(write(tmp_path / "p.json", before.to_json()), ABC) == before
 
 
-def test_unlimited_rates_are_left_out_of_json():
+def test_unlimited_rates_are_said_in_json():
     (row,) = round_robin(("a",), cycles=1).to_json()["contacts"]
-    assert set(row) == {"cluster", "start_s", "end_s", "satellite"}
+    assert row["uplink_bps"] == row["downlink_bps"] == "unlimited"
+
+
+def test_rates_that_change_survive_their_json(tmp_path):
+    rates = (Rates(4, 1e6, math.inf), Rates(10, 0.0, 2e6))
+    before = ContactPlan(ABC, (Contact.of("a", 0, rates), Contact("b", 3, 7, 0.0, 1e6)), 50.0)
+    document = json.dumps(before.to_json(), allow_nan=False)
+    assert read_plan(write(tmp_path / "p.json", document), ABC) == before
+    assert before.contacts[0].uplink_bps == 4e5
+    assert before.contacts[0].downlink_bps == math.inf
 
 
 @pytest.mark.parametrize(
@@ -215,12 +329,22 @@ def test_unlimited_rates_are_left_out_of_json():
         {"cluster": "b", "start_s": None, "end_s": 5},
         {"cluster": "b", "start_s": [0], "end_s": 5},
         {"cluster": "b", "start_s": 0, "end_s": 5, "uplink_bps": "fast"},
-        {"cluster": "b", "start_s": 0, "end_s": 10**400},
+        {"cluster": "b", "start_s": 0, "end_s": 10**299},
         {"cluster": "x", "start_s": 0, "end_s": 5},
         {"cluster": 7, "start_s": 0, "end_s": 5},
         {"cluster": ["a"], "start_s": 0, "end_s": 5},
         {"cluster": "b", "start_s": 5, "end_s": 5},
-        {"cluster": "b", "start_s": 0, "end_s": 5, "uplink_bps": 0},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "uplink_bps": -1},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "uplink_bps": "1e6"},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "uplink_bps": None},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "uplink_bps": True},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "uplink_Mbps": 5},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "satellite": "a\x1b[2J"},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "cut": 1},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "rates": 5},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "rates": [{"uplink_bps": 5}]},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "rates": [{"until_s": 4, "uplink_bps": 5}]},
+        {"cluster": "b", "start_s": 0, "end_s": 5, "uplink_bps": 9, "rates": [{"until_s": 5, "uplink_bps": 5}]},
     ],
 )
 def test_a_bad_row_is_refused_with_its_number(tmp_path, row):
@@ -232,6 +356,14 @@ def test_a_bad_row_is_refused_with_its_number(tmp_path, row):
 def test_a_row_outside_the_horizon_is_refused(tmp_path):
     with pytest.raises(PlanError, match=r"contact 0 .* outside the plan's 0-5 s"):
         read_plan(write(tmp_path / "p.json", {**rows(), "horizon_s": 5}), ABC)
+
+
+def test_horizon_of_many_digits_is_refused_by_name(tmp_path):
+    text = json.dumps({**rows(), "horizon_s": 7}).replace("7", "7" * 400)
+    with pytest.raises(PlanError, match=r"p\.json.*horizon_s = inf: must be a finite number"):
+        read_plan(write(tmp_path / "p.json", text), ABC)
+    with pytest.raises(PlanError, match=r"p\.json: horizon_s = 1e\+11: must be within 0..1e\+10 seconds"):
+        read_plan(write(tmp_path / "p.json", {**rows(), "horizon_s": 1e11}), ABC)
 
 
 @pytest.mark.parametrize("horizon", ["tomorrow", None, [1], {}])

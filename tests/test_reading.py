@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedexperts.errors import InputError
-from fedexperts.reading import MOST_DEPTH, parse_json, read_bytes, read_json, read_text
+from fedexperts.reading import MOST_DEPTH, number, parse_json, read_bytes, read_json, read_text
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -74,3 +74,16 @@ def test_json_is_read_as_it_stands() -> None:
     deep = "[" * MOST_DEPTH + "]" * MOST_DEPTH
     assert parse_json(f"[{deep[1:-1]}, {deep[1:-1]}]", "f")  # as many in all do not make it deeper
     assert parse_json('"' + '\\"' * 10_000 + '"', "f") == '"' * 10_000
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), (" -2.5e3 ", -2500), (".5", 0.5), ("+3.", 3), ("0" * 400, 0)])
+def test_a_number_is_digits_point_and_exponent(text: str, value: float) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nan", "inf", "Infinity", "1_0", "１", "0x10", "1e400", "-1e300", "9" * 400, "1 2", "e5", ".", "1\n"]
+)
+def test_what_else_python_takes_for_a_number_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number below 1e\\+300"):
+        number(text)

@@ -1,7 +1,7 @@
 """Reading files that others wrote: what kind of file, how large, whether text, how deep — all before a parser sees them.
 
 A parser that is handed a device, gigabytes or a thousand brackets ends in a traceback or not at all. ``what`` is the field
-of the scenario that names the file; it heads every message.
+of the scenario that names the file; it heads every message. Of a file that no field names it is empty.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_bytes(path: Path, what: str, most_B: int = MOST_B) -> bytes:
     Raises:
         InputError: no such file, not a regular one, not to be read, or larger than ``most_B``.
     """
-    where = f"{what} = {str(path)!r}"
+    where = _where(path, what)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{where}: is not a regular file; give the path of a file")
@@ -48,6 +48,10 @@ def read_bytes(path: Path, what: str, most_B: int = MOST_B) -> bytes:
     return data
 
 
+def _where(path: Path, what: str) -> str:
+    return f"{what} = {str(path)!r}" if what else str(path)
+
+
 def read_text(path: Path, what: str, most_B: int = MOST_B) -> str:
     """Text of a file in UTF-8, without its byte order mark; ends of lines become ``\\n``.
 
@@ -60,7 +64,7 @@ def read_text(path: Path, what: str, most_B: int = MOST_B) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{what} = {str(path)!r}, line {line}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+            f"{_where(path, what)}, line {line}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -71,7 +75,7 @@ def read_json(path: Path, what: str, most_B: int = MOST_B, most_depth: int = MOS
     Raises:
         InputError: as `read_text` and `parse_json`.
     """
-    return parse_json(read_text(path, what, most_B), f"{what} = {str(path)!r}", most_depth)
+    return parse_json(read_text(path, what, most_B), _where(path, what), most_depth)
 
 
 def parse_json(text: str, where: str, most_depth: int = MOST_DEPTH) -> Any:
@@ -126,3 +130,17 @@ def _leaves(document: Any) -> Iterator[tuple[str, Any]]:
             waiting += [(f"{at}[{i}]", inner) for i, inner in enumerate(value)]
         else:
             yield at or "the document", value
+
+
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+
+
+def number(text: str) -> float:
+    """The number that a text is; Python's own ``float`` takes ``nan``, ``infinity`` and ``1_0`` too.
+
+    Raises:
+        ValueError: it is none, or from 1e300 on; whoever knows the place turns this into an `InputError`.
+    """
+    if not _NUMBER.fullmatch(text.strip(" \t")) or not abs(value := float(text)) < HUGE:
+        raise ValueError(f"{text[:24]!r} is no number below {HUGE:g}")
+    return value

@@ -1,9 +1,10 @@
-"""Contact plans in files: our JSON, CSV, HDTN's JSON and ION's contact commands.
+"""Contact plans in files: our JSON and CSV, HDTN's JSON and ION's contact commands; written here, and told apart for reading.
 
 ION (ionadmin): ``a contact +start +stop from to rate`` with bytes per second, one line for each direction, times relative to
 the start. HDTN: ``{"contacts": [{"contact", "source", "dest", "startTime", "endTime", "rateBitsPerSec", "owlt"}]}`` with whole
-seconds. Neither may promise time that is not there: beginnings are rounded up, ends down, rates down. A contact with
-piecewise-constant rates becomes one entry for each piece. Node 1 is the server, clusters follow from 2 in the plan's order.
+seconds, where a rate of 0 is no limit. Neither may promise time that is not there: beginnings are rounded up, ends down, rates
+down. A contact with piecewise-constant rates becomes one entry for each piece, and a direction that carries nothing none.
+Node 1 is the server, clusters follow from 2 in the plan's order, but for ``[plan] nodes``.
 """
 
 from __future__ import annotations
@@ -12,60 +13,65 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
-from datetime import datetime
-from itertools import groupby
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
 
-from .plan import Contact, ContactPlan, PlanError, Rates, read_plan
+from .one_way import SERVER, OneWay, node_numbers, read_hdtn, read_ion
+from .plan import UNLIMITED, Contact, ContactPlan, PlanError
+from .plan_file import CSV_FIELDS, contacts_of, document_of, plan_of, read_csv, text_of
 
-SERVER = 1
 TIGHT_BPS = 1e-3
 """Slack when rates that were averaged are rounded down."""
 EXPORTS = {"json": "json", "csv": "csv", "hdtn": "hdtn.json", "ion": "ion.rc"}
 """Format → the file's ending."""
-CSV_FIELDS = ("cluster", "start_s", "end_s", "uplink_bps", "downlink_bps", "satellite")
 
 
-def plan_text(plan: ContactPlan, kind: str, start: datetime | None = None) -> str:
+def load_plan(
+    path: Path, clusters: Sequence[str], nodes: Mapping[str, int] | None = None, start: datetime | None = None
+) -> ContactPlan:
+    """Read a plan: CSV by the file's ending, JSON of our own or HDTN's by its first contact, or ION's contact commands.
+
+    Args:
+        path: the file.
+        clusters: the scenario's clusters, in its order.
+        nodes: node numbers of the server and the clusters, where they are not 1, 2, 3, …
+        start: the plan's start, from which absolute times count.
+
+    Raises:
+        PlanError: the file cannot be read, or holds an impossible contact.
+    """
+    text = text_of(path)
+    if path.suffix.lower() == ".csv":
+        return read_csv(path, text, clusters)
+    if path.suffix.lower() != ".json" and text.lstrip()[:1] not in ("{", "["):
+        return read_ion(path, text, clusters, nodes, start)
+    document, rows = document_of(path, text)
+    if isinstance(rows[0], dict) and {"source", "dest", "rateBitsPerSec"} & set(rows[0]):
+        return read_hdtn(path, rows, clusters, nodes)
+    return plan_of(path, clusters, *contacts_of(path, document, rows))
+
+
+def plan_text(plan: ContactPlan, kind: str, start: datetime | None = None, nodes: Mapping[str, int] | None = None) -> str:
     """A plan in one of the formats of ``EXPORTS``.
 
     Raises:
-        PlanError: an unlimited rate cannot be said in this format.
+        PlanError: an unlimited rate cannot be said in this format, or ``nodes`` do not fit the plan.
     """
-    text = {"json": _json, "csv": _csv, "hdtn": _hdtn, "ion": _ion}[kind](plan)
-    if kind == "ion" and start is not None:
-        text = f"# times are relative to {start.isoformat()}; set it with: @ {start:%Y/%m/%d-%H:%M:%S}\n{text}"
-    return text
-
-
-def load_plan(path: Path, clusters: Sequence[str]) -> ContactPlan:
-    """Read a plan from our JSON, HDTN's JSON or CSV, told apart by the file's ending and its first contact.
-
-    Raises:
-        PlanError: see `read_plan`.
-    """
-    if path.suffix == ".csv":
-        return _read_csv(path, clusters)
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["contacts"]
-        hdtn = isinstance(rows, list) and bool(rows) and "rateBitsPerSec" in rows[0]
-    except (OSError, ValueError, KeyError, TypeError):
-        hdtn = False  # read_plan tells what is wrong
-    return _read_hdtn(path, rows, clusters) if hdtn else read_plan(path, clusters)
-
-
-def pieces(contact: Contact) -> Iterator[tuple[float, float, float, float]]:
-    """(from_s, until_s, uplink_bps, downlink_bps) of a contact's constant pieces."""
-    from_s = contact.start_s
-    for piece in contact.rates or (Rates(contact.end_s, contact.uplink_bps, contact.downlink_bps),):
-        yield from_s, piece.until_s, piece.uplink_bps, piece.downlink_bps
-        from_s = piece.until_s
-
-
-def _json(plan: ContactPlan) -> str:
-    return json.dumps(plan.to_json(), indent=1) + "\n"
+    if kind == "json":
+        return json.dumps(plan.to_json(), indent=1, allow_nan=False) + "\n"
+    if kind == "csv":
+        return _csv(plan)
+    numbers = node_numbers(plan.clusters, nodes)
+    if kind == "hdtn":
+        return _hdtn(plan, numbers)
+    moment = None if start is None else start.astimezone(UTC)
+    head = (
+        "" if moment is None else f"# times are relative to {moment.isoformat()}; set it with: @ {moment:%Y/%m/%d-%H:%M:%S}\n"
+    )
+    return head + _ion(plan, numbers)
 
 
 def _csv(plan: ContactPlan) -> str:
@@ -73,125 +79,61 @@ def _csv(plan: ContactPlan) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_FIELDS)
     for c in plan.contacts:
-        for from_s, until_s, up_bps, down_bps in pieces(c):
-            writer.writerow([c.cluster, from_s, until_s, up_bps, down_bps, c.satellite])
+        for from_s, until_s, up_bps, down_bps in c.pieces():
+            rates = (UNLIMITED if math.isinf(bps) else bps for bps in (up_bps, down_bps))
+            writer.writerow([c.cluster, from_s, until_s, *rates, c.satellite])
     return out.getvalue()
 
 
 def _whole_seconds(contact: Contact) -> Iterator[tuple[int, int, float, float]]:
-    """As ``pieces`` in whole seconds, each with the least rates within it: none carries more than it did, none is lost."""
-    rows = list(pieces(contact))
+    """A contact's pieces in whole seconds, each with the least rates within: none carries more than it did, none is lost."""
+    rows = list(contact.pieces())
+    begins_s, ends_s = [row[0] for row in rows], [row[1] for row in rows]
+    first, last = math.ceil(contact.start_s), math.floor(contact.end_s)
+    edges = {first, last, *(f(t_s) for t_s in ends_s for f in (math.floor, math.ceil))}
 
-    def least(second: int) -> tuple[float, float]:
-        inside = [(up, down) for from_s, until_s, up, down in rows if from_s < second + 1 and until_s > second]
-        return min(up for up, _ in inside), min(down for _, down in inside)
+    def least(window: tuple[int, int]) -> tuple[float, float]:
+        inside = rows[bisect_right(ends_s, window[0]) : bisect_left(begins_s, window[1])]
+        return min(row[2] for row in inside), min(row[3] for row in inside)
 
-    for rates, run in groupby(range(math.ceil(contact.start_s), math.floor(contact.end_s)), least):
-        seconds = list(run)
-        yield seconds[0], seconds[-1] + 1, *rates
+    for rates, run in groupby(pairwise(sorted(t for t in edges if first <= t <= last)), least):
+        windows = list(run)
+        yield windows[0][0], windows[-1][1], *rates
 
 
-def _directions(plan: ContactPlan) -> Iterator[tuple[Contact, int, int, int, int, float]]:
-    """(contact, from node, to node, start, end, rate) in whole seconds, rounded inward."""
-    nodes = {name: i for i, name in enumerate(plan.clusters, start=SERVER + 1)}
+def _one_way(plan: ContactPlan, numbers: Mapping[str, int]) -> Iterator[OneWay]:
+    """Contacts in each direction, in whole seconds, rounded inward."""
     for c in plan.contacts:
+        where = f"contact of cluster {c.cluster!r} at {c.start_s:g} s"
+        cluster, server = numbers[c.cluster], numbers[SERVER]
         for begin_s, end_s, up_bps, down_bps in _whole_seconds(c):
-            for source, dest, rate_bps in ((nodes[c.cluster], SERVER, up_bps), (SERVER, nodes[c.cluster], down_bps)):
-                if not math.isfinite(rate_bps):
-                    raise PlanError(
-                        f"contact of cluster {c.cluster!r} at {c.start_s:g} s: an unlimited rate cannot be exported; "
-                        "give the radio a rate, for example radio.fixed_downlink_bps"
-                    )
-                yield c, source, dest, begin_s, end_s, rate_bps
+            yield OneWay(where, cluster, server, begin_s, end_s, up_bps)
+            yield OneWay(where, server, cluster, begin_s, end_s, down_bps)
 
 
-def _ion(plan: ContactPlan) -> str:
-    names = [f"# node {i}: {name}" for i, name in enumerate(("server", *plan.clusters), start=SERVER)]
-    lines = [
-        f"a contact +{begin} +{end} {a} {b} {math.floor(rate / 8 + TIGHT_BPS)}"
-        for _, a, b, begin, end, rate in _directions(plan)
-    ]
-    ranges = [f"a range +{begin} +{end} {a} {b} 1" for _, a, b, begin, end, _ in _directions(plan) if a == SERVER]
-    return "\n".join([*names, *lines, *ranges]) + "\n"
-
-
-def _hdtn(plan: ContactPlan) -> str:
-    rows = [
-        {
-            "contact": i,
-            "source": a,
-            "dest": b,
-            "startTime": begin,
-            "endTime": end,
-            "rateBitsPerSec": math.floor(rate + TIGHT_BPS),
-            "owlt": 1,
-        }
-        for i, (_, a, b, begin, end, rate) in enumerate(_directions(plan))
-    ]
-    return json.dumps({"contacts": rows}, indent=1) + "\n"
-
-
-def _read_csv(path: Path, clusters: Sequence[str]) -> ContactPlan:
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise PlanError(f"plan.path = {str(path)!r}: cannot be read ({error.strerror})") from error
-    found = []
-    for number, row in enumerate(rows, start=2):
-        try:
-            rates = (float(row.get("uplink_bps") or "inf"), float(row.get("downlink_bps") or "inf"))
-            times = (float(row["start_s"]), float(row["end_s"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"{path.name}, line {number}: needs cluster, start_s and end_s as numbers ({error!r})") from error
-        found.append(Contact(row.get("cluster", ""), *times, *rates, row.get("satellite") or "satellite"))
-    if not found:
-        raise PlanError(f"plan.path = {str(path)!r}: holds no contact")
-    return _joined(clusters, found)
-
-
-def _read_hdtn(path: Path, rows: list[dict[str, Any]], clusters: Sequence[str]) -> ContactPlan:
-    """Uplink and downlink entries of the same window make one contact; node 2 is the first cluster."""
-    windows: dict[tuple[int, float, float], dict[str, float]] = {}
-    for i, row in enumerate(rows):
-        try:
-            source, dest = int(row["source"]), int(row["dest"])
-            times = (float(row["startTime"]), float(row["endTime"]))
-            rate_bps = float(row["rateBitsPerSec"])
-        except (KeyError, TypeError, ValueError) as error:
+def _ion(plan: ContactPlan, numbers: Mapping[str, int]) -> str:
+    lines = [f"# node {number}: {name}" for name, number in numbers.items()]
+    ranges: dict[str, None] = {}
+    for one in _one_way(plan, numbers):
+        if math.isinf(one.bps):
             raise PlanError(
-                f"{path.name}, contact {i}: needs source, dest, startTime, endTime, rateBitsPerSec ({error!r})"
-            ) from error
-        node = dest if source == SERVER else source
-        if SERVER not in (source, dest) or not 0 <= node - SERVER - 1 < len(clusters):
-            raise PlanError(
-                f"{path.name}, contact {i}: nodes {source} and {dest}; one must be {SERVER}, the server, the other a cluster"
+                f"{one.where}: an unlimited rate cannot be exported to ION; "
+                "give the radio a rate, for example radio.fixed_downlink_bps"
             )
-        windows.setdefault((node, *times), {})["down" if source == SERVER else "up"] = rate_bps
-    found = [
-        Contact(clusters[node - SERVER - 1], begin, end, rates.get("up", math.inf), rates.get("down", math.inf))
-        for (node, begin, end), rates in windows.items()
-    ]
-    return _joined(clusters, found)
+        if rate_Bps := math.floor(one.bps / 8 + TIGHT_BPS):
+            lines.append(f"a contact +{one.start_s} +{one.end_s} {one.source} {one.dest} {rate_Bps}")
+            low, high = sorted((one.source, one.dest))  # in this order it holds for both directions
+            ranges[f"a range +{one.start_s} +{one.end_s} {low} {high} 1"] = None
+    return "\n".join([*lines, *ranges]) + "\n"
 
 
-def _joined(clusters: Sequence[str], contacts: list[Contact]) -> ContactPlan:
-    """Pieces that follow one another without a gap make one contact with piecewise-constant rates."""
-    groups: list[list[Contact]] = []
-    for c in sorted(contacts, key=lambda c: (c.cluster, c.start_s)):
-        last = groups[-1][-1] if groups else None
-        if last and (last.cluster, last.satellite) == (c.cluster, c.satellite) and abs(last.end_s - c.start_s) < 1e-6:
-            groups[-1].append(c)
-        else:
-            groups.append([c])
-    joined = tuple(_one(group) for group in groups)
-    return ContactPlan(tuple(clusters), joined, max(c.end_s for c in joined))
-
-
-def _one(group: list[Contact]) -> Contact:
-    first, last = group[0], group[-1]
-    if len(group) == 1:
-        return first
-    rates = tuple(Rates(c.end_s, c.uplink_bps, c.downlink_bps) for c in group)
-    whole = Contact(first.cluster, first.start_s, last.end_s, satellite=first.satellite, rates=rates)
-    mean = [whole.carried_B(d, whole.start_s, whole.end_s) * 8 / (whole.end_s - whole.start_s) for d in ("up", "down")]
-    return Contact(first.cluster, first.start_s, last.end_s, mean[0], mean[1], first.satellite, rates=rates)
+def _hdtn(plan: ContactPlan, numbers: Mapping[str, int]) -> str:
+    rows: list[dict[str, float]] = []
+    for one in _one_way(plan, numbers):
+        rate_bps = 0 if math.isinf(one.bps) else math.floor(one.bps + TIGHT_BPS)
+        if rate_bps or math.isinf(one.bps):
+            times = {"startTime": one.start_s, "endTime": one.end_s}
+            rows.append(
+                {"contact": len(rows), "source": one.source, "dest": one.dest, **times, "rateBitsPerSec": rate_bps, "owlt": 1}
+            )
+    return json.dumps({"contacts": rows}, indent=1, allow_nan=False) + "\n"

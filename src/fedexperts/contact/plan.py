@@ -6,23 +6,28 @@ Times are seconds after the plan's start. A plan may hold contacts that overlap 
 from __future__ import annotations
 
 import bisect
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError
 
 Direction = Literal["up", "down"]
+UNLIMITED = "unlimited"
+"""How plan files say that a rate has no limit; a rate that is not given carries nothing."""
 TIGHT_S = 1e-9
-"""Slack in comparisons of times that were added up."""
+"""Slack in comparisons of times that were added up, and the share of a transfer that may be lost to rounding."""
+SHORTEST_S = 1e-6
+"""No contact is shorter."""
+LONGEST_S = 1e10
+"""No plan is longer (three centuries, and Unix time): sums of seconds keep their microseconds."""
+FASTEST_BPS = 1e18
+"""No rate is higher, but those without limit: sums of bytes stay finite."""
+MOST_CONTACTS = 200_000
+"""A plan holds no more; they take some kilobytes and a millisecond each."""
 
 
 class PlanError(InputError):
@@ -43,7 +48,8 @@ class Contact:
     """One window in which a satellite and a cluster hear each other.
 
     Rates are per device: constant (``uplink_bps``, ``downlink_bps``), or piecewise constant over ``rates``, whose last piece
-    ends with the contact; the two numbers then hold the means. ``cut`` says that the pass goes on beyond the plan's horizon.
+    ends with the contact; the two numbers then hold the means. Infinity is no limit, and a direction of rate 0 carries
+    nothing: its transfers begin and never finish. ``cut`` says that the pass goes on beyond the plan's horizon.
     """
 
     cluster: str
@@ -56,35 +62,73 @@ class Contact:
     rates: tuple[Rates, ...] = ()
     cut: bool = False
 
+    @classmethod
+    def of(cls, cluster: str, start_s: float, rates: Sequence[Rates], satellite: str = "satellite") -> Contact:
+        """A contact whose rates change: ``rates`` follow one another to its end, and the two numbers are their means."""
+        rates = tuple(rates)
+        if len(rates) == 1:
+            return cls(cluster, start_s, rates[0].until_s, rates[0].uplink_bps, rates[0].downlink_bps, satellite)
+        whole = cls(cluster, start_s, rates[-1].until_s, satellite=satellite, rates=rates)
+        length_s = max(whole.end_s - start_s, SHORTEST_S)
+        up_bps, down_bps = (whole.carried_B(d, start_s, whole.end_s) * 8 / length_s for d in ("up", "down"))
+        return cls(cluster, start_s, whole.end_s, up_bps, down_bps, satellite, rates=rates)
+
+    def pieces(self) -> Iterator[tuple[float, float, float, float]]:
+        """(from_s, until_s, uplink_bps, downlink_bps) of each stretch of constant rates."""
+        from_s = self.start_s
+        for piece in self.rates or (Rates(self.end_s, self.uplink_bps, self.downlink_bps),):
+            yield from_s, piece.until_s, piece.uplink_bps, piece.downlink_bps
+            from_s = piece.until_s
+
     def carried_B(self, direction: Direction, from_s: float, to_s: float) -> float:
         """Bytes that fit between two times: the rate integrated over the window."""
-        edges_s, total_B = self._curve(direction)
-        if math.isinf(total_B[-1]):
-            return math.inf if to_s > from_s else 0.0
-        return float(np.interp(to_s, edges_s, total_B) - np.interp(from_s, edges_s, total_B))
+        return sum(
+            (
+                (min(b_s, to_s) - max(a_s, from_s)) * bps / 8
+                for a_s, b_s, bps in self._open(direction)
+                if b_s > from_s and a_s < to_s
+            ),
+            0.0,
+        )
 
     def finish_s(self, direction: Direction, from_s: float, size_B: float) -> float:
         """When a transfer that begins at ``from_s`` is done; infinity if the contact ends before."""
-        edges_s, total_B = self._curve(direction)
-        if size_B <= 0 or math.isinf(total_B[-1]):
+        if size_B <= 0:
             return from_s
-        goal_B = float(np.interp(from_s, edges_s, total_B)) + size_B
-        return float(np.interp(goal_B, total_B, edges_s)) if goal_B <= total_B[-1] * (1 + TIGHT_S) else math.inf
+        left_B = size_B
+        for a_s, b_s, bps in self._open(direction):
+            begin_s = max(a_s, from_s)
+            if begin_s > b_s + TIGHT_S:
+                continue
+            if math.isinf(bps):
+                return begin_s
+            room_B = max(0.0, (b_s - begin_s) * bps / 8)
+            if left_B <= room_B + TIGHT_S * (size_B + bps / 8):
+                return max(begin_s, min(b_s, begin_s + left_B * 8 / bps))
+            left_B -= room_B
+        return math.inf
 
     def begin_s(self, direction: Direction, until_s: float, size_B: float) -> float:
         """The latest beginning of a transfer that is done by ``until_s``; minus infinity if none is early enough."""
-        edges_s, total_B = self._curve(direction)
-        if size_B <= 0 or math.isinf(total_B[-1]):
+        if size_B <= 0:
             return until_s
-        goal_B = float(np.interp(until_s, edges_s, total_B)) - size_B
-        return float(np.interp(goal_B, total_B, edges_s)) if goal_B >= 0 else -math.inf
+        left_B = size_B
+        for a_s, b_s, bps in reversed(self._open(direction)):
+            end_s = min(b_s, until_s)
+            if end_s < a_s - TIGHT_S:
+                continue
+            if math.isinf(bps):
+                return end_s
+            room_B = max(0.0, (end_s - a_s) * bps / 8)
+            if left_B <= room_B + TIGHT_S * (size_B + bps / 8):
+                return min(end_s, max(a_s, end_s - left_B * 8 / bps))
+            left_B -= room_B
+        return -math.inf
 
-    def _curve(self, direction: Direction) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Times and the bytes carried up to each, from the contact's start."""
-        pieces = self.rates or (Rates(self.end_s, self.uplink_bps, self.downlink_bps),)
-        edges_s = np.array([self.start_s, *(piece.until_s for piece in pieces)])
-        rate_bps = np.array([piece.uplink_bps if direction == "up" else piece.downlink_bps for piece in pieces])
-        return edges_s, np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * rate_bps / 8)])
+    def _open(self, direction: Direction) -> list[tuple[float, float, float]]:
+        """(from_s, until_s, rate) of the stretches that carry something."""
+        rows = ((a_s, b_s, up if direction == "up" else down) for a_s, b_s, up, down in self.pieces())
+        return [row for row in rows if row[2] > 0]
 
 
 @dataclass(frozen=True)
@@ -92,24 +136,29 @@ class ContactPlan:
     """Contacts in the order of their start, over a horizon.
 
     ``ends_s`` are the ends of the orbital cycles, where they are not those that follow from the contacts: clients that join,
-    leave or are away must not make a cycle longer.
+    leave or are away must not make a cycle longer. ``notes`` are what whoever made the plan should be told.
 
     Raises:
-        PlanError: a contact is reversed, has no positive rate, lies outside the horizon, names an unknown cluster or
-            overlaps another contact of its cluster.
+        PlanError: a contact is reversed, has a negative rate, lies outside the horizon, names an unknown cluster or
+            overlaps another contact of its cluster; or there are more than ``MOST_CONTACTS``.
     """
 
     clusters: tuple[str, ...]
     contacts: tuple[Contact, ...]
     horizon_s: float
     ends_s: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        few_enough(len(self.contacts))
+        for i, contact in enumerate(self.contacts):
+            self._check(i, contact)
+        if not 0 <= self.horizon_s <= LONGEST_S:
+            raise PlanError(f"horizon_s = {self.horizon_s:g}: must be within 0..{LONGEST_S:g} seconds")
         ordered = tuple(sorted(self.contacts, key=lambda c: c.start_s))  # stable: ties keep the given order
         object.__setattr__(self, "contacts", ordered)
         last: dict[str, Contact] = {}
-        for i, contact in enumerate(ordered):
-            self._check(i, contact)
+        for contact in ordered:
             before = last.get(contact.cluster)
             if before and contact.start_s < before.end_s - TIGHT_S:
                 raise PlanError(
@@ -124,16 +173,20 @@ class ContactPlan:
             raise PlanError(f"{where}: unknown cluster; known are {', '.join(self.clusters)}")
         if not (math.isfinite(contact.start_s) and math.isfinite(contact.end_s) and contact.end_s > contact.start_s):
             raise PlanError(f"{where}: end_s = {contact.end_s:g} must be later than start_s = {contact.start_s:g}")
+        if contact.end_s > LONGEST_S:
+            raise PlanError(f"{where}: end_s = {contact.end_s:g} must be at most {LONGEST_S:g} s")
+        if contact.end_s - contact.start_s < SHORTEST_S:
+            raise PlanError(f"{where}: lasts {contact.end_s - contact.start_s:g} s, must be {SHORTEST_S:g} s at least")
         if contact.start_s < 0 or contact.end_s > self.horizon_s + TIGHT_S:
             raise PlanError(f"{where}: {contact.start_s:g}-{contact.end_s:g} s lies outside the plan's 0-{self.horizon_s:g} s")
-        for field in ("uplink_bps", "downlink_bps"):
-            if not getattr(contact, field) > 0:
-                raise PlanError(f"{where}: {field} = {getattr(contact, field):g} must be above 0; leave it out for no limit")
         edges_s = [contact.start_s, *(piece.until_s for piece in contact.rates)]
-        if contact.rates and (any(b <= a for a, b in pairwise(edges_s)) or abs(edges_s[-1] - contact.end_s) > 1e-6):
+        if contact.rates and (any(not b > a for a, b in pairwise(edges_s)) or abs(edges_s[-1] - contact.end_s) > 1e-6):
             raise PlanError(f"{where}: rates must follow one another and the last must end at end_s = {contact.end_s:g}")
-        if any(not min(piece.uplink_bps, piece.downlink_bps) > 0 for piece in contact.rates):
-            raise PlanError(f"{where}: rates holds a rate that is not above 0; end the contact where the signal ends")
+        for rates in (contact, *contact.rates):
+            for name in ("uplink_bps", "downlink_bps"):
+                bps = getattr(rates, name)
+                if not (0 <= bps <= FASTEST_BPS or bps == math.inf):
+                    raise PlanError(f"{where}: {name} = {bps:g} must be within 0..{FASTEST_BPS:g}; 0 carries nothing")
 
     @property
     def reachable(self) -> tuple[str, ...]:
@@ -147,7 +200,8 @@ class ContactPlan:
         if self.ends_s is not None:
             return self.ends_s
         ends: list[float] = []
-        waiting = set(self.reachable)
+        reachable = frozenset(self.reachable)
+        waiting = set(reachable)
         begin = 0.0
         for contact in sorted(self.contacts, key=lambda c: c.end_s):
             if contact.start_s >= begin - TIGHT_S:
@@ -155,7 +209,7 @@ class ContactPlan:
             if not waiting:
                 begin = contact.end_s
                 ends.append(begin)
-                waiting = set(self.reachable)
+                waiting = set(reachable)
         return tuple(ends)
 
     def cycle_of(self, contact: Contact) -> int:
@@ -168,16 +222,39 @@ class ContactPlan:
         return next(starts, math.inf)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data; unlimited rates are left out."""
+        """The plan as plain data, which `read_plan` reads; rates without limit are ``"unlimited"``."""
         rows = [
-            {k: v for k, v in asdict(c).items() if v is not None and v is not False and v not in (math.inf, ())}
+            {k: v for k, v in asdict(c).items() if v is not None and v is not False and v != ()} | _said(c)
             for c in self.contacts
         ]
+        for row in rows:
+            if "rates" in row:
+                row["rates"] = [piece | _said(Rates(**piece)) for piece in row["rates"]]
         return {"clusters": list(self.clusters), "horizon_s": self.horizon_s, "contacts": rows}
+
+
+def _said(rates: Contact | Rates) -> dict[str, Any]:
+    """Rates as plan files say them."""
+    both = {"uplink_bps": rates.uplink_bps, "downlink_bps": rates.downlink_bps}
+    return {name: UNLIMITED if bps == math.inf else bps for name, bps in both.items()}
+
+
+def few_enough(contacts: float) -> None:
+    """Refuse a plan of too many contacts before they are made.
+
+    Raises:
+        PlanError: there are more than ``MOST_CONTACTS``.
+    """
+    if contacts > MOST_CONTACTS:
+        raise PlanError(
+            f"the plan has {contacts:,.0f} contacts, and {MOST_CONTACTS:,} are the most; take longer slots (plan.slot_s), "
+            "fewer cycles (train.cycles), fewer days (plan.days), fewer clusters or satellites"
+        )
 
 
 def round_robin(clusters: Sequence[str], cycles: int, slot_s: float = 60.0, idle_slots: int = 0) -> ContactPlan:
     """The paper's schedule (Sec. III-B): slot t serves cluster t mod C; idle slots (Remark 4) end each cycle."""
+    few_enough(cycles * len(clusters))
     period = len(clusters) + idle_slots
     contacts = [
         Contact(cluster, (k * period + c) * slot_s, (k * period + c + 1) * slot_s)
@@ -189,48 +266,6 @@ def round_robin(clusters: Sequence[str], cycles: int, slot_s: float = 60.0, idle
 
 def always_on(clusters: Sequence[str], cycles: int, slot_s: float = 60.0) -> ContactPlan:
     """Everybody in view all the time, sliced into slots so that a contact always ends."""
+    few_enough(cycles * len(clusters))
     contacts = [Contact(cluster, k * slot_s, (k + 1) * slot_s) for k in range(cycles) for cluster in clusters]
     return ContactPlan(tuple(clusters), tuple(contacts), cycles * slot_s)
-
-
-def read_plan(path: Path, clusters: Sequence[str]) -> ContactPlan:
-    """Read a plan from JSON: ``{"contacts": [{"cluster", "start_s", "end_s", "uplink_bps", "downlink_bps"}], "horizon_s"}``.
-
-    Rates and horizon are optional: no rate means no limit, and the horizon is the end of the last contact.
-
-    Raises:
-        PlanError: the file is missing, is not such a document, or holds an impossible contact.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"plan.path = {str(path)!r}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise PlanError(f"plan.path = {str(path)!r}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise PlanError(f"plan.path = {str(path)!r}: is not JSON (line {error.lineno}: {error.msg})") from error
-    rows = document.get("contacts") if isinstance(document, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise PlanError(f'plan.path = {str(path)!r}: needs a non-empty list under "contacts"')
-    contacts = tuple(_contact(path, i, row) for i, row in enumerate(rows))
-    horizon_s = document.get("horizon_s", max(contact.end_s for contact in contacts))
-    if not isinstance(horizon_s, (int, float)) or not math.isfinite(horizon_s):
-        raise PlanError(f"plan.path = {str(path)!r}: horizon_s = {horizon_s!r}: must be a number of seconds")
-    return ContactPlan(tuple(clusters), contacts, float(horizon_s))
-
-
-def _contact(path: Path, i: int, row: Any) -> Contact:
-    numbers = {"start_s", "end_s", "uplink_bps", "downlink_bps", "max_elevation_deg"}
-    if not isinstance(row, dict) or not {"cluster", "start_s", "end_s"} <= set(row):
-        raise PlanError(f"{path.name}, contact {i}: needs cluster, start_s and end_s")
-    try:
-        values: dict[str, Any] = {k: float(v) for k, v in row.items() if k in numbers and v is not None}
-        values |= {k: v for k, v in row.items() if k in ("cluster", "satellite", "cut")}
-        values["rates"] = tuple(_rates(piece) for piece in row.get("rates", ()))
-        return Contact(**values)
-    except (TypeError, ValueError, OverflowError, KeyError) as error:
-        raise PlanError(f"{path.name}, contact {i}: times and rates must be numbers ({error})") from error
-
-
-def _rates(piece: Any) -> Rates:
-    return Rates(float(piece["until_s"]), float(piece.get("uplink_bps", math.inf)), float(piece.get("downlink_bps", math.inf)))

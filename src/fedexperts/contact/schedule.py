@@ -13,7 +13,7 @@ import numpy as np
 from .link import doppler_Hz, rate_segments
 from .orbit import Satellite
 from .passes import passes
-from .plan import Contact, ContactPlan, Rates
+from .plan import Contact, ContactPlan, Rates, few_enough
 from .radio import Radio, downlink_bps, uplink_bps, uplink_snr_dB
 from .site import Look, Site, look, subpoint
 
@@ -42,8 +42,8 @@ def orbital_plan(
     """
     masked = [replace(s.site, min_elevation_deg=max(s.site.min_elevation_deg, radio.min_elevation_deg)) for s in stations]
     found = passes(satellites, masked, start, duration_s)
-    contacts: list[Contact] = []
-    for i, station in enumerate(stations):
+    chosen: list[tuple[int, int, float, float]] = []  # station, pass, begin, end
+    for i in range(len(stations)):
         free_s = 0.0
         mine = np.flatnonzero(found.site == i)
         for p in mine[np.argsort(found.rise_s[mine], kind="stable")]:
@@ -51,9 +51,13 @@ def orbital_plan(
             if end_s - begin_s < SHORTEST_S:
                 continue
             free_s = end_s
-            contact = _contact(station, masked[i], satellites[found.satellite[p]], radio, start, begin_s, end_s)
-            cut = bool(found.cut_start[p] or found.cut_end[p])
-            contacts.append(replace(contact, max_elevation_deg=round(float(found.max_elevation_deg[p]), 3), cut=cut))
+            chosen.append((i, p, begin_s, end_s))
+    few_enough(len(chosen))
+    contacts: list[Contact] = []
+    for i, p, begin_s, end_s in chosen:
+        contact = _contact(stations[i], masked[i], satellites[found.satellite[p]], radio, start, begin_s, end_s)
+        cut = bool(found.cut_start[p] or found.cut_end[p])
+        contacts.append(replace(contact, max_elevation_deg=round(float(found.max_elevation_deg[p]), 3), cut=cut))
     return ContactPlan(tuple(s.site.name for s in stations), tuple(contacts), duration_s)
 
 
@@ -79,11 +83,7 @@ def _contact(
         )
         for t in edges_s
     )
-    whole = Contact(site.name, begin_s, end_s, satellite=satellite.name, rates=pieces)
-    mean_bps = {d: whole.carried_B(d, begin_s, end_s) * 8 / (end_s - begin_s) for d in ("up", "down")}
-    if len(pieces) == 1:
-        whole = replace(whole, rates=())
-    return replace(whole, uplink_bps=mean_bps["up"], downlink_bps=mean_bps["down"])
+    return Contact.of(site.name, begin_s, pieces, satellite.name)
 
 
 def statistics(plan: ContactPlan, stations: Sequence[Station] = ()) -> dict[str, dict[str, Any]]:
@@ -127,8 +127,12 @@ def _bytes(value: float) -> int | None:
     return int(value) if math.isfinite(value) else None
 
 
+def _rate(bps: float) -> float | None:
+    return _round(bps) if math.isfinite(bps) else None
+
+
 def contact_rows(plan: ContactPlan) -> list[dict[str, Any]]:
-    """The contacts as ``fedexperts plan --json`` prints them; rates and bytes per device, None for no limit."""
+    """The contacts as ``fedexperts plan --json`` prints them; rates and bytes per device, None for no limit, 0 for nothing."""
     rows = []
     for c in plan.contacts:
         up_B, down_B = c.carried_B("up", c.start_s, c.end_s), c.carried_B("down", c.start_s, c.end_s)
@@ -139,7 +143,8 @@ def contact_rows(plan: ContactPlan) -> list[dict[str, Any]]:
                 "start_s": _round(c.start_s),
                 "end_s": _round(c.end_s),
                 "max_elevation_deg": c.max_elevation_deg,
-                "uplink_bps": _round(c.uplink_bps) if math.isfinite(c.uplink_bps) else None,
+                "uplink_bps": _rate(c.uplink_bps),
+                "downlink_bps": _rate(c.downlink_bps),
                 "uplink_B": _bytes(up_B),
                 "downlink_B": _bytes(down_B),
                 "cut": c.cut,
@@ -159,14 +164,18 @@ def verdict(plan: ContactPlan, cluster: str, upload_B: int) -> str:
         never = f"never seen: no contact in {plan.horizon_s / 86400:.3g} days"
         return f"{never}; use a lower min_elevation_deg, another inclination_deg or more days"
     room_B = [c.carried_B("up", c.start_s, c.end_s) for c in mine]
-    if math.isinf(max(room_B)):
+    if math.isinf(min(room_B)):
         return f"{_size(upload_B)} fit every contact (no limit)"
     median_B, days = float(np.median(room_B)), plan.horizon_s / 86400
+    if max(room_B) < 1:
+        return f"no upload: none of its {len(mine)} contacts carries anything up; give them an uplink_bps"
     whole = sum(size >= upload_B for size in room_B)
-    need = math.ceil(upload_B / median_B)
-    fits = f"fits {whole} of {len(mine)} contacts" if whole else "fits no single contact"
+    fits = f"{_size(upload_B)} fits {whole} of {len(mine)} contacts" if whole else f"{_size(upload_B)} fits no single contact"
+    if median_B < 1:
+        return f"{fits}; most of them carry nothing up"
+    need = max(1, math.ceil(upload_B / median_B))
     often = f"takes {need} median contact{'s' if need > 1 else ''}; {len(mine) / need / days:.1f} uploads a day"
-    return f"{_size(upload_B)} {fits}, {often}"
+    return f"{fits}, {often}"
 
 
 def tracks(
@@ -218,7 +227,7 @@ def best_passes(
                 "uplink_bps": np.round(
                     uplink_bps(radio, elevation_deg, view.slant_range_m, station.devices, site=site), 1
                 ).tolist(),
-                "uplink_B": [round(best.carried_B("up", best.start_s, t)) for t in time_s],
+                "uplink_B": [_bytes(best.carried_B("up", best.start_s, t)) for t in time_s],
                 "doppler_Hz": np.round(doppler_Hz(view.range_rate_m_per_s, radio.carrier_Hz), 1).tolist(),
             }
         )

@@ -20,14 +20,19 @@ class Table(BaseModel):
 
 
 class Plan(Table):
-    """``[plan]``: who can talk when. ``start``, ``days`` and ``min_elevation_deg`` belong to ``kind = "orbit"``."""
+    """``[plan]``: who can talk when. ``days`` and ``min_elevation_deg`` belong to ``kind = "orbit"``.
+
+    ``start`` is what seconds count from: of an orbit, and of absolute times in a file. ``nodes`` are the node numbers of the
+    server and the clusters in HDTN's and ION's files, read and written: ``nodes = { server = 1, lisbon = 10 }``.
+    """
 
     kind: Literal["orbit", "round-robin", "always-on", "file"] = "round-robin"
     path: str | None = None
-    slot_s: Positive = 60.0
-    idle_slots: Annotated[int, Field(ge=0)] = 0
+    nodes: dict[Name, Annotated[int, Field(ge=1, lt=2**63)]] | None = None
+    slot_s: Annotated[float, Field(ge=1e-3, le=1e8)] = 60.0
+    idle_slots: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     start: AwareDatetime | None = None
-    days: Positive = 1.0
+    days: Annotated[float, Field(ge=1e-4, le=100_000)] = 1.0
     min_elevation_deg: Annotated[float, Field(ge=0, lt=90)] = 10.0
 
     @model_validator(mode="after")
@@ -36,6 +41,8 @@ class Plan(Table):
             raise ValueError('kind = "file" needs a path, and a path needs kind = "file"')
         if self.kind == "orbit" and self.start is None:
             raise ValueError('kind = "orbit" needs a start, for example start = 2026-01-01T00:00:00Z')
+        if self.start is not None and not 1957 <= self.start.year < 2200:
+            raise ValueError(f"start = {self.start.isoformat()}: must be within 1957..2199")
         return self
 
 
@@ -51,7 +58,10 @@ class Walker(Table):
 
 
 class Satellite(Table):
-    """``[satellite]`` or ``[[satellite]]``: a circular orbit, a TLE or OMM file, or a Walker shell."""
+    """``[satellite]`` or ``[[satellite]]``: a circular orbit, a TLE or OMM file, or a Walker shell.
+
+    Of a file with several satellites ``satellite_name`` is the one to fly, or ``all = true`` flies them all.
+    """
 
     name: Name = "satellite"
     altitude_km: float | None = None
@@ -62,6 +72,7 @@ class Satellite(Table):
     tle: str | None = None
     omm: str | None = None
     satellite_name: str | None = None
+    all: bool = False
     walker: Walker | None = None
 
     @model_validator(mode="after")
@@ -70,6 +81,10 @@ class Satellite(Table):
             raise ValueError("give exactly one of altitude_km (a circular orbit), tle, omm or walker")
         if (self.altitude_km is None) != (self.inclination_deg is None):
             raise ValueError("a circular orbit needs altitude_km and inclination_deg")
+        if (self.all or self.satellite_name is not None) and self.tle is None and self.omm is None:
+            raise ValueError("satellite_name and all choose from a file; they need tle or omm")
+        if self.all and self.satellite_name is not None:
+            raise ValueError("give satellite_name (one satellite of the file) or all = true (every one of them), not both")
         return self
 
 

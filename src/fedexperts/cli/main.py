@@ -71,7 +71,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except InputError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, emoji=False, soft_wrap=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ..contact.interchange import EXPORTS, plan_text
 from ..contact.plan import ContactPlan
@@ -20,6 +20,8 @@ from .common import console, output, print_json
 from .run import Json, ScenarioPath, Set
 
 MOST_ROWS = 40
+TRACK_S = 5 * 3600.0
+"""So much of the ground tracks is drawn, if the plan is not shorter: elements may not hold beyond it."""
 PAPER_UPLOAD_B = 14_155_776
 """Without a model: Table I, one Llama-3-8B expert with LoRA of rank 4 in bf16."""
 
@@ -40,22 +42,24 @@ def command(
     network = Network.load(scenario, [*set_, *([f"plan.days={days}"] if days is not None else [])])
     found = orbit(network) if network.plan.kind == "orbit" else None
     plan = found.plan() if found else network_plan(network)
-    for warning in found.warnings() if found else ():
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
+    for warning in plan.notes:
+        console.print(Text.assemble(("warning:", "yellow"), " ", warning), soft_wrap=True)
     document = describe(network, plan, found)
     if out is not None:
-        texts = {f"plan.{EXPORTS[kind]}": plan_text(plan, kind, network.plan.start) for kind in ("json", *export)}
+        texts = {
+            f"plan.{EXPORTS[kind]}": plan_text(plan, kind, network.plan.start, network.plan.nodes) for kind in ("json", *export)
+        }
         write_plan(document, out / "plan.html")
         for name, text in texts.items():
             (out / name).write_text(text, encoding="utf-8")
-        console.print(f"{out}: plan.html, {', '.join(texts)}")
+        console.print(f"{out}: plan.html, {', '.join(texts)}", markup=False)
     if json:
         print_json(document)
     else:
         output.print(contact_table(document))
         output.print(cluster_table(document))
         for name, row in document["clusters"].items():
-            output.print(f"{name}: {row['verdict']}", highlight=False)
+            output.print(f"{name}: {row['verdict']}", highlight=False, markup=False)
 
 
 def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[str, Any]:
@@ -79,12 +83,14 @@ def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[s
         "clusters": clusters,
         "tracks": [],
         "passes": [],
+        "warnings": list(plan.notes),
     }
     if found:
         mask_deg = min(station.site.min_elevation_deg for station in found.stations)
-        document["tracks"] = tracks(found.satellites, found.start, max(mask_deg, found.radio.min_elevation_deg))
+        document["tracks"] = tracks(
+            found.satellites, found.start, max(mask_deg, found.radio.min_elevation_deg), min(TRACK_S, found.duration_s)
+        )
         document["passes"] = best_passes(plan, found.stations, found.satellites, found.radio, found.start)
-        document["warnings"] = list(found.warnings())
     return document
 
 
@@ -101,12 +107,12 @@ def contact_table(document: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column in (*names, "") else "right", no_wrap=True)
     for row in rows[:MOST_ROWS]:
         table.add_row(
-            *(row[name] for name in names),
+            *(Text(row[name]) for name in names),  # as it is: a name may hold brackets and colons
             clock(row["start_s"]),
             clock(row["end_s"]),
             f"{(row['end_s'] - row['start_s']) / 60:.1f}",
             "" if row["max_elevation_deg"] is None else f"{row['max_elevation_deg']:.1f}°",
-            "∞" if row["uplink_bps"] is None else f"{row['uplink_bps'] / 1e6:.2f}",
+            mega(row["uplink_bps"], 2),
             mega(row["uplink_B"]),
             mega(row["downlink_B"]),
             "cut" if row["cut"] else "",
@@ -136,7 +142,9 @@ def cluster_table(document: dict[str, Any]) -> Table:
         times = (row["median_duration_s"], row["longest_duration_s"], row["median_gap_s"], row["max_gap_s"])
         idle = f"{row['idle_share']:.1%}"
         bytes_ = (mega(row["uplink_B_per_day"]), mega(row["downlink_B_per_day"]))
-        table.add_row(name, f"{row['passes_per_day']:.1f}", *("–" if t is None else span(t) for t in times), idle, *bytes_)
+        table.add_row(
+            Text(name), f"{row['passes_per_day']:.1f}", *("–" if t is None else span(t) for t in times), idle, *bytes_
+        )
     return table
 
 
@@ -153,6 +161,6 @@ def span(time_s: float) -> str:
     return f"{time_s:.0f} s" if time_s < 600 else f"{time_s / 60:.0f} min"
 
 
-def mega(size_B: float | None) -> str:
-    """MB (10⁶ B); ∞ for no limit."""
-    return "∞" if size_B is None or math.isinf(size_B) else f"{size_B / 1e6:.1f}"
+def mega(number: float | None, digits: int = 1) -> str:
+    """Millions of bytes or bits per second; ∞ for no limit."""
+    return "∞" if number is None else f"{number / 1e6:.{digits}f}"

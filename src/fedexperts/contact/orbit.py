@@ -10,11 +10,9 @@ in UTC without leap seconds (none since 2017).
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +22,8 @@ from numpy.typing import NDArray
 from sgp4.api import SGP4_ERRORS, WGS72, Satrec
 
 from ..errors import InputError
-from .elements import omm_messages, two_line_sets
+from .elements import ElementSet, chosen, two_line_sets
+from .omm import element_set, number_of, omm_messages
 
 Array = NDArray[np.float64]
 
@@ -37,8 +36,15 @@ OLD_DAYS = 14.0
 """Age of elements from which a plan should be taken with a warning: sgp4 drifts by 1-3 km a day."""
 EARTH_TURN_RAD_PER_S = 7.2921158553e-5
 """Rate of GMST; the rate at which TEME turns against the ground."""
-STATUS = re.compile(r" \[.\]$")
-"""CelesTrak's mark of what a satellite still does, as in "NOAA 19 [+]": not part of the name that people give."""
+SLOWEST_A_DAY, FASTEST_A_DAY = 0.005, 20.0
+"""Turns a day of an orbit that the Earth holds (1.4 million km), and of none above the surface."""
+APOGEE_GROWTH = 1.3
+"""Farther out than so many times its apogee a satellite has left its orbit: sgp4 follows a fall through the Earth."""
+HIGHEST_KM = 1e6
+MOST_SATELLITES = 100_000
+"""Of one shell; the largest that was ever filed for has 30,000."""
+SAMPLES = 65
+"""Times between the epoch of old elements and the plan at which a satellite must still be up."""
 J2000_JD = 2451545.0
 _EPOCH_ZERO = datetime(1949, 12, 31, tzinfo=UTC)  # sgp4init counts days from here
 
@@ -62,11 +68,21 @@ _UT1_JD = np.array([datetime(2017 + m // 12, 1 + m % 12, 1).toordinal() + 172142
 
 @dataclass(frozen=True)
 class Satellite:
-    """A name, sgp4's record of the orbit and the epoch of its elements (UTC)."""
+    """A name, sgp4's record of the orbit and the epoch of its elements (UTC); the rest is of those that come from a file.
+
+    ``number`` is the one in the catalogue, and ``notes`` are what to tell of the file.
+    """
 
     name: str
     satrec: Any  # sgp4 ships no types
     epoch: datetime
+    number: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def farthest_km(self) -> float:
+        """How far from the Earth's centre it can be: well beyond its apogee, which the Sun and the Moon move."""
+        return APOGEE_GROWTH * (1 + float(self.satrec.alta)) * float(self.satrec.radiusearthkm)
 
 
 @dataclass(frozen=True)
@@ -122,14 +138,10 @@ def ecef(satellite: Satellite, at: Instants) -> tuple[Array, Array]:
         InputError: sgp4 gives up, for instance because the satellite has decayed by then.
     """
     code_T, r_T3, v_T3 = satellite.satrec.sgp4_array(at.jd, at.fraction)
-    if code_T.any():
-        k = int(np.flatnonzero(code_T)[0])
-        when = at.start + timedelta(seconds=float(at.times_s[k]))
-        raise InputError(
-            f"satellite {satellite.name!r} at {when:%Y-%m-%dT%H:%M:%SZ}: "
-            f"sgp4 error {code_T[k]}: {SGP4_ERRORS[int(code_T[k])]}; its elements are of {satellite.epoch:%Y-%m-%d}: "
-            f"take newer ones, a shorter plan or another satellite"
-        )
+    fallen_T = (code_T != 0) | ~(np.linalg.norm(r_T3, axis=1) <= satellite.farthest_km)
+    if fallen_T.any():
+        k = int(np.flatnonzero(fallen_T)[0])
+        raise _lost(satellite, at.start + timedelta(seconds=float(at.times_s[k])), int(code_T[k]), r_T3[k])
     position_T3, velocity_T3 = np.empty_like(r_T3), np.empty_like(v_T3)
     x, y = r_T3[:, 0], r_T3[:, 1]
     position_T3[:, 0] = at.cos * x + at.sin * y
@@ -140,6 +152,26 @@ def ecef(satellite: Satellite, at: Instants) -> tuple[Array, Array]:
     velocity_T3[:, 1] = at.cos * v - at.sin * u - EARTH_TURN_RAD_PER_S * position_T3[:, 0]
     velocity_T3[:, 2] = v_T3[:, 2]
     return position_T3, velocity_T3
+
+
+def _lost(satellite: Satellite, when: datetime, code: int, at_km: Array) -> InputError:
+    far = f"it would be {np.linalg.norm(at_km):.3g} km from the Earth's centre, where its orbit cannot take it"
+    why = f"sgp4 error {code}: {SGP4_ERRORS[code]}" if code else far
+    return InputError(
+        f"satellite {satellite.name!r} at {when:%Y-%m-%dT%H:%M:%SZ}: {why}; its elements are of {satellite.epoch:%Y-%m-%d}, "
+        "and by them it is not in orbit then: take newer ones, a shorter plan or another satellite"
+    )
+
+
+def check_up(satellites: Iterable[Satellite], start: datetime) -> None:
+    """Refuse satellites that fall between the epoch of their elements and ``start``: sgp4 may find them an orbit again after.
+
+    Raises:
+        InputError: one falls, with the time.
+    """
+    for satellite in satellites:
+        if abs(epoch_age_days(satellite, start)) > 1:
+            ecef(satellite, instants(satellite.epoch, np.linspace(0.0, epoch_age_days(satellite, start) * DAY_S, SAMPLES)))
 
 
 def circular(
@@ -156,10 +188,10 @@ def circular(
     Raises:
         InputError: altitude not above 0 km, inclination outside 0..180, an angle that is no number, epoch without zone.
     """
-    if not (math.isfinite(altitude_km) and altitude_km > 0):
+    if not 0 < altitude_km <= HIGHEST_KM:
         raise InputError(
-            f"satellite.altitude_km = {altitude_km:g}: an orbit below the surface; "
-            f"must be above 0 km (low orbits fly at 300-1200)"
+            f"satellite.altitude_km = {altitude_km:g}: an orbit below the surface, or beyond the Earth's hold; "
+            f"must be above 0 km (low orbits fly at 300-1200) and at most {HIGHEST_KM:g}"
         )
     motion = math.sqrt(MU_KM3_PER_S2 / (EARTH_RADIUS_KM + altitude_km) ** 3) * 60.0
     return _satellite(name, utc_of(epoch, "satellite.epoch"), motion, 0.0, inclination_deg, raan_deg, 0.0, mean_anomaly_deg)
@@ -188,6 +220,8 @@ def walker(
         raise InputError(
             f"satellite.walker: total = {total} must be a positive multiple of planes = {planes}; change one of them"
         )
+    if total > MOST_SATELLITES:
+        raise InputError(f"satellite.walker: total = {total} must be at most {MOST_SATELLITES:,}; take a smaller shell")
     if not 0 <= phasing < planes:
         raise InputError(f"satellite.walker: phasing = {phasing} must be within 0..{planes - 1} (planes - 1)")
     spreads = {"delta": 360.0, "star": 180.0}
@@ -216,88 +250,39 @@ def read_tle(path: Path, satellite_name: str | None = None) -> tuple[Satellite, 
             or elements that are no orbit above the surface.
     """
     sets = two_line_sets(path)
-    names = [(one.name, STATUS.sub("", one.name), one.number, one.number.lstrip("0")) for one in sets]
-    chosen = _named(path, satellite_name, names)
     satellites = []
-    for one in (sets[i] for i in chosen):
+    for i, notes in chosen(path, satellite_name, sets).items():
+        one = sets[i]
         try:
             satrec = Satrec.twoline2rv(one.line1, one.line2)
         except ValueError as error:
             raise InputError(f"{one.where}: sgp4 cannot read these elements ({error}); download the file again") from error
         days = satrec.jdsatepoch - 2433281.5 + satrec.jdsatepochF
         _check(one.where, one.name, satrec.no_kozai, satrec.ecco, math.degrees(satrec.inclo))
-        satellites.append(Satellite(one.name, satrec, _EPOCH_ZERO + timedelta(days=days)))
+        satellite = _checked(one.where, one.name, satrec, _EPOCH_ZERO + timedelta(days=days))
+        satellites.append(replace(satellite, number=one.number, notes=(*one.notes, *notes)))
     return tuple(satellites)
 
 
 def read_omm(path: Path, satellite_name: str | None = None) -> tuple[Satellite, ...]:
-    """All satellites of an OMM file (JSON, XML or KVN), or the one of that name, object id or catalogue number.
+    """All satellites of an OMM file (JSON, XML, KVN or CSV), or the one of that name, object id or catalogue number.
 
     Raises:
-        InputError: a broken file (see :func:`~fedexperts.contact.elements.omm_messages`), a value that is no number or
+        InputError: a broken file (see :func:`~fedexperts.contact.omm.omm_messages`), a value that is no number or
             date, an unknown or ambiguous name, or elements that are no orbit above the surface.
     """
     messages = omm_messages(path)
-    names = [(_omm_name(m), m.get("NORAD_CAT_ID", "").lstrip("0"), m.get("OBJECT_ID", "")) for m in messages]
-    return tuple(_from_omm(path, i, messages[i]) for i in _named(path, satellite_name, names))
+    sets = [element_set(path, i, message) for i, message in enumerate(messages)]
+    return tuple(_from_omm(sets[i], messages[i], notes) for i, notes in chosen(path, satellite_name, sets).items())
 
 
-def _omm_name(message: Mapping[str, str]) -> str:
-    return message.get("OBJECT_NAME") or f"NORAD {message.get('NORAD_CAT_ID', '?')}"
-
-
-def _from_omm(path: Path, i: int, message: Mapping[str, str]) -> Satellite:
-    where = f"{path.name}, message {i} ({_omm_name(message)})"
-
-    def number(field: str) -> float:
-        value: float = _parsed(where, field, message.get(field) or "0", float, "a number")
-        return value
-
-    return _satellite(
-        _omm_name(message),
-        _parsed(where, "EPOCH", message["EPOCH"], _omm_epoch, "a date such as 2026-01-01T00:00:00"),
-        number("MEAN_MOTION") * math.tau / 1440.0,
-        number("ECCENTRICITY"),
-        number("INCLINATION"),
-        number("RA_OF_ASC_NODE"),
-        number("ARG_OF_PERICENTER"),
-        number("MEAN_ANOMALY"),
-        number("BSTAR"),
-        where,
-    )
-
-
-def _parsed(where: str, field: str, text: str, parse: Callable[[str], Any], wanted: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise InputError(f"{where}: {field} = {text}: must be {wanted}") from error
-
-
-def _omm_epoch(text: str) -> datetime:
-    """A CCSDS time, which is UTC: calendar (2026-01-31T…) or day of the year (2026-031T…)."""
-    date, _, clock = text.removesuffix("Z").partition("T")
-    if date.count("-") == 1:
-        date = datetime.strptime(date, "%Y-%j").date().isoformat()
-    return datetime.fromisoformat(f"{date}T{clock}" if clock else date).replace(tzinfo=UTC)
-
-
-def _named(path: Path, wanted: str | None, names: Sequence[tuple[str, ...]]) -> list[int]:
-    """Indices of the satellites that are meant: all, or the one of that name."""
-    if wanted is None:
-        return list(range(len(names)))
-    key = wanted.strip().casefold()
-    found = [i for i, keys in enumerate(names) if key in {k.casefold() for k in keys if k}]
-    if len(found) == 1:
-        return found
-    if found:
-        raise InputError(
-            f"satellite_name = {wanted!r}: {path.name} holds it {len(found)} times; keep one element set in the file"
-        )
-    known = {keys[0].casefold(): keys[0] for keys in names}
-    near = difflib.get_close_matches(key, known, n=5, cutoff=0.5) or list(known)[:5]
-    listed = ", ".join(known[k] for k in near)
-    raise InputError(f"satellite_name = {wanted!r}: not among the {len(names)} satellites of {path.name}; near: {listed}")
+def _from_omm(one: ElementSet, message: Mapping[str, str], notes: tuple[str, ...]) -> Satellite:
+    fields = ("MEAN_MOTION", "ECCENTRICITY", "INCLINATION", "RA_OF_ASC_NODE", "ARG_OF_PERICENTER", "MEAN_ANOMALY", "BSTAR")
+    motion, eccentricity, inclination_deg, *others = (number_of(one.where, message, field) for field in fields)
+    raan_deg, perigee_deg, anomaly_deg, bstar = others
+    angles = (inclination_deg, raan_deg, perigee_deg, anomaly_deg)
+    satellite = _satellite(one.name, one.epoch, motion * math.tau / 1440.0, eccentricity, *angles, bstar, one.where)
+    return replace(satellite, number=one.number, notes=notes)
 
 
 def _check(where: str, name: str, motion_rad_per_min: float, eccentricity: float, inclination_deg: float) -> None:
@@ -305,8 +290,12 @@ def _check(where: str, name: str, motion_rad_per_min: float, eccentricity: float
         raise InputError(f"{where}: eccentricity = {eccentricity:g} of {name!r} must be at least 0 and below 1")
     if not 0 <= inclination_deg <= 180:
         raise InputError(f"{where}: inclination_deg = {inclination_deg:g} of {name!r} must be within 0..180")
-    if not (math.isfinite(motion_rad_per_min) and motion_rad_per_min > 0):
-        raise InputError(f"{where}: mean motion = {motion_rad_per_min * 1440 / math.tau:g} rev/day of {name!r} must be above 0")
+    turns_a_day = motion_rad_per_min * 1440 / math.tau
+    if not SLOWEST_A_DAY <= turns_a_day <= FASTEST_A_DAY:
+        raise InputError(
+            f"{where}: mean motion = {turns_a_day:g} rev/day of {name!r} must be within {SLOWEST_A_DAY:g}..{FASTEST_A_DAY:g}, "
+            "as for every orbit around the Earth"
+        )
     axis_km = (MU_KM3_PER_S2 / (motion_rad_per_min / 60.0) ** 2) ** (1 / 3)
     perigee_km = axis_km * (1 - eccentricity) - EARTH_RADIUS_KM
     if perigee_km <= 0:
@@ -354,7 +343,17 @@ def _satellite(
         motion_rad_per_min,
         math.radians(raan_deg % 360.0),
     )
-    return Satellite(name, satrec, epoch)
+    return _checked(where, name, satrec, epoch)
+
+
+def _checked(where: str, name: str, satrec: Any, epoch: datetime) -> Satellite:
+    """A satellite, if sgp4 finds an orbit at the epoch of its elements."""
+    code, at_km, _ = satrec.sgp4_tsince(0.0)
+    satellite = Satellite(name, satrec, epoch)
+    if code or not math.hypot(*at_km) <= satellite.farthest_km:
+        why = SGP4_ERRORS.get(code, f"it would be {math.hypot(*at_km):g} km from the Earth's centre")
+        raise InputError(f"{where}: {name!r} has no orbit at the epoch of its elements ({why}); download them again")
+    return satellite
 
 
 def epoch_age_days(satellite: Satellite, start: datetime) -> float:

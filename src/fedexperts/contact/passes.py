@@ -35,6 +35,10 @@ Where = NDArray[np.intp]
 GRID_S = 60.0
 ROOT_S = 1e-6
 """Newton stops when it moves by less."""
+LONGEST_S = 1100 * 86400.0
+"""Three years of grid points are 80 MB for a satellite; by then no elements hold."""
+MOST_WORK = 2e10
+"""Satellites × sites × times of the grid: some minutes."""
 BLOCK = 2_000_000
 """Sites × times in one matrix product; bounds memory."""
 VERTICAL_RAD = math.radians(0.2)
@@ -92,6 +96,14 @@ def passes(satellites: Sequence[Satellite], sites: Sequence[Site], start: dateti
     """
     if not (math.isfinite(duration_s) and duration_s > 0):
         raise InputError(f"plan duration = {duration_s:g} s must be a finite number above 0")
+    if duration_s > LONGEST_S:
+        raise InputError(f"plan.days = {duration_s / 86400:g}: must be at most {LONGEST_S / 86400:,.0f} for an orbit")
+    work = len(satellites) * len(sites) * math.ceil(duration_s / GRID_S)
+    if work > MOST_WORK:
+        raise InputError(
+            f"{len(satellites):,} satellites, {len(sites):,} clusters and {duration_s / 86400:g} days are {work:.2g} looks, "
+            f"one for each minute, and {MOST_WORK:.2g} are the most; take fewer satellites, clusters or days"
+        )
     at = instants(start, np.linspace(0.0, duration_s, math.ceil(duration_s / GRID_S) + 1))
     ground = ground_of(sites)
     block = max(1, BLOCK // len(at.times_s))

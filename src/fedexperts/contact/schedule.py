@@ -179,10 +179,10 @@ def verdict(plan: ContactPlan, cluster: str, upload_B: int) -> str:
 
 
 def tracks(
-    satellites: Sequence[Satellite], start: datetime, mask_deg: float, hours: float = 5.0, most: int = 3
+    satellites: Sequence[Satellite], start: datetime, mask_deg: float, duration_s: float, most: int = 3
 ) -> list[dict[str, Any]]:
     """Ground tracks of a few satellites for a map, with the Earth-central angle of their coverage."""
-    time_s = np.arange(0.0, hours * 3600, 60.0)
+    time_s = np.arange(0.0, duration_s, 60.0)
     rows = []
     for satellite in satellites[:most]:
         below = subpoint(satellite, time_s, start)

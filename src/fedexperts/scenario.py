@@ -6,7 +6,7 @@ Paths in a scenario are relative to its file. Unknown keys are errors. Each comm
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError
+from .reading import MOST_DEPTH, read_text
 from .tables import (
     Alignment,
     Assignment,
@@ -36,6 +37,9 @@ from .tables import (
 
 BY_CLIENT = frozenset({"aligned", "networked"})
 """Protocols that treat clients one by one."""
+
+
+MOST_TOML_B = 2**20
 
 
 def _listed(value: Any) -> Any:
@@ -106,8 +110,15 @@ class Network(Table):
         return tomli_w.dumps(_plain(self.model_dump(exclude_none=True)))
 
     def file(self, path: str) -> Path:
-        """A path of the scenario, resolved."""
-        return (self.base / path).resolve()
+        """A path of the scenario, resolved.
+
+        Raises:
+            InputError: it is no path.
+        """
+        try:
+            return (self.base / path).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, links in a circle
+            raise InputError(f"{path[:80]!r}: is no path ({error})") from error
 
 
 class Tasks(Network):
@@ -204,12 +215,25 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or is not TOML.
     """
+    text = read_text(path, "", MOST_TOML_B)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not TOML ({error})") from error
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
+        raise InputError(f"{path}: is not TOML ({error or 'nested too deep'})") from error
+    if _deep(document):
+        raise InputError(f"{path}: is nested deeper than {MOST_DEPTH} levels; is it the right file?")
+    return document
+
+
+def _deep(document: Any) -> bool:
+    level = [document]
+    for _ in range(MOST_DEPTH):
+        level = [inner for value in level if isinstance(value, (dict, list)) for inner in _inside(value)]
+    return bool(level)
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Orbital contact plans: contacts, rates and bytes from orbits, places and a radio."""
 
+import json
 import math
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -86,6 +87,37 @@ def test_a_cluster_that_is_never_seen() -> None:
     assert (row["passes"], row["idle_share"], row["median_duration_s"]) == (0, 1.0, None)
     assert "never seen: no contact in 1 days" in verdict(plan, "pole", 1000)
     assert plan.reachable == ("lisbon", "nairobi")
+
+
+def test_devices_of_two_clusters_in_view_share_the_satellites_sub_channels() -> None:
+    """Two places near each other, 6 and 4 devices, 5 sub-channels: alone 5/6 and 1 of the time, together a half each."""
+    near = [Site("lisbon", 38.72, -9.14, min_elevation_deg=25), Site("madrid", 40.42, -3.7, min_elevation_deg=25)]
+    radio = from_preset("paper", total_bandwidth_Hz=25e6)
+    plan = orbital_plan([Station(site, n) for site, n in zip(near, (6, 4), strict=True)], [LEO], radio, START, DAY_S)
+    one, other = ([c for c in plan.contacts if c.cluster == site.name] for site in near)
+    pairs = [(a, b) for a in one for b in other if a.start_s < b.end_s and b.start_s < a.end_s]
+    assert pairs
+    for a, b in pairs:
+        both = max(a.start_s, b.start_s), min(a.end_s, b.end_s)
+        for contact, alone in ((a, 5 / 6), (b, 1.0)):
+            outside_s = contact.end_s - contact.start_s - (both[1] - both[0])
+            assert contact.sending_s(*both) == pytest.approx(0.5 * (both[1] - both[0]))
+            assert contact.sending_s(0, DAY_S) == pytest.approx(0.5 * (both[1] - both[0]) + alone * outside_s)
+            assert contact.carried_B("up", *both) == pytest.approx(0.5 * 5e6 / 8 * (both[1] - both[0]))
+            assert contact.carried_B("up", 0, DAY_S) == pytest.approx(contact.sending_s(0, DAY_S) * 5e6 / 8)
+    apart = orbital_plan([Station(near[0], 6)], [LEO], radio, START, DAY_S)
+    assert all(c.sending_s(c.start_s, c.end_s) == pytest.approx(5 / 6 * (c.end_s - c.start_s)) for c in apart.contacts)
+
+
+def test_shares_survive_a_file(tmp_path: Path) -> None:
+    pieces = (Rates(5.0, 1e3, math.inf, 0.5), Rates(9.0, 2e3, 1e6, 0.25))
+    given = ContactPlan(("a",), (Contact.of("a", 1.0, pieces), Contact("a", 10, 12, 8.0, 8.0, uplink_share=0.125)), 12.0)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(given.to_json()))
+    assert load_plan(path, ["a"]) == given
+    assert given.contacts[0].sending_s(3, 7) == 2 * 0.5 + 2 * 0.25
+    with pytest.raises(PlanError, match=r"uplink_share = 0 must be above 0 and at most 1"):
+        ContactPlan(("a",), (Contact("a", 10, 12, uplink_share=0.0),), 12.0)
 
 
 def test_more_devices_than_sub_channels_share() -> None:

@@ -27,14 +27,14 @@ FAST = float("inf")
 
 
 def play(
-    path: Path, up_bps: float = 2.0 * toy.FILE_B, down_bps: float = 4.0 * toy.FILE_B, **options: Any
+    path: Path, up_bps: float = 2.0 * toy.FILE_B, down_bps: float = 4.0 * toy.FILE_B, shares: float = 1.0, **options: Any
 ) -> list[dict[str, Any]]:
     """One cluster with two devices of 2 and 4 samples; contacts at 0-10, 20-30 and 40-50 s."""
     data = {"a": [toy.samples(0, 8.0, n=2), toy.samples(0, 4.0, n=4)]}
     _, model, devices = toy.make(data)
     owned = {"a": frozenset({"expert:0"})}
     protocol = EmsFl(Start(model, ("a",), frozenset({"head"}), owned, cycles=2))
-    contacts = tuple(Contact("a", 20.0 * k, 20.0 * k + 10, up_bps, down_bps) for k in range(3))
+    contacts = tuple(Contact("a", 20.0 * k, 20.0 * k + 10, up_bps, down_bps, uplink_share=shares) for k in range(3))
     ledger = Ledger(path / "ledger.jsonl")
     plan = ContactPlan(("a",), contacts, 60.0)
     Simulator(plan, devices, Pace(1.0), 2, ledger, lambda model, cycle: {}, kinds={"a": KIND}, **options).run(protocol)
@@ -66,6 +66,13 @@ def test_transfers_that_take_no_time_cost_no_radio_energy(tmp_path: Path) -> Non
     rows = joules(play(tmp_path, FAST, FAST))
     assert [radio_J for radio_J, _, _ in rows] == [0, 0, 0]
     assert sum(idle_J for _, _, idle_J in rows) == 50 * 0.25
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_devices_that_take_turns_pay_for_their_own_share_of_the_sending_time(share: float, tmp_path: Path) -> None:
+    """The rate of a contact is that of a device with its turns; four of them on one sub-channel are not four transmitters."""
+    lines = play(tmp_path, shares=share)
+    assert joules(lines)[0] == (40.0 * share + 4.0, 48.0, (10 - 4 * share - 2) * 0.25)
 
 
 def test_a_device_that_has_less_to_send_stops_earlier() -> None:

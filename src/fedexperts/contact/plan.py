@@ -41,6 +41,8 @@ class Rates:
     until_s: float
     uplink_bps: float
     downlink_bps: float
+    uplink_share: float = 1.0
+    """Of the time for which each device sends: less where devices take turns on a sub-channel."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,17 @@ class Contact:
     max_elevation_deg: float | None = None
     rates: tuple[Rates, ...] = ()
     cut: bool = False
+    uplink_share: float = 1.0
 
     @classmethod
     def of(cls, cluster: str, start_s: float, rates: Sequence[Rates], satellite: str = "satellite") -> Contact:
         """A contact whose rates change: ``rates`` follow one another to its end, and the two numbers are their means."""
         rates = tuple(rates)
         if len(rates) == 1:
-            return cls(cluster, start_s, rates[0].until_s, rates[0].uplink_bps, rates[0].downlink_bps, satellite)
+            (one,) = rates
+            return cls(
+                cluster, start_s, one.until_s, one.uplink_bps, one.downlink_bps, satellite, uplink_share=one.uplink_share
+            )
         whole = cls(cluster, start_s, rates[-1].until_s, satellite=satellite, rates=rates)
         length_s = max(whole.end_s - start_s, SHORTEST_S)
         up_bps, down_bps = (whole.carried_B(d, start_s, whole.end_s) * 8 / length_s for d in ("up", "down"))
@@ -79,6 +85,14 @@ class Contact:
         for piece in self.rates or (Rates(self.end_s, self.uplink_bps, self.downlink_bps),):
             yield from_s, piece.until_s, piece.uplink_bps, piece.downlink_bps
             from_s = piece.until_s
+
+    def sending_s(self, from_s: float, to_s: float) -> float:
+        """Seconds for which each device sends in a stretch of its uploads: its turns on a sub-channel."""
+        total_s, a_s = 0.0, self.start_s
+        for piece in self.rates or (Rates(self.end_s, self.uplink_bps, self.downlink_bps, self.uplink_share),):
+            total_s += piece.uplink_share * max(0.0, min(piece.until_s, to_s) - max(a_s, from_s))
+            a_s = piece.until_s
+        return total_s
 
     def carried_B(self, direction: Direction, from_s: float, to_s: float) -> float:
         """Bytes that fit between two times: the rate integrated over the window."""
@@ -182,6 +196,9 @@ class ContactPlan:
         edges_s = [contact.start_s, *(piece.until_s for piece in contact.rates)]
         if contact.rates and (any(not b > a for a, b in pairwise(edges_s)) or abs(edges_s[-1] - contact.end_s) > 1e-6):
             raise PlanError(f"{where}: rates must follow one another and the last must end at end_s = {contact.end_s:g}")
+        for share in (contact.uplink_share, *(piece.uplink_share for piece in contact.rates)):
+            if not 0 < share <= 1:
+                raise PlanError(f"{where}: uplink_share = {share:g} must be above 0 and at most 1")
         for rates in (contact, *contact.rates):
             for name in ("uplink_bps", "downlink_bps"):
                 bps = getattr(rates, name)
@@ -224,13 +241,18 @@ class ContactPlan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, which `read_plan` reads; rates without limit are ``"unlimited"``."""
         rows = [
-            {k: v for k, v in asdict(c).items() if v is not None and v is not False and v != ()} | _said(c)
+            {k: v for k, v in _known(asdict(c)).items() if v is not None and v is not False and v != ()} | _said(c)
             for c in self.contacts
         ]
         for row in rows:
             if "rates" in row:
-                row["rates"] = [piece | _said(Rates(**piece)) for piece in row["rates"]]
+                row["rates"] = [_known(piece) | _said(Rates(**piece)) for piece in row["rates"]]
         return {"clusters": list(self.clusters), "horizon_s": self.horizon_s, "contacts": rows}
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    """Without a share of 1, which goes without saying."""
+    return {key: value for key, value in row.items() if key != "uplink_share" or value != 1}
 
 
 def _said(rates: Contact | Rates) -> dict[str, Any]:

@@ -27,8 +27,9 @@ def read_plan(path: Path, clusters: Sequence[str]) -> ContactPlan:
     """Read a plan from JSON: ``{"contacts": [{"cluster", "start_s", "end_s", "uplink_bps", "downlink_bps"}], "horizon_s"}``.
 
     A rate is a number or ``"unlimited"``; one that is missing carries nothing. A contact may have ``satellite``,
-    ``max_elevation_deg``, ``cut``, and ``rates`` that change: ``[{"until_s", "uplink_bps", "downlink_bps"}]``, which follow one
-    another to its end. The horizon is the end of the last contact unless it is given.
+    ``max_elevation_deg``, ``cut``, ``uplink_share`` (of the time, where devices take turns on a sub-channel), and ``rates``
+    that change, ``[{"until_s", "uplink_bps", "downlink_bps", "uplink_share"}]``, which follow one another to its end. The
+    horizon is the end of the last contact unless it is given.
 
     Raises:
         PlanError: the file is missing, is not such a document, or holds an impossible contact.
@@ -104,7 +105,8 @@ def _known(where: str, row: Any, keys: Sequence[str], needed: Sequence[str] = ()
 
 def _contact(where: str, row: Any) -> Contact:
     needed = ("cluster", "start_s", "end_s")
-    _known(where, row, (*needed, "uplink_bps", "downlink_bps", "satellite", "max_elevation_deg", "rates", "cut"), needed)
+    known = (*needed, "uplink_bps", "downlink_bps", "satellite", "max_elevation_deg", "rates", "cut", "uplink_share")
+    _known(where, row, known, needed)
     start_s, end_s, up_bps, down_bps = (
         *(_number(where, name, row[name]) for name in ("start_s", "end_s")),
         *(rate_bps(where, name, row.get(name, 0.0)) for name in ("uplink_bps", "downlink_bps")),
@@ -126,14 +128,16 @@ def _contact(where: str, row: Any) -> Contact:
         None if highest_deg is None else _number(where, "max_elevation_deg", highest_deg),
         tuple(_rates(f"{where}, rates[{k}]", piece) for k, piece in enumerate(pieces)),
         cut,
+        _number(where, "uplink_share", row.get("uplink_share", 1.0)),
     )
     return _meant(where, row, contact) if pieces else contact
 
 
 def _rates(where: str, piece: Any) -> Rates:
-    _known(where, piece, ("until_s", "uplink_bps", "downlink_bps"), ("until_s",))
+    _known(where, piece, ("until_s", "uplink_bps", "downlink_bps", "uplink_share"), ("until_s",))
     up_bps, down_bps = (rate_bps(where, name, piece.get(name, 0.0)) for name in ("uplink_bps", "downlink_bps"))
-    return Rates(_number(where, "until_s", piece["until_s"]), up_bps, down_bps)
+    share = _number(where, "uplink_share", piece.get("uplink_share", 1.0))
+    return Rates(_number(where, "until_s", piece["until_s"]), up_bps, down_bps, share)
 
 
 def _meant(where: str, row: dict[str, Any], contact: Contact) -> Contact:

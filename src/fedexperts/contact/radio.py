@@ -366,7 +366,7 @@ def downlink_snr_dB(radio: Radio, elevation_deg: ArrayLike, distance_m: ArrayLik
 
 
 def uplink_share(radio: Radio, devices: int) -> float:
-    """Share of the time that each of a cluster's J devices holds a sub-channel: 1 while they all fit (Sec. V-A).
+    """Share of the time that each of J devices in view holds a sub-channel: 1 while they all fit (Sec. V-A).
 
     Raises:
         RadioError: no device.

@@ -6,15 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .link import doppler_Hz, rate_segments
 from .orbit import Satellite
 from .passes import passes
 from .plan import Contact, ContactPlan, Rates, few_enough
-from .radio import Radio, downlink_bps, uplink_bps, uplink_snr_dB
+from .radio import Radio, downlink_bps, uplink_bps, uplink_share, uplink_snr_dB
 from .site import Look, Site, look, subpoint
 
 SAMPLE_S = 5.0
@@ -38,7 +40,7 @@ def orbital_plan(
 
     A cluster stays with a satellite until it sets, and then takes the next that is up. The server's state is one for all
     satellites: it is carried between them by a gateway on the ground, taken as ideal. A site's mask is the larger of its own
-    and the radio's.
+    and the radio's. All devices that a satellite hears at once share its sub-channels, of whatever cluster they are.
     """
     masked = [replace(s.site, min_elevation_deg=max(s.site.min_elevation_deg, radio.min_elevation_deg)) for s in stations]
     found = passes(satellites, masked, start, duration_s)
@@ -54,36 +56,59 @@ def orbital_plan(
             chosen.append((i, p, begin_s, end_s))
     few_enough(len(chosen))
     contacts: list[Contact] = []
-    for i, p, begin_s, end_s in chosen:
-        contact = _contact(stations[i], masked[i], satellites[found.satellite[p]], radio, start, begin_s, end_s)
+    if sum(station.devices for station in stations) <= radio.sub_channels:  # nobody waits for anybody
+        crowds = [[(end_s, 1)] for _, _, _, end_s in chosen]
+    else:
+        crowds = _heard([(int(found.satellite[p]), begin_s, end_s, stations[i].devices) for i, p, begin_s, end_s in chosen])
+    for (i, p, begin_s, _), crowd in zip(chosen, crowds, strict=True):
+        contact = _contact(masked[i], satellites[found.satellite[p]], radio, start, begin_s, crowd)
         cut = bool(found.cut_start[p] or found.cut_end[p])
         contacts.append(replace(contact, max_elevation_deg=round(float(found.max_elevation_deg[p]), 3), cut=cut))
     return ContactPlan(tuple(s.site.name for s in stations), tuple(contacts), duration_s)
 
 
-def _contact(
-    station: Station, site: Site, satellite: Satellite, radio: Radio, start: datetime, begin_s: float, end_s: float
-) -> Contact:
+Crowd = list[tuple[float, int]]
+"""Until when a satellite hears how many devices, from the beginning of a contact to its end."""
+
+
+def _heard(windows: Sequence[tuple[int, float, float, int]]) -> list[Crowd]:
+    """The crowd of each window, given as (satellite, begin, end, devices)."""
+    by_satellite: dict[int, list[tuple[float, float, int]]] = {}
+    for s, begin_s, end_s, devices in windows:
+        by_satellite.setdefault(s, []).append((begin_s, end_s, devices))
+    crowds = []
+    for s, begin_s, end_s, _ in windows:
+        beside = [w for w in by_satellite[s] if w[0] < end_s and w[1] > begin_s]
+        edges_s = sorted({end_s, *(t_s for w in beside for t_s in w[:2] if begin_s < t_s < end_s)})
+        middle_s = [(a_s + b_s) / 2 for a_s, b_s in pairwise([begin_s, *edges_s])]
+        crowds.append([(t_s, sum(n for a, b, n in beside if a < m < b)) for t_s, m in zip(edges_s, middle_s, strict=True)])
+    return crowds
+
+
+def _contact(site: Site, satellite: Satellite, radio: Radio, start: datetime, begin_s: float, crowd: Crowd) -> Contact:
     """A contact with rates that drift by at most a tenth within a piece, the bytes over the window kept."""
+    end_s = crowd[-1][0]
     time_s = np.linspace(begin_s, end_s, max(2, math.ceil((end_s - begin_s) / SAMPLE_S) + 1))
     view = look(satellite, site, time_s, start)
     elevation_deg = np.maximum(view.elevation_deg, site.min_elevation_deg)  # the horizon itself is in view
-    up_bps = uplink_bps(radio, elevation_deg, view.slant_range_m, station.devices, site=site)
+    up_bps = uplink_bps(radio, elevation_deg, view.slant_range_m, site=site)
     down_bps = downlink_bps(radio, elevation_deg, view.slant_range_m, site=site)
     up = rate_segments(time_s, up_bps)
     down = rate_segments(time_s, down_bps) if np.all(np.isfinite(down_bps)) else None
-    edges_s = np.unique(np.concatenate([up.end_s, down.end_s if down else []]))
+    edges_s = np.unique(np.concatenate([up.end_s, down.end_s if down else [], [until_s for until_s, _ in crowd]]))
     edges_s = edges_s[np.append(np.diff(edges_s) > 1e-6, True)]
     edges_s[-1] = end_s
-    pieces = tuple(
-        Rates(
-            float(t),
-            float(up.rate_bps[min(np.searchsorted(up.end_s, t - 1e-6), len(up.end_s) - 1)]),
-            math.inf if down is None else float(down.rate_bps[min(np.searchsorted(down.end_s, t - 1e-6), len(down.end_s) - 1)]),
-        )
-        for t in edges_s
-    )
+    pieces = []
+    for t in edges_s:
+        share = uplink_share(radio, next(devices for until_s, devices in crowd if t - 1e-6 < until_s))
+        rate = [math.inf if way is None else float(way.rate_bps[_at(way.end_s, t)]) for way in (up, down)]
+        pieces.append(Rates(float(t), rate[0] * share, rate[1], share))
     return Contact.of(site.name, begin_s, pieces, satellite.name)
+
+
+def _at(end_s: NDArray[np.float64], t_s: float) -> int:
+    """The segment that ends at a time or holds it."""
+    return min(int(np.searchsorted(end_s, t_s - 1e-6)), len(end_s) - 1)
 
 
 def statistics(plan: ContactPlan, stations: Sequence[Station] = ()) -> dict[str, dict[str, Any]]:

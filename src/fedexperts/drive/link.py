@@ -138,7 +138,7 @@ class SimulatedLink:
         def sent() -> None:
             for size_B, devices in Counter(left_B.values()).items():
                 finish_s = self.contact.finish_s("up", began_s, size_B)
-                state.meter.tx_s += devices * (min(finish_s, self.now_s) - began_s)
+                state.meter.tx_s += devices * self.contact.sending_s(began_s, min(finish_s, self.now_s))
 
         def done() -> list[Update]:
             sent()

@@ -22,7 +22,7 @@ from ..errors import InputError
 from .checkpoint import Checkpoint
 from .encoder import BertMoEConfig, BertMoEForSequenceClassification
 from .gate_rows import hidden_rows, prompts_of, random_rows
-from .subset import NEW_HEADS
+from .subset import NEW_HEADS, one_or_more
 from .vocabulary import tokenizer_notes
 from .written import Plan, copied, given, write
 
@@ -32,6 +32,7 @@ DENSE = ("llama", "mistral")
 MATRICES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 """An expert's matrices as Mixtral publishes them, and as dense models call them."""
 HEADS = {"lm_head.weight": "MixtralForCausalLM", "score.weight": "MixtralForSequenceClassification"}
+EMBEDDING = "model.embed_tokens.weight"
 CARRIED = (
     "vocab_size",
     "hidden_size",
@@ -240,12 +241,20 @@ def _check_dense(checkpoint: Checkpoint, families: Sequence[str]) -> None:
 
 
 def backbone_plan(root: Checkpoint) -> Plan:
-    """All that is no FFN, from the base."""
+    """All that is no FFN, from the base; if its head is another tensor than its embedding, its config says so from here on."""
     with torch.device("meta"):
         blank = AutoModel.from_config(root.config).state_dict()
-    plan = {f"model.{name}": copied(root, f"model.{name}", tuple(t.shape)) for name, t in blank.items() if ".mlp." not in name}
+    shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in blank.items() if ".mlp." not in name}
     rows = {"lm_head.weight": root.config.vocab_size, "score.weight": root.config.num_labels}
-    return plan | {name: copied(root, name, (rows[name], root.config.hidden_size)) for name in HEADS if name in root}
+    shapes |= {name: (rows[name], root.config.hidden_size) for name in HEADS if name in root}
+    if not root.config.tie_word_embeddings:
+        return {name: copied(root, name, shape) for name, shape in shapes.items()}
+    stored = {EMBEDDING: EMBEDDING if EMBEDDING in root else "lm_head.weight"}
+    if "lm_head.weight" in one_or_more((EMBEDDING, "lm_head.weight"), root, root.read):
+        root.config.tie_word_embeddings = False
+    else:
+        shapes.pop("lm_head.weight", None)
+    return {name: copied(root, stored.get(name, name), shape) for name, shape in shapes.items()}
 
 
 def experts_plan(root: Checkpoint, sources: Sequence[Checkpoint]) -> Plan:

@@ -269,9 +269,10 @@ class Checkpoint:
         return pieces
 
     def _missing(self, name: str) -> InputError:
+        head = "set tie_word_embeddings = true in config.json if it is the embedding, else " if name == "lm_head.weight" else ""
         return InputError(
             f"model.path = {str(self.path)!r}: tensor {name!r} is missing; the checkpoint is incomplete or of another model: "
-            "copy it again, or save it with save_pretrained"
+            f"{head}copy it again, or save it with save_pretrained"
         )
 
 

@@ -10,7 +10,7 @@ Shapes: D hidden, F intermediate, E experts of a layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,24 +219,52 @@ def _filled(
     ``keep`` are the experts that layers of our own hold; None: all.
     """
     layers = [] if keep is None else _own_layers(model)
-    blanks: dict[int, tuple[str, Tensor]] = {}
-    for name, blank in model.state_dict(keep_vars=True).items():
-        blanks.setdefault(id(blank), (name, blank))  # tied weights once
-    tensors = {}
-    for name, blank in blanks.values():
+    names_of: dict[int, list[str]] = {}
+    blanks = model.state_dict(keep_vars=True)
+    for name, blank in blanks.items():
+        names_of.setdefault(id(blank), []).append(name)
+    tensors: dict[str, Tensor] = {}
+    for names in names_of.values():
+        name, blank = names[0], blanks[names[0]]
         if name.startswith(NEW_HEADS) and name not in checkpoint:
             tensors[name] = _new_head(blank, model.config, seed)
+        elif len(names) > 1:
+            tensors |= one_or_more(
+                names, checkpoint, lambda name, like=blank: checkpoint.read(name, None, like.dtype, like.shape)
+            )
         else:
             shape = (checkpoint.experts, *blank.shape[1:]) if name in rows else blank.shape
             tensors[name] = checkpoint.read(_renumbered(name, layers, keep or ()), rows.get(name), blank.dtype, shape)
     model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
+    _tie(model, tensors)
     _rebuild_buffers(model)
     if left := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
         raise InputError(
             f"model.path = {str(checkpoint.path)!r}: {left[0]!r} is in no checkpoint; this family is not supported"
         )
     return model.eval()  # type: ignore[no-any-return]  # the model is taken as Any: transformers is untyped
+
+
+def one_or_more(names: Sequence[str], checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """What a checkpoint holds of a tensor that has several names by the config, as an embedding that is the head too.
+
+    As in transformers: the one tensor under its first name, whichever it has in the file, and what differs from it under its own.
+
+    Raises:
+        InputError: the checkpoint has it under none of the names.
+    """
+    stored = [name for name in names if name in checkpoint] or [names[0]]
+    first = read(stored[0])
+    others = {name: tensor for name in stored[1:] if not torch.equal(tensor := read(name), first)}
+    return {names[0]: first, **others}
+
+
+def _tie(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Make one parameter of those that are one tensor; the config says so of the others, for whoever reads it next."""
+    for name in [name for name in model.all_tied_weights_keys if name in tensors]:
+        del model.all_tied_weights_keys[name]
+        model.config.tie_word_embeddings = False
+    model.tie_weights(recompute_mapping=False)
 
 
 def _new_head(blank: Tensor, config: Any, seed: int) -> Tensor:

@@ -174,7 +174,7 @@ def test_its_sizes_come_from_the_config_alone(tmp_path):
     [
         ({"image_size": 7}, "image_size = 7: must be at least 8"),
         ({"channels": 6}, "channels = 6: must be a multiple of 4"),
-        ({"num_experts_per_tok": 5}, r"num_experts_per_tok = 5 \(K\) is above num_experts = 4"),
+        ({"num_experts_per_tok": 5}, r"num_experts_per_tok = 5 \(K\) must lie between 1 and num_experts = 4"),
     ],
 )
 def test_configs_that_cannot_be_built_are_told(options, message):

@@ -209,9 +209,9 @@ def test_random_weights_of_a_config(tmp_path):
     ("change", "message"),
     [
         ({"moe_layers": [0, 3]}, r"moe_layers = \[0, 3\]: there is no layer 3; name layers in 0…2"),
-        ({"num_experts_per_tok": 5}, r"top_k = 5"),
+        ({"num_experts_per_tok": 5}, r"num_experts_per_tok = 5 \(K\) must lie between 1 and num_experts = 4"),
         ({"num_experts": 5}, r"experts\.4\.intermediate\.weight.* is missing|shape \[4, 12\]"),
-        ({"num_experts": 0}, "no Mixture-of-Experts layer"),
+        ({"num_experts": 0}, r"num_experts = 0: must be a whole number between 1 and 4,096"),
         ({"intermediate_size": 17}, r"has shape \[16, 12\], the config asks for \[17, 12\]"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_new_model_leaves_the_global_generator_alone():
     ("change", "names"),
     [
         ({"model_type": "no-such-model"}, "no-such-model"),
-        ({"num_experts_per_tok": 4}, r"num_experts_per_tok = 4 .* num_local_experts = 3"),
+        ({"num_experts_per_tok": 4}, r"num_experts_per_tok = 4 .* between 1 and num_local_experts = 3"),
         ({"hidden_size": "wide"}, "hidden_size"),
     ],
 )

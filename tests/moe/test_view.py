@@ -10,51 +10,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+import families
+from families import FAMILIES, PAD, PER_EXPERT, SIZES, K, L, batch
 from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.parts import NotMoEError, is_expert
 from fedexperts.moe.view import View
 
-VOCABULARY, PAD, M, K, L = 23, 22, 4, 2, 2
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 12,
-    "intermediate_size": 16,
-    "num_hidden_layers": L,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "num_experts_per_tok": K,
-    "max_position_embeddings": 32,
-    "pad_token_id": PAD,
-    "num_labels": 3,
-    "initializer_range": 0.3,  # so that logits differ by more than rounding
-}
-FAMILIES = {
-    "mixtral": {"num_local_experts": M},
-    "qwen3_moe": {"num_experts": M, "moe_intermediate_size": 8, "head_dim": 6},
-    "qwen3_moe normalised": {"num_experts": M, "moe_intermediate_size": 8, "head_dim": 6, "norm_topk_prob": True},
-    "olmoe": {"num_experts": M},
-}
+M = 4
 
 
 def plain(family: str, **options) -> nn.Module:
-    """A tiny model with random weights; OLMoE has no classifier in transformers 5.23, so its language model."""
-    name = family.split()[0]
-    config = AutoConfig.for_model(name, **{**SIZES, **FAMILIES[family], **options})
-    torch.manual_seed(0)
-    kind = AutoModelForCausalLM if name == "olmoe" else AutoModelForSequenceClassification
-    model = kind.from_config(config)
-    with torch.no_grad():  # some families start their routers at zero
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("gate.weight"):
-                parameter.normal_(generator=torch.Generator().manual_seed(1))
-    return model.eval()
-
-
-def batch(n: int = 5, length: int = 7) -> dict[str, Tensor]:
-    ids = torch.randint(0, PAD, (n, length), generator=torch.Generator().manual_seed(2))
-    return {"input_ids": ids, "labels": torch.arange(n) % 3}
+    """A tiny model with random weights and four experts."""
+    return families.plain(family, experts=M, **options)
 
 
 def padded() -> dict[str, Tensor]:
@@ -234,8 +203,9 @@ def test_training_an_expert_part_changes_only_its_slice_of_the_fused_parameters(
     loss_of(view(batch(20))).backward()
     optimizer.step()
     for name, now in model.named_parameters():
-        changed = (now != before[name]).flatten(1).any(dim=1) if now.ndim == 3 else (now != before[name]).any()
-        assert changed.tolist() == ([m == 1 for m in range(M)] if now.ndim == 3 else False), name
+        fused = name.endswith(PER_EXPERT[:2])
+        changed = (now != before[name]).flatten(1).any(dim=1) if fused else (now != before[name]).any()
+        assert changed.tolist() == ([m == 1 for m in range(M)] if fused else False), name
 
 
 def test_an_installed_part_is_not_mistaken_for_resident_after_training():

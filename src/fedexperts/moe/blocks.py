@@ -16,14 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .families import check_layout, fused_block, in_float32, renormalises
 from .layer import MoELayer, combine
 from .lora import A, Adapter, B
 from .parts import NotMoEError, Tensors
 from .routing import Mask, Router, Top1
 from .stream import Stream
-
-ROUTERS = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "MiniMax")
-"""Families whose gate is a softmax, a Top-K and, by the config, a renormalisation."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,8 @@ def site_of(
             raise NotMoEError(f"{name}: a MoELayer of our own cannot be streamed; load a subset with load_into")
         routing.set(module.router)
         return _own_site(name, module, kept)
-    fused, gate = getattr(module, "experts", None), getattr(module, "gate", None)
-    if not isinstance(getattr(fused, "gate_up_proj", None), nn.Parameter) or not isinstance(gate, nn.Module):
-        return None
-    return _fused_site(name, fused, gate, routing, kept, stream)
+    block = fused_block(module)
+    return None if block is None else _fused_site(name, *block, routing, kept, stream)
 
 
 def _own_site(name: str, layer: MoELayer, kept: Sequence[int] | None) -> MoEBlock:
@@ -116,21 +112,10 @@ def _adapted(y_TO: Tensor, x_TI: Tensor, projection: Projection) -> Tensor:
     return y_TO
 
 
-def check_layout(fused: Any, gate: Any) -> None:
-    """Refuse a transformers MoE block whose routing or expert layout the view does not know.
-
-    Raises:
-        NotMoEError: with the name of its class.
-    """
-    if type(gate).__name__.removesuffix("TopKRouter") not in ROUTERS:
-        raise NotMoEError(f"{type(gate).__name__}: this kind of routing is not supported yet; {', '.join(ROUTERS)} are")
-    if fused.is_transposed or fused.has_bias or not fused.is_concatenated or not fused.has_gate:
-        raise NotMoEError(f"{type(fused).__name__}: this expert layout is not supported yet (Mixtral, Qwen3-MoE and OLMoE are)")
-
-
 def _fused_site(
     name: str,
     fused: Any,
+    gate_name: str,
     gate: Any,
     routing: Routing,
     kept: Sequence[int] | None,
@@ -141,14 +126,16 @@ def _fused_site(
     router = Router(
         len(gate.weight),  # all experts, also where only some are resident
         gate.top_k,
-        renormalise=getattr(gate, "norm_topk_prob", True),
+        renormalise=renormalises(gate),
     )
     routing.set(router)
+    exact = in_float32(gate)
     ups = [fused.gate_up_proj.detach()[m] for m in range(fused.num_experts)]
     downs = [fused.down_proj.detach()[m] for m in range(fused.num_experts)]
 
     def route(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits_TE = F.linear(hidden.reshape(-1, hidden.shape[-1]), gate.weight)
+        x_TD, w_ED = hidden.reshape(-1, hidden.shape[-1]), gate.weight
+        logits_TE = F.linear(x_TD.float(), w_ED.float()) if exact else F.linear(x_TD, w_ED)
         weights_TK, indices_TK = router(logits_TE, gate.training)
         return logits_TE, weights_TK, indices_TK
 
@@ -185,7 +172,7 @@ def _fused_site(
     experts = [
         {f"{name}.experts.gate_up_proj": up, f"{name}.experts.down_proj": down} for up, down in zip(ups, downs, strict=True)
     ]
-    return MoEBlock(router, {f"{name}.gate.weight": gate.weight}, experts, groups)
+    return MoEBlock(router, {f"{name}.{gate_name}.weight": gate.weight}, experts, groups)
 
 
 def _fused_projections(name: str, up_FD: Tensor, down_DF: Tensor) -> list[Projection]:

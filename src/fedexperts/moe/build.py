@@ -250,7 +250,7 @@ def backbone_plan(root: Checkpoint) -> Plan:
     if not root.config.tie_word_embeddings:
         return {name: copied(root, name, shape) for name, shape in shapes.items()}
     stored = {EMBEDDING: EMBEDDING if EMBEDDING in root else "lm_head.weight"}
-    if "lm_head.weight" in one_or_more((EMBEDDING, "lm_head.weight"), root, root.read):
+    if "lm_head.weight" in one_or_more((EMBEDDING, "lm_head.weight"), root):
         root.config.tie_word_embeddings = False
     else:
         shapes.pop("lm_head.weight", None)

@@ -3,7 +3,8 @@
 transformers 5 fuses the experts of a layer: parameters ``….mlp.experts.gate_up_proj`` [E, 2F, D] and
 ``….mlp.experts.down_proj`` [E, D, F] beside ``….mlp.gate.weight`` [E, D]. On disk they lie fused, or expert by expert
 (Mixtral's ``block_sparse_moe.experts.{m}.w1|w2|w3.weight``, ``mlp.experts.{m}.gate_proj|up_proj|down_proj.weight`` of
-others). A `Checkpoint` answers to the fused names and reads both layouts, only the bytes that are asked for.
+others), under these names or those of `PUBLISHED`. A `Checkpoint` answers to the names of transformers 5 and reads all of
+them, only the bytes that are asked for.
 
 Shapes: D hidden, F intermediate, E experts of a layer, R rows asked for (experts, or rows of a gate).
 """
@@ -19,14 +20,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
 from ..errors import InputError
-from . import conv, encoder, resnet  # noqa: F401  # they tell transformers of our own model types
-from .parts import NotMoEError
+from .config import checked, experts_field, first_line, read_document, refusing
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -34,6 +33,14 @@ WANTED = ["*.json", "model*.safetensors", "tokenizer*", "*.model", "merges.txt",
 """What is fetched from a hub: no pickles, no second copy of the weights in another format."""
 PER_EXPERT = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_proj": (("w2",), ("down_proj",))}
 """The matrices that are stacked to one expert's fused tensor, by family."""
+PUBLISHED = (
+    (".mlp.", ".block_sparse_moe."),  # Mixtral, MiniMax
+    (".block_sparse_moe.experts.gate_up_proj", ".block_sparse_moe.input_linear.weight"),  # Granite-MoE
+    (".block_sparse_moe.experts.down_proj", ".block_sparse_moe.output_linear.weight"),
+    (".block_sparse_moe.router.weight", ".block_sparse_moe.router.layer.weight"),
+    ("model.", "model.language_model."),  # Qwen3.5-MoE, beside a vision tower
+)
+"""What transformers 5 calls a tensor, and what it is called in files of the families that call it otherwise."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Fill = Callable[[Tensor, str, int | None], None]
@@ -58,7 +65,7 @@ def resolve(path_or_name: str, base: Path) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{what} (no config.json), and no model of that name in the Hugging Face cache or on the hub "
-            f"({_first_line(error)}); correct the name, go online once, unset HF_HUB_OFFLINE, or give a folder"
+            f"({first_line(error)}); correct the name, go online once, unset HF_HUB_OFFLINE, or give a folder"
         ) from error
 
 
@@ -135,7 +142,7 @@ class Checkpoint:
 
     Attributes:
         path: the folder.
-        config: its ``config.json``, parsed by transformers.
+        config: its ``config.json``, parsed by transformers; of a Qwen3.5-MoE its text model's.
         store: the tensors as they lie on disk.
 
     Raises:
@@ -276,24 +283,10 @@ class Checkpoint:
         )
 
 
-def experts_field(config: Any, where: str) -> str:
-    """The config's name for the number of experts, ``num_local_experts`` or ``num_experts``.
-
-    Raises:
-        NotMoEError: it has none, as a dense model's.
-    """
-    for name in ("num_local_experts", "num_experts"):
-        if getattr(config, name, None):
-            return name
-    raise NotMoEError(
-        f"{where}: model_type {config.model_type!r} has no Mixture-of-Experts layer; "
-        "build one of a dense model with fedexperts build"
-    )
-
-
 def _aliases(name: str) -> Iterator[str]:
-    """Names under which a tensor may lie on disk: as it is called, as Mixtral calls it, and each in a headless model."""
-    for alias in (name, name.replace(".mlp.", ".block_sparse_moe.")):
+    """Names under which a tensor may lie on disk: as it is called, as it is published, and each in a headless model."""
+    published = [name.replace(ours, theirs) for ours, theirs in PUBLISHED if ours in name]
+    for alias in (name, *published):
         yield alias
         yield alias.removeprefix("model.").removeprefix("bert.")
 
@@ -306,13 +299,12 @@ def _config(path: Path) -> Any:
     where = f"model.path = {str(path)!r}"
     if not (path / "config.json").is_file():
         raise InputError(f"{where}: no config.json there; give a folder written by save_pretrained")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise InputError(f"{where}: config.json cannot be read ({_first_line(error)}); save it with save_pretrained") from error
-    if getattr(config, "quantization_config", None):
+    document = read_document(path / "config.json")
+    if document.get("quantization_config"):
         raise InputError(f"{where}: config.json has a quantization_config; use the checkpoint before it was quantised")
-    return config
+    with refusing(f"{where}: config.json cannot be read", "save it with save_pretrained"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return checked(config, str(path / "config.json"))
 
 
 def _files(path: Path) -> dict[Path, set[str] | None]:
@@ -334,7 +326,7 @@ def _shards(index: Path) -> dict[Path, set[str] | None]:
         weight_map = json.loads(index.read_text())["weight_map"]
         files = {str(file) for file in weight_map.values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: no weight_map in it ({_first_line(error)}); copy the checkpoint again") from error
+        raise InputError(f"{index}: no weight_map in it ({first_line(error)}); copy the checkpoint again") from error
     for file in sorted(files):
         if Path(file).name != file:
             raise InputError(f"{index}: shard {file!r} lies outside the folder; name files in the folder only")
@@ -352,9 +344,5 @@ def _open(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: no such file; copy the checkpoint again") from error
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path}: cannot be loaded ({_first_line(error)}); it is truncated or no safetensors file: copy it again"
+            f"{path}: cannot be loaded ({first_line(error)}); it is truncated or no safetensors file: copy it again"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -19,6 +17,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
+from .config import check_memory, parsed, refusing
+from .families import check_family
 from .subset import load_full
 
 transformers_logging.disable_progress_bar()
@@ -95,19 +95,18 @@ def new_model(
     """A classifier of sequences or images, or a causal language model, with random weights that depend on the seed alone.
 
     Raises:
-        InputError: the config names no known model type or is inconsistent.
+        InputError: the config names no known model type, is inconsistent, or takes more memory than there is.
+        NotMoEError: the model is of a family that the view does not know.
     """
-    try:
-        parsed = AutoConfig.for_model(**config, **({} if outputs is None else {"num_labels": outputs}))
-        field = next((name for name in ("num_local_experts", "num_experts") if hasattr(parsed, name)), None)
-        if field and parsed.num_experts_per_tok > getattr(parsed, field):
-            raise ValueError(
-                f"num_experts_per_tok = {parsed.num_experts_per_tok} (K) is above {field} = {getattr(parsed, field)} (M); "
-                "the gate cannot pick more experts than there are"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: nn.Module = AUTO[kind].from_config(parsed, dtype=dtype)
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
-        raise InputError(f"model.config: {error}") from error
+    where = "model.config"
+    labels = config.get("num_labels", outputs)
+    if outputs is not None and labels != outputs:
+        raise InputError(f"{where}: num_labels = {labels!r}: the tasks have {outputs} labels; leave it out")
+    parsed_config = parsed(config, where, **({} if outputs is None else {"num_labels": outputs}))
+    check_family(parsed_config, where)
+    with refusing(f"{where}: no model can be built from it", "correct the config"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            check_memory(AUTO[kind].from_config(parsed_config, dtype=dtype, trust_remote_code=False), dtype, where)
+        torch.manual_seed(seed)
+        model: nn.Module = AUTO[kind].from_config(parsed_config, dtype=dtype, trust_remote_code=False)
     return model

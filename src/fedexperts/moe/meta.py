@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from ..errors import InputError
 from .checkpoint import HUB_NAME
+from .config import first_line, parsed, read_document, refusing
 from .conv import ConvMoEConfig
+from .families import check_family
 from .view import View
 
 
@@ -27,13 +28,7 @@ def read_config(model: str) -> dict[str, Any]:
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         path = _fetched(model)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); give a model's config.json") from error
-    if not isinstance(document, dict) or "model_type" not in document:
-        raise InputError(f"{path}: holds no model_type; give a config.json in the format of transformers")
-    return document
+    return read_document(path)
 
 
 def _fetched(model: str) -> Path:
@@ -45,10 +40,9 @@ def _fetched(model: str) -> Path:
     try:
         return Path(hf_hub_download(model, "config.json"))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{model}: no such folder, and no config.json of that name in the Hugging Face cache or on the hub ({reason}); "
-            "correct the name, go online once, unset HF_HUB_OFFLINE, or give the path of a config.json"
+            f"{model}: no such folder, and no config.json of that name in the Hugging Face cache or on the hub "
+            f"({first_line(error)}); correct the name, go online once, unset HF_HUB_OFFLINE, or give the path of a config.json"
         ) from error
 
 
@@ -61,16 +55,11 @@ def meta_view(document: dict[str, Any]) -> View:
         InputError: the config is inconsistent or of a model type that transformers does not know.
         NotMoEError: the model has no MoE layer that the view knows.
     """
-    try:
-        with torch.device("meta"):
-            return View(_auto_class(document).from_config(AutoConfig.for_model(**document)))
-    except InputError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"model_type = {document['model_type']!r}: no model can be built from this config ({reason}); correct the config"
-        ) from error
+    where = f"model_type = {document['model_type']!r}"
+    config = parsed(document, where)
+    check_family(config, where)
+    with refusing(f"{where}: no model can be built from this config", "correct the config"), torch.device("meta"):
+        return View(_auto_class(document).from_config(config, trust_remote_code=False))
 
 
 def _auto_class(document: dict[str, Any]) -> Any:

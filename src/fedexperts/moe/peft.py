@@ -39,7 +39,8 @@ def peft_adapter(parts: Mapping[str, Tensors], rank: int, alpha: float) -> tuple
         raise InputError("train.shared has 'backbone': an adapter cannot hold all that was trained; use --format merged")
     found = _by_projection(parts)
     blocks = [name.removesuffix(".gate_proj") for name in found if name.endswith(".gate_proj")]
-    if len(found) != 3 * len(blocks) or not all(name.endswith("mlp.experts") for name in blocks):
+    ends = {".".join(name.split(".")[-2:]) for name in blocks}  # as mlp.experts
+    if len(found) != 3 * len(blocks) or len(ends) != 1 or not all(name.endswith(".experts") for name in ends):
         raise InputError(f"{next(iter(found), 'experts')}: PEFT adapts fused experts of transformers only; use --format merged")
     experts = 1 + max(m for factors in found.values() for m in factors)
     tensors: dict[str, Tensor] = {}
@@ -56,7 +57,7 @@ def peft_adapter(parts: Mapping[str, Tensors], rank: int, alpha: float) -> tuple
         "bias": "none",
         "inference_mode": True,
         "target_modules": [],
-        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        "target_parameters": [f"{end}.{matrix}" for end in ends for matrix in ("gate_up_proj", "down_proj")],
         "modules_to_save": sorted({_module(name) for name in whole}),
     }
     return config, {f"base_model.model.{name}": tensor.contiguous() for name, tensor in (tensors | whole).items()}
@@ -87,7 +88,8 @@ def _stacked(group: Sequence[Factors], rank: int, experts: int) -> tuple[Tensor,
 
 def _module(name: str) -> str:
     """How PEFT is to find the module of a tensor that travels whole: the gates of all layers by their common ending."""
-    return "mlp.gate" if name.endswith("mlp.gate.weight") else name.split(".")[0]
+    words = name.split(".")
+    return ".".join(words[-3:-1]) if words[-2] in ("gate", "router") else words[0]
 
 
 def parts_of(tensors: Tensors) -> dict[str, dict[str, Tensor]]:

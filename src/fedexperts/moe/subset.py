@@ -10,19 +10,18 @@ Shapes: D hidden, F intermediate, E experts of a layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
-from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from ..errors import InputError
-from .blocks import check_layout
-from .checkpoint import Checkpoint, Store, experts_field
+from .checkpoint import Checkpoint, Store
+from .config import check_memory, experts_field, refusing
+from .families import check_family, check_layout, fused_block
 from .layer import MoELayer
 from .parts import NotMoEError
 from .view import HEADS
@@ -88,7 +87,7 @@ def load_subset(
     setattr(config, experts_field(config, str(checkpoint.path)), len(keep))
     config.num_experts_per_tok = min(config.num_experts_per_tok, len(keep))
     model = _blank(checkpoint, config, auto_class, dtype)
-    rows = {f"{name}.{tensor}": keep for name, _ in _blocks(model) for tensor in (*EXPERTS, "gate.weight")}
+    rows = {f"{name}.{tensor}": keep for name, _, gate in _blocks(model) for tensor in (*EXPERTS, f"{gate}.weight")}
     rows |= {f"{layer}.gate.weight": keep for layer in _own_layers(model)}
     return _filled(model, checkpoint, rows, seed, keep)
 
@@ -108,7 +107,7 @@ def load_streamed(
     _check_keep(keep, checkpoint)
     model = _blank(checkpoint, checkpoint.config, auto_class, dtype)
     rows: dict[str, Sequence[int]] = {}
-    for name, block in _blocks(model):
+    for name, block, _ in _blocks(model):
         block.experts.num_experts = len(keep)
         for tensor in EXPERTS:
             whole = block.get_parameter(tensor)
@@ -187,14 +186,10 @@ def _blank(checkpoint: Checkpoint, config: Any, auto_class: Any, dtype: torch.dt
     """The model without memory."""
     where = f"model.path = {str(checkpoint.path)!r}"
     experts_field(config, where)
-    try:
-        with torch.device("meta"):
-            model: nn.Module = auto_class.from_config(config, dtype=dtype)
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
-        raise InputError(
-            f"{where}: transformers cannot build {auto_class.__name__} of a {config.model_type!r} config ({error}); "
-            "correct config.json, or use a family that has such a model"
-        ) from error
+    check_family(config, where)
+    what = f"{where}: transformers cannot build {auto_class.__name__} of a {config.model_type!r} config"
+    with refusing(what, "correct config.json, or use a family that has such a model"), torch.device("meta"):
+        model: nn.Module = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
     if not (list(_blocks(model)) or _own_layers(model)):
         raise NotMoEError(
             f"{where}: no Mixture-of-Experts layer in {type(model).__name__}; build one of a dense model with fedexperts build"
@@ -202,13 +197,13 @@ def _blank(checkpoint: Checkpoint, config: Any, auto_class: Any, dtype: torch.dt
     return model
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The MoE blocks of a Hugging Face model, by name."""
+def _blocks(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
+    """The MoE blocks of a Hugging Face model: name, module, and the name of the router in it."""
     for name, module in model.named_modules():
-        fused: Any = getattr(module, "experts", None)
-        if isinstance(getattr(fused, "gate_up_proj", None), nn.Parameter):
-            check_layout(fused, getattr(module, "gate", None))
-            yield name, module
+        if block := fused_block(module):
+            fused, gate_name, gate = block
+            check_layout(fused, gate)
+            yield name, module, gate_name
 
 
 def _filled(
@@ -224,14 +219,13 @@ def _filled(
     for name, blank in blanks.items():
         names_of.setdefault(id(blank), []).append(name)
     tensors: dict[str, Tensor] = {}
+    check_memory(model, next(model.parameters()).dtype, f"model.path = {str(checkpoint.path)!r}")
     for names in names_of.values():
         name, blank = names[0], blanks[names[0]]
         if name.startswith(NEW_HEADS) and name not in checkpoint:
             tensors[name] = _new_head(blank, model.config, seed)
         elif len(names) > 1:
-            tensors |= one_or_more(
-                names, checkpoint, lambda name, like=blank: checkpoint.read(name, None, like.dtype, like.shape)
-            )
+            tensors |= one_or_more(names, checkpoint, blank.dtype, blank.shape)
         else:
             shape = (checkpoint.experts, *blank.shape[1:]) if name in rows else blank.shape
             tensors[name] = checkpoint.read(_renumbered(name, layers, keep or ()), rows.get(name), blank.dtype, shape)
@@ -245,17 +239,21 @@ def _filled(
     return model.eval()  # type: ignore[no-any-return]  # the model is taken as Any: transformers is untyped
 
 
-def one_or_more(names: Sequence[str], checkpoint: Checkpoint, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+def one_or_more(
+    names: Sequence[str], checkpoint: Checkpoint, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None
+) -> dict[str, Tensor]:
     """What a checkpoint holds of a tensor that has several names by the config, as an embedding that is the head too.
 
-    As in transformers: the one tensor under its first name, whichever it has in the file, and what differs from it under its own.
+    As in transformers: one tensor under its first name, whichever it has in the file, and what differs from it under its own.
 
     Raises:
         InputError: the checkpoint has it under none of the names.
     """
     stored = [name for name in names if name in checkpoint] or [names[0]]
-    first = read(stored[0])
-    others = {name: tensor for name in stored[1:] if not torch.equal(tensor := read(name), first)}
+    first = checkpoint.read(stored[0], None, dtype, shape)
+    others = {
+        name: tensor for name in stored[1:] if not torch.equal(tensor := checkpoint.read(name, None, dtype, shape), first)
+    }
     return {names[0]: first, **others}
 
 
@@ -275,12 +273,18 @@ def _new_head(blank: Tensor, config: Any, seed: int) -> Tensor:
     return (draw * getattr(config, "initializer_range", 0.02)).to(blank.dtype)
 
 
-def _rebuild_buffers(model: nn.Module) -> None:
-    """Compute anew what is not saved: the frequencies of rotary embeddings, and BERT's numbers of positions."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BertEmbeddings):
-            ids = torch.arange(module.position_ids.shape[-1]).expand(1, -1)
-            module.position_ids, module.token_type_ids = ids, torch.zeros_like(ids)
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)) and "Rotary" in type(module).__name__:
-            fresh: Any = type(module)
-            model.set_submodule(name, fresh(config=model.config))
+def _rebuild_buffers(model: Any) -> None:
+    """Compute what is not saved, as the frequencies of rotary embeddings; what transformers does not compute stays blank."""
+    stale = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False) if b.is_meta]
+    if not stale:
+        return
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor._is_hf_initialized = not tensor.is_meta  # which keeps transformers from drawing it again
+    fresh = [torch.empty_like(blank, device="cpu") for _, _, blank in stale]
+    for (module, name, _), buffer in zip(stale, fresh, strict=True):
+        setattr(module, name, buffer)
+    for module in dict.fromkeys(module for module, _, _ in stale):
+        model._init_weights(module)
+    for (module, name, blank), buffer in zip(stale, fresh, strict=True):
+        if getattr(module, name) is buffer and not buffer._version:  # nobody has written to it
+            setattr(module, name, blank)

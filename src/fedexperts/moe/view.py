@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .blocks import Routing, site_of
 from .checkpoint import Checkpoint
+from .families import check_family
 from .lora import Adapter, LoRA
 from .parts import BACKBONE, GATE, HEAD, NotMoEError, Tensors, expert, expert_index, is_expert
 from .routing import Mask, Top1
@@ -40,7 +41,7 @@ class View:
         stream: the checkpoint from which experts that are not kept are read when tokens meet them (see `load_streamed`).
 
     Raises:
-        NotMoEError: no MoE layer was found.
+        NotMoEError: no MoE layer was found, or one of another kind (see `families`).
         InputError: ``kept`` names more or fewer experts than the model holds, or the gate knows others and none are streamed.
     """
 
@@ -54,6 +55,8 @@ class View:
         kept: Sequence[int] | None = None,
         stream: Checkpoint | None = None,
     ):
+        if config := getattr(model, "config", None):
+            check_family(config, type(model).__name__)
         self.model = model
         self.stream = None if stream is None else Stream(stream)
         routing = Routing(top1, mask, noise_std)

@@ -268,7 +268,7 @@ def test_hidden_rows_send_tokens_to_the_expert_whose_prompts_they_resemble(tmp_p
         ('["a"]\n', "has 1 lines for 2 experts"),
         ('["a"]\n{"a": 1}\n', "line 2: must be a list of texts"),
         ('["a"]\n[]\n', "line 2: must be a list of texts"),
-        ("a\n", "cannot be read"),
+        ("a\n", r"prompts\.jsonl': is not JSON .*one line for each expert"),
         ('["satellite"]\n[""]\n', "has no tokens"),
     ],
 )

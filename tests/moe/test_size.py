@@ -207,6 +207,11 @@ CASES = {  # family, sizes, batch, length, padded
     "Qwen3 padded": ("qwen3_moe", {"M": 8}, 2, 96, True),
     "Qwen3 dense layers": ("qwen3_moe", {"layers": 4, "options": {"mlp_only_layers": [0, 2]}}, 2, 64, False),
     "Qwen2 shared expert": ("qwen2_moe", {"options": {"shared_expert_intermediate_size": 320}}, 2, 64, False),
+    "FlexOlmo": ("flex_olmo", {"D": 256, "F": 128, "M": 8}, 2, 64, False),
+    "Mellum": ("mellum", {"M": 8}, 2, 96, False),
+    "Mellum padded": ("mellum", {"M": 8}, 2, 96, True),
+    "Granite": ("granitemoe", {"D": 256, "F": 128, "M": 8}, 2, 64, False),
+    "Granite padded": ("granitemoe", {"D": 256}, 4, 96, True),
     "OLMoE": ("olmoe", {"D": 256, "F": 128, "M": 8}, 2, 64, False),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand
 
 from .common import console, numbers, print_json
@@ -79,7 +80,7 @@ def upcycle(
 def show(built: Built, json: bool) -> None:
     """What was written."""
     for note in built.notes:
-        console.print(f"[yellow]warning:[/] {note}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(note)}", highlight=False, soft_wrap=True)
     document = {
         "out": str(built.out),
         "parameters": built.parameters,
@@ -92,4 +93,4 @@ def show(built: Built, json: bool) -> None:
         print_json(document)
         return
     size = f"{built.parameters:,} parameters, {built.experts} experts in {len(built.layers)} layers, Top-{built.top_k}"
-    console.print(f"{built.out}: {size}", highlight=False, soft_wrap=True)
+    console.print(f"{built.out}: {size}", markup=False, highlight=False, soft_wrap=True)

@@ -27,5 +27,5 @@ def command(
     if json:
         print_json(document)
         return
-    console.print(f"{document['directory']}: load it with", highlight=False, soft_wrap=True)
+    console.print(f"{document['directory']}: load it with", markup=False, highlight=False, soft_wrap=True)
     output.print(document["load"], markup=False, highlight=False, soft_wrap=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from .common import numbers, output, print_json
+from .common import console, numbers, output, print_json
 from .run import Json
 
 PURPOSES = {
@@ -41,7 +42,10 @@ def command(
         return
     output.print(parts_table(model, document))
     output.print(upload_table(document))
-    output.print(memory_table(document))
+    if document["memory_B"] is None:
+        console.print("note: what its layers keep in memory is not known for this model type", highlight=False, soft_wrap=True)
+    else:
+        output.print(memory_table(document))
 
 
 def parts_table(model: str, document: dict[str, Any]) -> Table:
@@ -49,13 +53,19 @@ def parts_table(model: str, document: dict[str, Any]) -> Table:
     rows = document["parts"]
     experts = [name for name in rows if name.startswith("expert:")]
     total = {key: sum(row[key] for row in rows.values()) for key in ("parameters", "bytes")}
-    table = Table(title=f"{model}: {total['parameters'] / 1e9:.1f} B parameters", box=None)
+    table = Table(title=escape(f"{model}: {rounded(total['parameters'])} parameters"), box=None)
     for column in ("part", "parameters", f"GB in {document['precision']}"):
         table.add_column(column, justify="left" if column == "part" else "right")
     shown = {name: row for name, row in rows.items() if name not in experts}
     for name, row in [*shown.items(), (f"{experts[0]} … {experts[-1]}, each", rows[experts[0]]), ("all", total)]:
         table.add_row(name, f"{row['parameters']:,}", f"{row['bytes'] / 1e9:.3f}", style="bold" if name == "all" else None)
     return table
+
+
+def rounded(count: int) -> str:
+    """A count in thousands, millions or billions: ``1.5 M``."""
+    scale, unit = next(((scale, unit) for scale, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")) if count >= scale), (1, ""))
+    return f"{count / scale:.{1 if unit else 0}f}{unit}"
 
 
 def upload_table(document: dict[str, Any]) -> Table:

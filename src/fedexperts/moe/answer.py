@@ -10,6 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ..errors import InputError
+from ..reading import read_json
+from .checkpoint import Checkpoint, check_finite
+from .config import refusing
 from .load import load_tokenizer
 from .meta import read_config
 
@@ -27,9 +30,9 @@ def answers(folder: Path, tokenizer: Path, prompts: Sequence[str], max_new_token
     Raises:
         InputError: there is no tokenizer or no loadable model, or they and the prompts do not fit.
     """
+    classifier = classifies(folder)
     reader = load_tokenizer(tokenizer)
     coded = [reader(prompt, return_tensors="pt") for prompt in prompts]
-    classifier = classifies(folder)
     model = _load(folder, AutoModelForSequenceClassification if classifier else AutoModelForCausalLM)
     for prompt, inputs in zip(prompts, coded, strict=True):
         if not inputs["input_ids"].numel():
@@ -54,13 +57,22 @@ def _label(model: Any, inputs: Any) -> Answer:
 def _continuation(model: Any, tokenizer: Any, inputs: Any, max_new_tokens: int) -> Answer:
     inputs.pop("token_type_ids", None)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    tokens = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=padding)
+    remedy = "correct generation_config.json there, or remove it"
+    with refusing(f"{model.name_or_path}: cannot continue a prompt", remedy):
+        tokens = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=padding)
     return {"text": tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)}
 
 
 def _load(folder: Path, kind: Any) -> Any:
-    try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="auto").eval()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{folder}: cannot be loaded ({reason}); give a folder written by save_pretrained") from error
+    """The model, in the types that it is stored in; code beside it is never run."""
+    Checkpoint(folder)  # tells what is wrong with config and files, and never loads a pickle
+    generation = folder / "generation_config.json"
+    if generation.exists() and not isinstance(read_json(generation, "model"), dict):
+        raise InputError(f"{generation}: must be a table in JSON; copy it again, or remove it")
+    with refusing(f"{folder}: cannot be loaded", "give a folder written by save_pretrained"):
+        model = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
+        ).eval()
+    for name, tensor in model.state_dict().items():
+        check_finite(tensor, name, folder)
+    return model

@@ -243,7 +243,7 @@ def _check_dense(checkpoint: Checkpoint, families: Sequence[str]) -> None:
 def backbone_plan(root: Checkpoint) -> Plan:
     """All that is no FFN, from the base; if its head is another tensor than its embedding, its config says so from here on."""
     with torch.device("meta"):
-        blank = AutoModel.from_config(root.config).state_dict()
+        blank = AutoModel.from_config(root.config, trust_remote_code=False).state_dict()
     shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in blank.items() if ".mlp." not in name}
     rows = {"lm_head.weight": root.config.vocab_size, "score.weight": root.config.num_labels}
     shapes |= {name: (rows[name], root.config.hidden_size) for name in HEADS if name in root}

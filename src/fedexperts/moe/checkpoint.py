@@ -11,7 +11,6 @@ Shapes: D hidden, F intermediate, E experts of a layer, R rows asked for (expert
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..errors import InputError
+from ..reading import read_json
 from .config import checked, experts_field, first_line, read_document, refusing
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -61,7 +61,7 @@ def resolve(path_or_name: str, base: Path) -> Path:
     if not HUB_NAME.fullmatch(path_or_name):
         raise InputError(f"{what}, so there is no config.json; give a folder written by save_pretrained, or org/name of a hub")
     try:
-        return Path(snapshot_download(path_or_name, allow_patterns=WANTED))
+        return Path(snapshot_download(path_or_name, allow_patterns=WANTED, ignore_patterns="*.py"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{what} (no config.json), and no model of that name in the Hugging Face cache or on the hub "
@@ -133,8 +133,24 @@ class Store:
                 self.read_B += part.numel() * part.element_size()
                 with torch.no_grad():
                     out.copy_(part)  # a copy always: what safetensors returns may be a window on the file
+                check_finite(out, name, path)
 
             yield fill
+
+
+def check_finite(tensor: Tensor, name: str, file: Path) -> None:
+    """One pass over the numbers of a tensor, without a copy.
+
+    Raises:
+        InputError: one of them is infinite or not a number.
+    """
+    if not tensor.is_floating_point() or not tensor.numel() or all(bound.isfinite() for bound in torch.aminmax(tensor)):
+        return
+    count = int((~tensor.isfinite()).sum())
+    raise InputError(
+        f"{file}: tensor {name!r} has {count} number{'s' * (count > 1)} that {'are' if count > 1 else 'is'} not finite in "
+        f"{tensor.dtype}; every loss would be NaN: take a checkpoint from before its training went wrong, or copy it again"
+    )
 
 
 class Checkpoint:
@@ -214,7 +230,7 @@ class Checkpoint:
             shape: what the whole parameter's shape must be.
 
         Raises:
-            InputError: no such parameter, another shape, a row out of range, or an unreadable file.
+            InputError: no such parameter, another shape, a row out of range, numbers that are not finite, an unreadable file.
         """
         found = self.shape(name)
         if shape is not None and found != tuple(shape):
@@ -322,21 +338,26 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
 
 
 def _shards(index: Path) -> dict[Path, set[str] | None]:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files = {str(file) for file in weight_map.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: no weight_map in it ({first_line(error)}); copy the checkpoint again") from error
+    document = read_json(index, "model.path")
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: no weight_map in it, which names the file of each tensor; copy the checkpoint again")
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise InputError(f"{index}: the shard of tensor {name!r} is {file!r}; must be the name of a file in the folder")
+    files, there = set(weight_map.values()), {path.name for path in index.parent.iterdir()}
     for file in sorted(files):
         if Path(file).name != file:
             raise InputError(f"{index}: shard {file!r} lies outside the folder; name files in the folder only")
-        if not (index.parent / file).is_file():
+        if file not in there:
             raise InputError(f"{index}: shard {file!r} is missing; copy it to {index.parent}")
     return {index.parent / file: {name for name, at in weight_map.items() if at == file} for file in sorted(files)}
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise InputError(f"{path}: is not a regular file; copy the checkpoint again")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -58,6 +58,8 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line that is not too long."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in text:
+        return "it needs code of its own"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
@@ -125,6 +127,8 @@ def checked(config: Any, where: str) -> Any:
     """
     if config.model_type == "qwen3_5_moe":
         config = config.get_text_config()
+    if hasattr(config, "auto_map"):
+        del config.auto_map  # what is saved of the model names no code that does not come with it
     vocabulary, padding = getattr(config, "vocab_size", None), getattr(config, "pad_token_id", None)
     if padding is not None and vocabulary is not None and not 0 <= padding < vocabulary:
         raise InputError(

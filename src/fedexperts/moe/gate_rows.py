@@ -5,17 +5,19 @@ Shapes: D hidden, E experts of a layer, L layers, T tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from ..errors import InputError
+from ..reading import parse_json, read_text
 from .checkpoint import Checkpoint
+from .config import refusing
+from .load import load_tokenizer
 
 
 def random_rows(root: Checkpoint, experts: int, std: float | None, seed: int) -> list[Tensor]:
@@ -33,10 +35,13 @@ def hidden_rows(root: Checkpoint, prompts: Sequence[Sequence[str]]) -> list[Tens
         InputError: the base's folder holds no tokenizer that can be loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(root.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tokenizer = load_tokenizer(root.path)
+    except InputError as error:
         raise InputError(f"{root.path}: --gate hidden needs the base's tokenizer, which cannot be loaded ({error})") from error
-    model = AutoModel.from_pretrained(root.path, local_files_only=True, use_safetensors=True, trust_remote_code=False).eval()
+    with refusing(f"{root.path}: --gate hidden needs the base, which cannot be loaded", "copy the checkpoint again"):
+        model = AutoModel.from_pretrained(
+            root.path, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        ).eval()
     seen_LD: dict[int, Tensor] = {}
     hooks = [layer.mlp.register_forward_pre_hook(_mean_input(seen_LD, i)) for i, layer in enumerate(model.layers)]
     means = [[_read(model, tokenizer, prompt, seen_LD) for prompt in mine] for mine in prompts]
@@ -71,11 +76,10 @@ def prompts_of(path: Path, experts: int) -> list[list[str]]:
     """
     example = '["a prompt", "another"]'
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); give a JSONL file with one line for each expert, {example}"
-        ) from error
+        text = read_text(path, "--prompts")
+        lines = [parse_json(line, f"--prompts = {str(path)!r}") for line in text.split("\n") if line.strip()]
+    except InputError as error:
+        raise InputError(f"{error}; give a JSONL file with one line for each expert, {example}") from error
     for number, line in enumerate(lines, 1):
         if not isinstance(line, list) or not line or not all(isinstance(prompt, str) for prompt in line):
             raise InputError(f"{path}, line {number}: must be a list of texts, such as {example}")

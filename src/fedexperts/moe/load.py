@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
+from ..reading import read_json, read_text
 from .config import check_memory, parsed, refusing
 from .families import check_family
 from .subset import load_full
@@ -25,6 +26,8 @@ transformers_logging.disable_progress_bar()
 
 TOKENIZER = ("tokenizer*", "*.model", "merges.txt", "vocab.*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 """The files of a tokenizer."""
+TOKENIZER_B = 2**28
+"""The largest published tokenizers have 35 MB."""
 Kind = Literal["classifier", "image-classifier", "language-model"]
 AUTO: dict[Kind, Any] = {
     "classifier": AutoModelForSequenceClassification,
@@ -65,24 +68,29 @@ def has_tokenizer(folder: Path) -> bool:
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy a tokenizer's files, if there are any, from one checkpoint folder to another."""
     for pattern in TOKENIZER if has_tokenizer(source) else ():
-        for path in source.glob(pattern):
+        for path in (path for path in source.glob(pattern) if path.suffix != ".py"):
             shutil.copyfile(path, target / path.name)
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a checkpoint folder.
+    """The tokenizer of a checkpoint folder; code beside it is never run.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, it needs code of its own, or a file of it is broken.
     """
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    if not path.is_dir():
         raise InputError(
-            f"model.tokenizer = {str(path)!r}: no tokenizer can be loaded ({reason}); copy tokenizer.json and "
-            "tokenizer_config.json there, or name another folder"
-        ) from error
+            f"model.tokenizer = {str(path)!r}: no tokenizer can be loaded, as there is no such folder; name another"
+        )
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"):
+        if (path / name).exists() and not isinstance(read_json(path / name, "model.tokenizer"), dict):
+            raise InputError(f"{path / name}: must be a table in JSON; copy the tokenizer again")
+    if (path / "tokenizer.json").exists():
+        read_text(path / "tokenizer.json", "model.tokenizer", TOKENIZER_B)
+    code = "; code that lies beside it is never run" if any(path.glob("*.py")) else ""
+    remedy = f"copy tokenizer.json and tokenizer_config.json there, or name another folder{code}"
+    with refusing(f"model.tokenizer = {str(path)!r}: no tokenizer can be loaded", remedy):
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def new_model(

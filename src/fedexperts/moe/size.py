@@ -23,7 +23,7 @@ ADAMW_B = 2 * FLOAT32_B
 """AdamW keeps two float32 numbers for each trained one."""
 STREAMED = 2
 """Experts of one layer that a streamed pass holds at a time: one that computes and one that is being read."""
-FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "mellum", "granitemoe")
 """Model types whose attention and feed-forward layers `activations_B` describes."""
 
 
@@ -275,13 +275,13 @@ def memory(view: View, experts: Collection[int], rank: int, work: Work) -> dict[
 
 
 def describe(view: View, experts: Collection[int], rank: int, work: Work) -> dict[str, Any]:
-    """What ``fedexperts inspect`` prints.
+    """What ``fedexperts inspect`` prints; ``memory_B`` is None where the memory of this model type is not known.
 
     Raises:
         InputError: experts or rank are out of range.
-        NotMoEError: the memory of this model type is not known.
     """
     sizes = uploads(view, rank)
+    config: Any = view.model.config
     return {
         "parts": parts(view, work.precision),
         "lora_upload_B": sizes.lora_B,
@@ -293,7 +293,7 @@ def describe(view: View, experts: Collection[int], rank: int, work: Work) -> dic
         "precision": work.precision,
         "batch": work.batch,
         "length": work.length,
-        "memory_B": memory(view, experts, rank, work),
+        "memory_B": memory(view, experts, rank, work) if config.model_type in FAMILIES else None,
     }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..reading import read_bytes, read_json, read_text
+from .load import TOKENIZER_B
 
 
 def tokenizer_notes(base: Path, other: Path) -> Iterator[str]:
@@ -32,23 +33,25 @@ def tokenizer_notes(base: Path, other: Path) -> Iterator[str]:
 def _vocabulary(path: Path, read: Callable[[Path], dict[Any, str]]) -> dict[Any, str]:
     try:
         return read(path)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: no vocabulary can be read from it ({error}); copy the tokenizer again") from error
 
 
 def _from_json(path: Path) -> dict[Any, str]:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json(path, "tokenizer", TOKENIZER_B)
     stored = document["model"]["vocab"]
     words = {i: word for word, i in stored.items()} if isinstance(stored, dict) else dict(enumerate(word for word, _ in stored))
     return words | {token["id"]: token["content"] for token in document.get("added_tokens") or ()}
 
 
 def _from_lines(path: Path) -> dict[Any, str]:
-    return dict(enumerate(path.read_text(encoding="utf-8").splitlines()))
+    return dict(enumerate(read_text(path, "tokenizer", TOKENIZER_B).split("\n")))
 
 
 def _from_bytes(path: Path) -> dict[Any, str]:
-    return {"SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"SHA-256": hashlib.sha256(read_bytes(path, "tokenizer", TOKENIZER_B)).hexdigest()}
 
 
 VOCABULARIES = {"tokenizer.json": _from_json, "vocab.txt": _from_lines, "tokenizer.model": _from_bytes}

@@ -85,7 +85,9 @@ def write(plan: Plan, config: Any, tokenizer: Path, out: Path) -> None:
     try:
         _write_shards(plan, unfinished)
         config.save_pretrained(unfinished)
-        for path in sorted({path for pattern in TOKENIZER for path in tokenizer.glob(pattern) if path.is_file()}):
+        for path in sorted(
+            {path for pattern in TOKENIZER for path in tokenizer.glob(pattern) if path.is_file() and path.suffix != ".py"}
+        ):
             shutil.copy(path, unfinished)
         unfinished.rename(out)
     except BaseException:

@@ -27,7 +27,7 @@ def tokenizer() -> Any:
 
 def language_model(family: str = "mixtral", **options: Any) -> nn.Module:
     """A tiny MoE language model with random weights that are far from uniform."""
-    field = "num_local_experts" if family == "mixtral" else "num_experts"
+    field = "num_local_experts" if family in ("mixtral", "granitemoe") else "num_experts"
     sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 16,

@@ -1,6 +1,7 @@
 """``fedexperts build`` as a stranger meets it: options, keys of --json, exit codes."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -70,6 +71,23 @@ def test_without_json_one_line_says_what_was_written(here, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "2 experts in 2 layers, Top-2" in shown.err
+
+
+def test_names_in_brackets_are_shown_as_they_are(here, monkeypatch, capsys):
+    (here / "b").rename(here / "[red]b")
+    assert fedexperts(monkeypatch, "build merge --base a --experts a [red]b --out [bold]moe") == 0
+    shown = capsys.readouterr().err
+    assert "[red]b: not both it and the base have" in shown
+    assert "[bold]moe: " in shown
+
+
+def test_what_is_written_has_the_permissions_of_new_files(here, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        assert fedexperts(monkeypatch, "build merge --base a --experts a b --out moe") == 0
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (here / "moe").iterdir()} == {0o640}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import small
@@ -64,8 +66,10 @@ def with_peft(base: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(base, folder)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [*((kind, family) for kind in TASKS for family in ("mixtral", "qwen3_moe")), ("causal-lm", "granitemoe")],
+)
 def test_peft_computes_what_the_run_ends_with(
     kind: str, family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +112,39 @@ def test_a_merged_model_is_a_plain_checkpoint(tmp_path: Path, capsys: pytest.Cap
     assert torch.equal(found, logits(AutoModelForCausalLM.from_pretrained(directory / "model")))
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("x")["input_ids"]
     assert not (directory / "adapters.safetensors").exists()
+
+
+@pytest.mark.parametrize("form", ["merged", "peft"])
+def test_new_files_have_the_permissions_of_new_files(form, tmp_path, capsys):
+    directory = finished(tmp_path, "causal-lm")
+    before = os.umask(0o027)
+    try:
+        exported(capsys, directory, form, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes[".safetensors"] == 0o640
+    assert (directory / "adapters.safetensors").stat().st_mode & 0o777 == 0o666 & ~before
+
+
+@pytest.mark.parametrize(("form", "file"), [("merged", "model/model.safetensors"), ("peft", "adapters.safetensors")])
+def test_a_run_whose_training_went_wrong_is_not_exported(form, file, tmp_path):
+    directory = finished(tmp_path, "causal-lm")
+    tensors = load_file(directory / file)
+    name = next(name for name in tensors if "experts" in name)
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, directory / file)
+    with pytest.raises(InputError, match=rf"{file}: tensor '{name}' has 1 number that is not finite"):
+        app(["export", str(directory), "--format", form, "--to", str(tmp_path / "to")], standalone_mode=False)
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(tmp_path, capsys):
+    directory = finished(tmp_path, "causal-lm")
+    app(["export", str(directory), "--format", "merged", "--to", str(tmp_path / "[bold]out")], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "/[bold]out: load it with" in shown.err
+    assert "/[bold]out'" in shown.out
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

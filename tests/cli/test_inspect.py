@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from fedexperts.cli.inspect import rounded
 from fedexperts.cli.main import main
 from fedexperts.errors import InputError
 from fedexperts.moe import meta
@@ -110,6 +111,49 @@ def test_wrong_input_exits_2_with_one_message(
     assert ended.value.code == 2
     assert shown.out == ""
     assert message in shown.err
+
+
+SMALL: dict[str, Any] = {
+    "model_type": "mixtral",
+    "vocab_size": 23,
+    "hidden_size": 12,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
+
+def shown(folder: Path, name: str, document: dict[str, Any], monkeypatch, capsys) -> Any:
+    (folder / name).write_text(json.dumps(document))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["fedexperts", "inspect", name])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    return capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(7, "7"), (999, "999"), (6_948, "6.9 k"), (1_234_567, "1.2 M"), (46_702_792_704, "46.7 B")]
+)
+def test_sizes_are_shown_in_a_unit_that_fits(count, text):
+    assert rounded(count) == text
+
+
+def test_small_models_and_names_in_brackets_are_shown_as_they_are(tmp_path, monkeypatch, capsys):
+    out = shown(tmp_path, "[red]tiny.json", SMALL, monkeypatch, capsys).out
+    assert "[red]tiny.json: 6.5 k parameters" in out
+
+
+def test_where_memory_is_not_known_the_rest_is_shown(tmp_path, monkeypatch, capsys):
+    deepseek = {"model_type": "deepseek_v2", "n_routed_experts": 4, "moe_intermediate_size": 8, "first_k_dense_replace": 1}
+    found = shown(tmp_path, "lite.json", {**SMALL, **deepseek, "topk_method": "greedy"}, monkeypatch, capsys)
+    assert "upload in a contact" in found.out
+    assert "GB on a device" not in found.out
+    assert "note: what its layers keep in memory is not known for this model type" in found.err
 
 
 def test_a_hub_name_fetches_the_config_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file, save_file
-
 from ..errors import InputError
-from ..moe.checkpoint import Checkpoint
+from ..moe.checkpoint import DTYPES, Checkpoint, Store, files_of
 from ..moe.load import copy_tokenizer
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
+from ..moe.written import save
 from ..scenario import Scenario
 from ..tables import Adapters
 from .finished import check_ended, initial_folder, scenario_of
@@ -27,7 +26,7 @@ def save_adapters(file: Path, model: dict[str, Piece], classifier: bool) -> None
     """Write the adapters, the other parts that were trained, and a classifier's head, which a base may lack."""
     kept = [p for p in model.values() if is_expert(p.part) or p.version > 0 or (classifier and p.part == HEAD)]
     temporary = file.with_suffix(".unfinished")
-    save_file({f"{p.part}/{name}": tensor.contiguous() for p in kept for name, tensor in p.tensors.items()}, temporary)
+    save({f"{p.part}/{name}": tensor.contiguous() for p in kept for name, tensor in p.tensors.items()}, temporary)
     temporary.replace(file)
 
 
@@ -38,7 +37,8 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
     scenario's checkpoint or, after a warm-up or from random weights, the run's own ``base/``.
 
     Raises:
-        InputError: no run, or one that has not ended; ``to`` holds files; a run whose change is no adapter.
+        InputError: no run, or one that has not ended; ``to`` holds files; a run whose change is no adapter, or whose numbers
+            are not finite.
     """
     check_ended(run)
     if to.is_file() or (to.is_dir() and any(to.iterdir())):
@@ -47,7 +47,8 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
     autos = {"classification": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
     classifier, auto = task.classifies, autos.get(task.kind, "AutoModelForCausalLM")
     if form == "merged":
-        shutil.copytree(run / "model", to, dirs_exist_ok=True)
+        _check_finite(run / "model")
+        shutil.copytree(run / "model", to, dirs_exist_ok=True, copy_function=shutil.copyfile)
         return {"format": form, "directory": str(to), "base": None, "load": f"{auto}.from_pretrained({str(to)!r})"}
     base = _write_adapter(run, to, "SEQ_CLS" if classifier else "CAUSAL_LM")
     labels = f", num_labels={Checkpoint(run / 'model').config.num_labels}" if classifier else ""  # the base may lack a head
@@ -55,15 +56,23 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
     return {"format": form, "directory": str(to), "base": base, "load": load}
 
 
+def _check_finite(folder: Path) -> None:
+    store = Store(files_of(folder))
+    for name in (name for name, kind in store.dtypes.items() if kind in DTYPES):
+        store.tensor(name)
+
+
 def _write_adapter(run: Path, to: Path, task_type: str) -> str:
     """PEFT's two files and the tokenizer; returns the base model's folder or hub name."""
     scenario = scenario_of(run)
     table = _adapters(run, scenario)
     base = _base(run, scenario)
-    config, tensors = peft_adapter(parts_of(load_file(run / ADAPTERS)), table.rank, table.alpha)
+    stored = Store({run / ADAPTERS: None})
+    parts = parts_of({name: stored.tensor(name) for name in stored.shapes})
+    config, tensors = peft_adapter(parts, table.rank, table.alpha)
     config |= {"task_type": task_type, "base_model_name_or_path": base}
     to.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
+    save(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
     (to / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     copy_tokenizer(run / "model", to)
     return base

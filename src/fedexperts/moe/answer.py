@@ -69,7 +69,8 @@ def _load(folder: Path, kind: Any) -> Any:
     generation = folder / "generation_config.json"
     if generation.exists() and not isinstance(read_json(generation, "model"), dict):
         raise InputError(f"{generation}: must be a table in JSON; copy it again, or remove it")
-    with refusing(f"{folder}: cannot be loaded", "give a folder written by save_pretrained"):
+    remedy = "correct config.json and generation_config.json there, or give a folder written by save_pretrained"
+    with refusing(f"{folder}: cannot be loaded", remedy):
         model = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
         ).eval()

@@ -117,6 +117,17 @@ class Store:
             )
         return DTYPES[self.dtypes[name]]
 
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, in fresh memory.
+
+        Raises:
+            InputError: it is not of a floating-point type, a number of it is not finite, or its file is unreadable.
+        """
+        out = torch.empty(self.shapes[name], dtype=self.dtype(name))
+        with self.reading() as fill:
+            fill(out, name, None)
+        return out
+
     @contextmanager
     def reading(self) -> Iterator[Fill]:
         """Within the block ``fill(out, name, row)`` copies a tensor, or one row of it, into ``out``, converting its type."""
@@ -168,7 +179,7 @@ class Checkpoint:
     def __init__(self, path: Path):
         self.path = path
         self.config = _config(path)
-        self.store = Store(_files(path))
+        self.store = Store(files_of(path))
 
     @property
     def read_B(self) -> int:
@@ -323,7 +334,7 @@ def _config(path: Path) -> Any:
     return checked(config, str(path / "config.json"))
 
 
-def _files(path: Path) -> dict[Path, set[str] | None]:
+def files_of(path: Path) -> dict[Path, set[str] | None]:
     """The weight files of a folder, with the tensors that the index promises of each."""
     if (path / SINGLE).is_file():
         return {path / SINGLE: None}

@@ -43,7 +43,10 @@ def _from_json(path: Path) -> dict[Any, str]:
     document = read_json(path, "tokenizer", TOKENIZER_B)
     stored = document["model"]["vocab"]
     words = {i: word for word, i in stored.items()} if isinstance(stored, dict) else dict(enumerate(word for word, _ in stored))
-    return words | {token["id"]: token["content"] for token in document.get("added_tokens") or ()}
+    words |= {token["id"]: token["content"] for token in document.get("added_tokens") or ()}
+    if odd := [i for i in words if not isinstance(i, int)]:
+        raise ValueError(f"the number of token {words[odd[0]]!r} is {odd[0]!r}")
+    return words
 
 
 def _from_lines(path: Path) -> dict[Any, str]:

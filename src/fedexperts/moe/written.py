@@ -7,6 +7,7 @@ of at most `SHARD_B`.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .checkpoint import INDEX, SINGLE, Checkpoint
+from .parts import Tensors
 
 SHARD_B = 2 * 10**9
 TOKENIZER = (
@@ -88,11 +90,24 @@ def write(plan: Plan, config: Any, tokenizer: Path, out: Path) -> None:
         for path in sorted(
             {path for pattern in TOKENIZER for path in tokenizer.glob(pattern) if path.is_file() and path.suffix != ".py"}
         ):
-            shutil.copy(path, unfinished)
+            shutil.copyfile(path, unfinished / path.name)
         unfinished.rename(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def save(tensors: Tensors, file: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the permissions that other new files get."""
+    save_file(dict(tensors), file, metadata=metadata)
+    readable(file)
+
+
+def readable(file: Path) -> None:
+    """Give a file the permissions of a new one: safetensors makes its files for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def _write_shards(plan: Plan, folder: Path) -> None:
@@ -101,7 +116,7 @@ def _write_shards(plan: Plan, folder: Path) -> None:
         [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)] if len(shards) > 1 else [SINGLE]
     )
     for file, names in zip(files, shards, strict=True):
-        save_file({name: plan[name].get() for name in names}, folder / file, metadata={"format": "pt"})
+        save({name: plan[name].get() for name in names}, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(tensor.size_B for tensor in plan.values())}, "weight_map": weight_map}

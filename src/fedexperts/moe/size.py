@@ -107,6 +107,8 @@ class Shape:
     dense_F: int
     shared_F: int
     normed: bool
+    renormalised: bool
+    """Whether the weights of the picks sum to one: a single pick under a frozen gate then weighs 1, without a gradient."""
 
 
 def shape(view: View) -> Shape:
@@ -141,6 +143,7 @@ def shape(view: View) -> Shape:
         dense_F=config.intermediate_size * len(after - set(moe_blocks)),
         shared_F=shared * (len(moe_blocks) - 1),
         normed=any("q_norm" in name for name, _ in view.model.named_parameters()),
+        renormalised=view.sites[0].router.renormalise and view.sites[0].router.top1 != "switch",
     )
 
 
@@ -187,7 +190,7 @@ def activations_B(s: Shape, work: Work, own: float = 1.0, rank: int = 0, gate: b
       the input of its down projection, e·F, and what lies between the factors of its adapters, 3·e·r. The input of gate
       and up is a slice of the gathered picks, which then stay whole: e·D for every pick.
     - ``outputs``: where each pick goes back to, 8; and the experts' results in token order, e·D, wherever the picks' weights
-      have a gradient: in all layers but the first, or all if the gate is trained.
+      have a gradient: in all layers but the first, or all if the gate is trained; in none where a single pick weighs 1.
     - ``gate``, in the same layers: the softmax in float32, 4·E a token; and order, indices, probabilities and weights,
       28 + e for each pick; its input, e·D a token, if it is trained.
 
@@ -202,7 +205,7 @@ def activations_B(s: Shape, work: Work, own: float = 1.0, rank: int = 0, gate: b
     """
     e, T, P = work.e, work.tokens, work.tokens * s.K
     after = s.moe_blocks - 1
-    weighted = s.moe_blocks if gate else after
+    weighted = s.moe_blocks if gate else 0 if s.K == 1 and s.renormalised else after
     keys = s.H if work.padded else s.G
     trained = s.moe_blocks * (own * (s.F + 3 * rank) + (own > 0) * s.D)
     terms = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..contact.plan import ContactPlan, PlanError
+from ..contact.plan import Contact, ContactPlan, Direction, PlanError
 from ..data.classify import Classification
 from ..data.images import shape_text
 from ..data.objective import Objective
 from ..data.partition import TestPartition, deal, deal_test
 from ..data.source import Samples, Splits, first
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from ..moe.checkpoint import resolve
 from ..moe.load import Kind, load_classifier, load_image_classifier, load_language_model, new_model
 from ..moe.lora import LoRA
@@ -213,7 +214,20 @@ def contact_plan(scenario: Scenario) -> ContactPlan:
             f"{where}: no contact for cluster {', '.join(missing)}; add one, use a lower min_elevation_deg, another "
             "inclination_deg or more days, or drop the cluster"
         )
+    ways: tuple[Direction, ...] = ("up", "down")
+    for way in ways:
+        if silent := [name for name in plan.reachable if not any(_carries(c, way) for c in plan.contacts if c.cluster == name)]:
+            raise PlanError(
+                f"plan.path = {scenario.plan.path!r}: no contact of cluster {', '.join(silent)} carries anything {way}, so nothing "
+                f'could be trained together; give {way}link_bps, or "unlimited"'
+            )
+    for note in plan.notes:
+        warnings.warn(note, InputWarning, stacklevel=2)
     return plan
+
+
+def _carries(contact: Contact, way: Direction) -> bool:
+    return any((piece.uplink_bps if way == "up" else piece.downlink_bps) > 0 for piece in contact.rates or (contact,))
 
 
 def upload_B(model: Model, network: Network) -> int:

@@ -218,8 +218,8 @@ def contact_plan(scenario: Scenario) -> ContactPlan:
     for way in ways:
         if silent := [name for name in plan.reachable if not any(_carries(c, way) for c in plan.contacts if c.cluster == name)]:
             raise PlanError(
-                f"plan.path = {scenario.plan.path!r}: no contact of cluster {', '.join(silent)} carries anything {way}, so nothing "
-                f'could be trained together; give {way}link_bps, or "unlimited"'
+                f"plan.path = {scenario.plan.path!r}: no contact of cluster {', '.join(silent)} carries anything {way}; give "
+                f'{way}link_bps, or "unlimited"'
             )
     for note in plan.notes:
         warnings.warn(note, InputWarning, stacklevel=2)

@@ -1,6 +1,6 @@
 """Memory of one device by what it loads: peak of anonymous memory and of the resident set, by phase, beside the floor.
 
-    python benchmarks/memory.py [--hidden 1024] [--intermediate 3584] [--layers 8] [--repeats 3]
+    python benchmarks/memory.py [--hidden 1024] [--intermediate 3584] [--layers 4] [--repeats 3] [--toy]
 
 A Mixtral of 8 experts and some 1.5 GB in float32 is written to a temporary folder. Each mode then runs in a fresh process:
 load, and one step of training (forward, backward, AdamW) of the adapters on the device's experts. Modes: "full" loads all
@@ -8,6 +8,11 @@ experts frozen and adapts 2; "PEFT" adapts all of them its own way; "subset" loa
 EMS-FL); "streamed" holds the same 2 and reads the others from the file when tokens meet them, for the trial pass and the gate
 tail. The floor is the interpreter with its imports, and the bytes that must be there: weights, adapters, gradients and
 AdamW's moments. Anonymous memory leaves out pages of files (mapped safetensors), which the kernel can drop at any time.
+
+Asserted in each process: the model holds the experts that its mode says and no others; trained are the adapters of its rank on
+the device's experts (PEFT's: on all; the gate tail's: the gate), each got a gradient, and the step changed them; nothing else
+has a gradient; every phase was sampled. Over all: "full", "PEFT" and "streamed" have the same loss, and "subset" that of the
+whole model with its gate masked to the same experts.
 """
 
 from __future__ import annotations
@@ -19,43 +24,66 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 OWNED, RANK, TOKENS = (2, 5), 4, (1, 64)
+EXPERTS, TOP_K, VOCABULARY = 8, 2, 2000
 MODES = ("interpreter", "full", "PEFT", "subset", "streamed")
 
 
-def write(folder: Path, args: argparse.Namespace) -> None:
+def inputs() -> Any:
+    import torch
+
+    return torch.randint(0, VOCABULARY, TOKENS, generator=torch.Generator().manual_seed(0))
+
+
+def write(folder: Path, args: argparse.Namespace) -> float:
+    """A model as a checkpoint; its loss with the gate masked to the device's experts."""
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 
+    from fedexperts.moe.view import View
+
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=2000,
+        vocab_size=VOCABULARY,
         hidden_size=args.hidden,
         intermediate_size=args.intermediate,
         num_hidden_layers=args.layers,
         num_attention_heads=16,
         num_key_value_heads=4,
-        num_local_experts=8,
-        num_experts_per_tok=2,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
     )
-    MixtralForCausalLM(config).save_pretrained(folder, max_shard_size="400MB")
+    model = MixtralForCausalLM(config)
+    model.save_pretrained(folder, max_shard_size="400MB")
+    view, ids = View(model), inputs()
+    view.route({f"expert:{m}" for m in OWNED})
+    with torch.no_grad():
+        return float(torch.nn.functional.cross_entropy(view({"input_ids": ids})[0, :-1], ids[0, 1:]))
 
 
 class Peaks:
-    """Samples /proc/self/smaps_rollup from a thread; `read` gives the peaks since the last reading."""
+    """Within the block samples /proc/self/smaps_rollup from a thread; `read` gives the peaks since the last reading."""
 
     def __init__(self) -> None:
-        self.lock, self.rss, self.anonymous = threading.Lock(), 0, 0
-        threading.Thread(target=self._loop, daemon=True).start()
+        self.lock, self.rss, self.anonymous, self.samples = threading.Lock(), 0, 0, 0
+        self.over, self.thread = threading.Event(), threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
 
     def _loop(self) -> None:
-        while True:
+        while not self.over.wait(0.005):
             self._sample()
-            time.sleep(0.005)
 
     def _sample(self) -> None:
         fields = {
@@ -63,12 +91,13 @@ class Peaks:
         }
         with self.lock:
             self.rss, self.anonymous = max(self.rss, fields["Rss:"]), max(self.anonymous, fields["Anonymous:"])
+            self.samples += 1
 
     def read(self) -> dict[str, int]:
         self._sample()
         with self.lock:
-            peaks = {"anonymous_B": 1024 * self.anonymous, "rss_B": 1024 * self.rss}
-            self.rss = self.anonymous = 0
+            peaks = {"anonymous_B": 1024 * self.anonymous, "rss_B": 1024 * self.rss, "samples": self.samples}
+            self.rss = self.anonymous = self.samples = 0
         return peaks
 
 
@@ -88,7 +117,16 @@ def imports() -> None:
 
 
 def child(mode: str, folder: Path) -> dict[str, Any]:
-    """One mode in this process: peaks by phase, and what the model and its training must hold."""
+    """One mode in this process: peaks by phase, what the model and its training must hold, and the loss."""
+    import torch
+
+    torch.set_num_threads(1)
+    imports()
+    with Peaks() as peaks:
+        return step(mode, folder, peaks)
+
+
+def step(mode: str, folder: Path, peaks: Peaks) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -99,10 +137,7 @@ def child(mode: str, folder: Path) -> dict[str, Any]:
     from fedexperts.moe.subset import load_full, load_streamed, load_subset
     from fedexperts.moe.view import View
 
-    torch.set_num_threads(1)
-    ids = torch.randint(0, 2000, TOKENS, generator=torch.Generator().manual_seed(0))
-    imports()
-    peaks = Peaks()
+    ids = inputs()
     phases = {"start": peaks.read()}
     if mode == "interpreter":
         return {"phases": phases}
@@ -112,7 +147,9 @@ def child(mode: str, folder: Path) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         phases["load"] = peaks.read()
         names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-        adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=8, target_modules=[], target_parameters=names))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing else is adapted
+            adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=8, target_modules=[], target_parameters=names))
         trained = [p for p in adapted.parameters() if p.requires_grad]
         logits = lambda: adapted(input_ids=ids).logits  # noqa: E731  # as short as its twin below
     else:
@@ -136,40 +173,86 @@ def child(mode: str, folder: Path) -> dict[str, Any]:
         trained = [leaf for _, _, leaf in view.freeze(but=gate or parts)]
         logits = lambda: view({"input_ids": ids})  # noqa: E731
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    torch.nn.functional.cross_entropy(logits()[0, :-1], ids[0, 1:]).backward()
+    before = [tensor.detach().flatten()[-1].item() for tensor in trained]
+    loss = torch.nn.functional.cross_entropy(logits()[0, :-1], ids[0, 1:])
+    loss.backward()
     optimizer.step()
     phases["gate tail" if mode == "streamed" else "training"] = peaks.read()
     numbers = sum(tensor.numel() for tensor in trained)
+    check(mode, model, trained, before)
     own = {"full": len(OWNED) / 8, "streamed": 0.0}.get(mode, 1.0)  # share of the picks that meet a trained expert
     size = shape(meta_view(read_config(str(folder))))
     saved = activations_B(size, Work(*TOKENS, "float32"), own, RANK, gate=mode == "streamed")
     held = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
-    return {"phases": phases, "must_B": held + 16 * numbers + sum(saved.values())}
+    return {"phases": phases, "must_B": held + 16 * numbers + sum(saved.values()), "loss": loss.item()}
+
+
+def check(mode: str, model: Any, trained: list[Any], before: list[float]) -> None:
+    """What the docstring claims of one mode's process, after its step."""
+    c = model.config
+    D, F, L = c.hidden_size, c.intermediate_size, c.num_hidden_layers
+    resident = {"subset": len(OWNED), "streamed": len(OWNED)}.get(mode, EXPERTS)
+    held = sum(
+        p.numel() for name, p in model.named_parameters() if name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+    )
+    if mode != "PEFT":  # which renames what it wraps
+        assert held == L * resident * 3 * D * F, f"{mode}: holds {held} numbers of experts, not {resident} experts"
+    expected = {"PEFT": EXPERTS * L * RANK * (2 * D + 3 * F), "streamed": L * EXPERTS * D}
+    numbers = sum(tensor.numel() for tensor in trained)
+    ours = len(OWNED) * L * 3 * RANK * (D + F)
+    assert numbers == expected.get(mode, ours), f"{mode}: trains {numbers} numbers, not {expected.get(mode, ours)}"
+    assert all(tensor.grad is not None for tensor in trained), f"{mode}: a trained tensor got no gradient"
+    known = {id(tensor) for tensor in trained}
+    others = [name for name, p in model.named_parameters() if p.grad is not None and id(p) not in known]
+    assert not others, f"{mode}: gradients of {others} too"
+    moved = sum(tensor.detach().flatten()[-1].item() != old for tensor, old in zip(trained, before, strict=True))
+    assert moved, f"{mode}: the step changed nothing"
 
 
 def measured(mode: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", mode, "--folder", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # a failed assertion is in its stderr
     if result.returncode:
         sys.exit(f"{mode}: {result.stderr}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def agree(runs: dict[str, list[dict[str, Any]]], masked: float) -> None:
+    """All modes were sampled in every phase, and compute the function that they should."""
+    for mode, results in runs.items():
+        for result in results:
+            few = [phase for phase, peaks in result["phases"].items() if peaks["samples"] < 1 or not peaks["anonymous_B"]]
+            assert not few, f"{mode}: no sample of {few}"
+    whole = [result["loss"] for mode in ("full", "PEFT", "streamed") for result in runs[mode]]
+    assert max(whole) - min(whole) < 1e-4, f"losses of the same function: {whole}"
+    subset = [result["loss"] for result in runs["subset"]]
+    assert all(abs(loss - masked) < 1e-4 for loss in subset), f"losses {subset} of a subset, {masked} of the model masked to it"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("hidden", 1024), ("intermediate", 3584), ("layers", 4), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--child", choices=MODES)
     parser.add_argument("--folder", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--toy", action="store_true", help="smallest size, one process; the figures mean nothing")
+    args = parser.parse_args(argv)
+    if args.toy:
+        args.hidden, args.intermediate, args.layers, args.repeats = 32, 32, 1, 1
     if args.child:
         print(json.dumps(child(args.child, args.folder)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
-        write(folder, args)
+        masked = write(folder, args)
         size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-        report(size, {mode: [measured(mode, folder) for _ in range(args.repeats)] for mode in MODES})
+        fresh = ("streamed",) if args.toy else MODES  # at toy size the others share this process
+        runs = {
+            mode: [measured(mode, folder) if mode in fresh else child(mode, folder) for _ in range(args.repeats)]
+            for mode in MODES
+        }
+        agree(runs, masked)
+        report(size, runs)
 
 
 def report(size_B: int, runs: dict[str, list[dict[str, Any]]]) -> None:

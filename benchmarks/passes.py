@@ -3,7 +3,12 @@
 Same task for all: one satellite (600 km, 53°), sites uniform by area, mask 25°, 24 h; repetitions of the tools take turns.
 skyfield's `find_events` is called site by site (its interface), brahe's `location_accesses` once with all sites.
 The floor is sgp4 alone on our grid: nobody finds passes without the orbit. The shell (1,200 satellites × the sites × 24 h)
-runs in a fresh process, whose peak memory counts everything. Usage: python benchmarks/passes.py [--sites N] [--repeats N]
+runs in a fresh process, whose peak memory counts everything.
+
+Asserted: a tool finds as many passes every time; skyfield as many culminations as there are between our rises and sets, and
+brahe as many passes, to one in a thousand and two (one that grazes the mask may be missing); the floor propagates as many
+instants as our search; the shell's passes of its first satellite are those found without the others.
+Usage: python benchmarks/passes.py [--sites N] [--repeats N] [--toy]
 """
 
 import argparse
@@ -13,9 +18,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.util import find_spec
+from unittest.mock import patch
 
 import numpy as np
 
@@ -23,6 +30,7 @@ from fedexperts.contact.orbit import circular, ecef, instants, walker
 from fedexperts.contact.passes import GRID_S, passes
 from fedexperts.contact.site import Site
 
+search = import_module("fedexperts.contact.passes")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY_S = 86400.0
 MASK_DEG = 25.0
@@ -44,7 +52,8 @@ def floor() -> Callable[[], int]:
     satellite, times_s = circular(**ORBIT, epoch=START), np.linspace(0, DAY_S, round(DAY_S / GRID_S) + 1)
 
     def propagate() -> int:
-        ecef(satellite, instants(START, times_s))
+        position, _ = ecef(satellite, instants(START, times_s))
+        assert position.shape == (DAY_S // GRID_S + 1, 3), f"propagated {position.shape}"
         return 0
 
     return propagate
@@ -80,13 +89,32 @@ def brahe_accesses(sites: list[Site]) -> Callable[[], int]:
     return search
 
 
-def shell(sites: int) -> None:
+def agree(sites: list[Site], counts: dict[str, int]) -> None:
+    """Tools find the same passes, but for those that the day cuts before or after they culminate, and those that graze."""
+    found = passes([circular(**ORBIT, epoch=START)], sites, START, DAY_S)
+    with patch.object(search, "ecef", wraps=ecef) as propagate:
+        passes([circular(**ORBIT, epoch=START)], sites, START, DAY_S)
+    instants_T = [len(call.args[1].times_s) for call in propagate.call_args_list]
+    assert instants_T == [DAY_S // GRID_S + 1], f"our search propagates {instants_T} instants, the floor another number"
+    whole = (found.rise_s < found.culmination_s) & (found.culmination_s < found.set_s)
+    expected = {"fedexperts": len(found), "skyfield": int(whole.sum()), "brahe": len(found)}
+    for name, count in counts.items():
+        if name in expected:
+            most = 0 if name == "fedexperts" else 2 + len(found) // 1000
+            assert abs(count - expected[name]) <= most, f"{name}: {count} passes, {expected[name]} expected"
+
+
+def shell(sites: int, satellites_per_plane: int) -> None:
     """One JSON object with what the shell cost; run in a fresh process."""
-    satellites = walker(1200, 30, 1, **ORBIT, epoch=START)
+    satellites = walker(30 * satellites_per_plane, 30, 1, **ORBIT, epoch=START)
     places = uniform_sites(sites)
     begin = time.perf_counter()
     found = passes(satellites, places, START, DAY_S)
     seconds = time.perf_counter() - begin
+    alone = passes(satellites[:1], places, START, DAY_S)
+    first = found.satellite == 0
+    assert np.array_equal(alone.rise_s, found.rise_s[first]), "a satellite has other passes in the shell than alone"
+    assert set(found.satellite.tolist()) == set(range(len(satellites))), "a satellite of the shell has no pass"
     begin = time.perf_counter()
     at = instants(START, np.linspace(0, DAY_S, round(DAY_S / GRID_S) + 1))
     for satellite in satellites:
@@ -96,14 +124,18 @@ def shell(sites: int) -> None:
     print(json.dumps({"seconds": seconds, "floor_s": time.perf_counter() - begin, "passes": len(found), "peak_B": peak_B}))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--shell", action="store_true", help="only the Walker shell, in this process, as JSON")
-    args = parser.parse_args()
+    parser.add_argument("--toy", action="store_true", help="smallest size, one repetition; the figures mean nothing")
+    args = parser.parse_args(argv)
+    if args.toy:
+        args.sites, args.repeats = 20, 1
+    per_plane = 1 if args.toy else 40
     if args.shell:
-        shell(args.sites)
+        shell(args.sites, per_plane)
         return
     sites = uniform_sites(args.sites)
     tools = {"fedexperts": ours(sites), "sgp4 on our grid (floor)": floor()}
@@ -113,12 +145,14 @@ def main() -> None:
         else:
             print(f"{name}: not installed, so not compared")
     counts = {name: tool() for name, tool in tools.items()}  # warm-up
+    agree(sites, counts)
     seconds: dict[str, list[float]] = {name: [] for name in tools}
     for _ in range(args.repeats):
         for name, tool in tools.items():
             begin = time.perf_counter()
-            tool()
+            count = tool()
             seconds[name].append(time.perf_counter() - begin)
+            assert count == counts[name], f"{name}: {count} passes, {counts[name]} before"
     base = statistics.median(seconds["fedexperts"])
     print(f"{args.sites} sites x 24 h x 1 satellite, mask {MASK_DEG:g} deg, {args.repeats} repeats after one for warm-up")
     print(f"{'tool':26} {'passes':>7} {'median':>10} {'least':>10} {'most':>10} {'of ours':>8}")
@@ -129,11 +163,13 @@ def main() -> None:
     print("(skyfield counts culminations, so passes that are cut before theirs are missing)")
     cost = json.loads(
         subprocess.run(
-            [sys.executable, __file__, "--shell", "--sites", str(args.sites)], check=True, capture_output=True
+            [sys.executable, __file__, "--shell", "--sites", str(args.sites), *(["--toy"] if args.toy else [])],
+            check=True,
+            stdout=subprocess.PIPE,
         ).stdout
     )
     print(
-        f"Walker 1200/30/1 x {args.sites} sites x 24 h: {cost['passes']} passes in {cost['seconds']:.1f} s, "
+        f"Walker {30 * per_plane}/30/1 x {args.sites} sites x 24 h: {cost['passes']} passes in {cost['seconds']:.1f} s, "
         f"peak {cost['peak_B'] / 1e9:.2f} GB (whole process); sgp4 alone {cost['floor_s']:.1f} s"
     )
 

@@ -1,10 +1,16 @@
 """The driver's overhead over a bare PyTorch loop that makes the same gradient steps on the demo's model.
 
-Each repetition times, in random order: (1) a whole EMS-FL and a whole synchronous run (protocol, contacts, part swapping
-between devices, ledger on disk, checkpoints as in `fedexperts run`, no evaluation); (2) a bare loop over
-the same model object, same trainable tensors, same batch size and number of steps, one AdamW; (3) the same bare loop on an
-untouched transformers model, the peer. The bare loop is the floor: nobody does the steps without doing them.
-Prints medians and the spread of the ratios; target: (1)/(2) at most 1.05. Usage: python benchmarks/simulator.py [--repeats N]
+Runs start from one warmed-up checkpoint. Each repetition times, in random order: (1) a whole EMS-FL or synchronous run from its
+evaluation before training to its last meter reading (protocol, contacts, part swapping between devices, ledger on disk,
+checkpoints as in `fedexperts run`); (2) the gradient steps that its ledger books, in a bare loop over the same model object:
+same trained parts, data of the same devices, batch size and number of steps, one AdamW for each device and set of parts; (3) as
+many on an untouched transformers model, all experts and the gate trained, the peer. The bare loop is the floor: nobody does the
+steps without doing them.
+
+Asserted: the section of (1) makes exactly these optimiser steps, the run makes no others, and within it no model is judged or
+saved (forward passes without gradient are counted in a run that is not timed, and all runs have the same ledger to the byte);
+(2) and (3) make as many steps, and their models give the same logits. Prints medians and the spread of the ratios; target:
+(1)/(2) at most 1.05. Usage: python benchmarks/simulator.py [--repeats N] [--toy]
 """
 
 import argparse
@@ -12,104 +18,137 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from runs import Section, round_robin_steps, toy
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import MixtralForSequenceClassification
 
 import fedexperts.drive.run as drive_run
-from fedexperts.cli.demo import demo_jobs, demo_scenario, on_round_robin
+from fedexperts import Scenario, run
+from fedexperts.cli.demo import demo_jobs, demo_scenario, on_round_robin, warmed_up
 from fedexperts.drive.prepare import Prepared, prepare
-from fedexperts.drive.run import PROTOCOLS
-from fedexperts.moe.load import new_model
-from fedexperts.moe.parts import is_expert
-from fedexperts.scenario import Scenario
+from fedexperts.moe.parts import GATE, is_expert
 
-CYCLES = 12  # the whole demo on the round robin
+NAMES = ("ems-fl", "sync")
+Work = Counter[tuple[str, tuple[str, ...]]]
+"""Gradient steps of each device, by cluster and trained parts."""
 
 
-def driver_s(scenario: Scenario, folder: Path) -> tuple[float, int]:
-    """Seconds of the simulated part of a run, and its gradient steps."""
+@dataclass(frozen=True)
+class Driven:
+    """One run of the driver."""
+
+    seconds: float
+    work: Work
+    ledger: bytes
+
+
+def drive(scenario: Scenario, steps: int, watched: bool = False) -> Driven:
+    """A whole run; only that part is timed, and checked, which the docstring above claims."""
+    with tempfile.TemporaryDirectory() as name:
+        directory, watch = Path(name) / "run", MixtralForSequenceClassification if watched else None
+        with Section("energy", time.perf_counter, directory, watch) as section:
+            run(scenario, directory, listener=section)
+        section.check(steps)
+        trained = [line for line in section.lines if line["event"] == "train"]
+        if watched:  # besides steps, FLOPs are measured: of each cluster for each kind of task
+            kinds = {(line["cluster"], "gate" in line["parts"], len(line["parts"])) for line in trained}
+            measured = section.after["training"] - section.before["training"] - steps
+            assert measured == len(kinds), f"{measured} forward passes besides {steps} steps, for {len(kinds)} kinds of tasks"
+        if section.seconds > 2 * drive_run.CHECKPOINT_EVERY_S:
+            assert any((directory / "checkpoints").iterdir()), f"no checkpoint in {section.seconds:.1f} s"
+        work: Work = Counter()
+        for line in trained:
+            work[line["cluster"], tuple(line["parts"])] += line["rounds"] * scenario.train.local_steps
+        return Driven(section.seconds, work, (directory / "ledger.jsonl").read_bytes())
+
+
+def ours(prepared: Prepared) -> tuple[Callable, Callable]:
+    """The model as a function of tokens, and the tensors that are trained of parts."""
+    view = prepared.view
+    view.model.train()
+    return lambda tokens: view({"input_ids": tokens}), lambda parts: [leaf for _, _, leaf in view.freeze(but=parts)]
+
+
+def peer(prepared: Prepared) -> tuple[Callable, Callable]:
+    """The same of transformers' model, which knows no parts: experts are fused, and all are trained."""
+    view, model = prepared.view, MixtralForSequenceClassification.from_pretrained(str(prepared.scenario.model.path))
+    some = next(iter(prepared.devices.values()))[0].data["input_ids"][:8]
+    with torch.no_grad():
+        expected, found = view.model.eval()(input_ids=some).logits, model.eval()(input_ids=some).logits
+    assert torch.allclose(found, expected, atol=1e-4), f"the models differ by {(found - expected).abs().max():.1e}"
+    model.train()
+    leaves = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".mlp.experts." in name or ".mlp.gate." in name)
+        leaves += [parameter] if parameter.requires_grad else []
+    tensors = [tensor for part in view.parts if is_expert(part) or part == GATE for tensor in view.parts[part].values()]
+    assert sum(t.numel() for t in tensors) == sum(t.numel() for t in leaves), "the peer trains not all experts and the gate"
+    return lambda tokens: model(input_ids=tokens).logits, lambda parts: leaves
+
+
+def loop_s(scenario: Scenario, work: Work, kind: Callable[[Prepared], tuple[Callable, Callable]]) -> float:
+    """Seconds of a plain training loop over the same work, device by device."""
     prepared = prepare(scenario)
-    owned = {name: frozenset({f"expert:{2 * i}", f"expert:{2 * i + 1}"}) for i, name in enumerate(prepared.devices)}
-    run = drive_run._Run(prepared, PROTOCOLS[scenario.protocol], scenario.protocol, folder, None)
-    run._begin = lambda: owned  # no warm-up and no trial: they are not the driver's
-    run._evaluate = lambda model, cycle: {}
-    run._save_model = lambda model: None
-    began_s = time.perf_counter()
-    run.play()
-    return time.perf_counter() - began_s, run.simulator.totals["steps"]
-
-
-def bare_s(model: Callable, leaves: list[torch.Tensor], prepared: Prepared, steps: int) -> float:
-    """Seconds of a plain training loop."""
-    data = next(iter(prepared.devices.values()))[0].data
-    size = prepared.scenario.train.batch_size
-    optimizer = torch.optim.AdamW(leaves, lr=1e-3, weight_decay=0.0)
-    chosen = torch.randint(0, len(data["labels"]), (steps, size), generator=torch.Generator().manual_seed(0))
-    began_s = time.perf_counter()
-    for rows in chosen:
-        optimizer.zero_grad(set_to_none=True)
-        logits = model(data["input_ids"][rows])
-        F.cross_entropy(logits, data["labels"][rows]).backward()
-        optimizer.step()
-    return time.perf_counter() - began_s
-
-
-def view_loop_s(scenario: Scenario, steps: int, parts: set[str]) -> float:
-    """EMS-FL trains the gate beside the experts in one round of C, so the bare loop does the same share of steps with it."""
-    prepared = prepare(scenario)
-    prepared.view.model.train()
-    joint = steps if scenario.protocol == "sync" else steps // len(scenario.cluster)
-    total_s = 0.0
-    for trained, n in ((parts | {"gate"}, joint), (parts, steps - joint)):
-        if n:
-            leaves = [leaf for _, _, leaf in prepared.view.freeze(but=trained)]
-            total_s += bare_s(lambda tokens: prepared.view({"input_ids": tokens}), leaves, prepared, n)
+    model, trained = kind(prepared)
+    size, total_s, made = scenario.train.batch_size, 0.0, []
+    hook = register_optimizer_step_post_hook(lambda *_: made.append(torch.is_grad_enabled()))
+    for (cluster, parts), steps in work.items():
+        for device in prepared.devices[cluster]:
+            data, leaves = device.data, trained(parts)
+            assert set(data) == {"input_ids", "labels"}, f"{device.name}: samples have {set(data)}"
+            optimizer = torch.optim.AdamW(leaves, lr=1e-3, weight_decay=0.0)
+            chosen = torch.randint(0, device.samples, (steps, size), generator=torch.Generator().manual_seed(0))
+            began_s = time.perf_counter()
+            for rows in chosen:
+                optimizer.zero_grad(set_to_none=True)
+                F.cross_entropy(model(data["input_ids"][rows]), data["labels"][rows]).backward()
+                optimizer.step()
+            total_s += time.perf_counter() - began_s
+    hook.remove()
+    steps = round_robin_steps(scenario)
+    assert len(made) == steps, f"{len(made)} steps in the bare loop, {steps} in the driver"
     return total_s
 
 
-def plain_loop_s(scenario: Scenario, steps: int) -> float:
-    prepared = prepare(scenario)
-    model = new_model(scenario.model.config, scenario.seed).train()
-    leaves = []
-    for name, parameter in model.named_parameters():
-        trained = ".mlp.experts." in name or ".mlp.gate." in name
-        parameter.requires_grad_(trained)
-        leaves += [parameter] if trained else []
-    return bare_s(lambda tokens: model(input_ids=tokens).logits, leaves, prepared, steps)
-
-
-def measure_s(key: str, scenario: Scenario, steps: int, parts: set[str]) -> float:
-    if key == "driver":
-        with tempfile.TemporaryDirectory() as folder:
-            return driver_s(scenario, Path(folder))[0]
-    return view_loop_s(scenario, steps, parts) if key == "bare" else plain_loop_s(scenario, steps)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--toy", action="store_true", help="smallest size, one repetition; the figures mean nothing")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    jobs = {
-        name: demo_jobs(on_round_robin(demo_scenario()))[name].changed(train={"cycles": CYCLES}) for name in ("ems-fl", "sync")
-    }
-    everything = {part for part in prepare(jobs["sync"]).view.parts if is_expert(part)} | {"gate"}
-    parts = {"ems-fl": {"expert:0", "expert:1"}, "sync": everything}
-    print(f"{'run':8} {'steps':>6} {'driver ms/step':>15} {'bare loop':>10} {'transformers':>13} {'driver/bare':>24}")
-    for name, scenario in jobs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            _, steps = driver_s(scenario, Path(folder))  # also warms up
-        times: dict[str, list[float]] = {"driver": [], "bare": [], "plain": []}
-        for _ in range(repeats):
-            for key in random.sample(sorted(times), 3):
-                times[key].append(measure_s(key, scenario, steps, parts[name]) / steps * 1e3)
-        ratios = sorted(a / b for a, b in zip(times["driver"], times["bare"], strict=True))
-        ms = {key: statistics.median(values) for key, values in times.items()}
-        ratio = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})"
-        print(f"{name:8} {steps:6d} {ms['driver']:15.2f} {ms['bare']:10.2f} {ms['plain']:13.2f} {ratio:>24}")
+    scenario, repeats = on_round_robin(demo_scenario()), args.repeats
+    if args.toy:
+        scenario, repeats = toy(scenario), 1
+    never = {"every_cycles": scenario.train.cycles + 1}
+    jobs = {name: demo_jobs(scenario)[name].changed(evaluation=never) for name in NAMES}
+    often = patch.object(drive_run, "CHECKPOINT_EVERY_S", 0.0 if args.toy else drive_run.CHECKPOINT_EVERY_S)
+    with tempfile.TemporaryDirectory() as folder, often:
+        print(f"{'run':8} {'steps':>6} {'driver ms/step':>15} {'bare loop':>10} {'transformers':>13} {'driver/bare':>24}")
+        for name, job in warmed_up(scenario, jobs, Path(folder)).items():
+            steps = round_robin_steps(job)
+            first = drive(job, steps, watched=True)  # also warms up
+            times: dict[str, list[float]] = {"driver": [], "bare": [], "peer": []}
+            for _ in range(repeats):
+                for key in random.sample(sorted(times), 3):
+                    if key == "driver":
+                        driven = drive(job, steps)
+                        assert driven.ledger == first.ledger, f"{name}: a run with another ledger"
+                        seconds = driven.seconds
+                    else:
+                        seconds = loop_s(job, first.work, ours if key == "bare" else peer)
+                    times[key].append(seconds / steps * 1e3)
+            ratios = sorted(a / b for a, b in zip(times["driver"], times["bare"], strict=True))
+            ms = {key: statistics.median(values) for key, values in times.items()}
+            ratio = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})"
+            print(f"{name:8} {steps:6d} {ms['driver']:15.2f} {ms['bare']:10.2f} {ms['peer']:13.2f} {ratio:>24}", flush=True)
 
 
 if __name__ == "__main__":

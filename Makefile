@@ -35,7 +35,8 @@ check: $(STAMP)  ## lint, types, docs
 	$(BIN)/mypy
 	$(BIN)/python docs/check.py
 
-bench: $(STAMP)  ## every figure that the docs claim
+bench: $(STAMP)  ## every figure that the docs claim; hours
+	rm -rf runs/bench-*
 	$(BIN)/python benchmarks/simulator.py
 	$(BIN)/python benchmarks/demo.py --plan round-robin
 	$(BIN)/python benchmarks/demo.py --plan orbit --out runs/bench-orbit
@@ -48,6 +49,7 @@ bench: $(STAMP)  ## every figure that the docs claim
 	$(BIN)/python benchmarks/split.py
 	$(BIN)/python benchmarks/extractor.py
 	$(BIN)/python benchmarks/rederive.py
+	$(BIN)/python benchmarks/tune.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

@@ -1,0 +1,92 @@
+"""Every benchmark at toy size: it runs, what it asserts of itself holds, and its table has its rows."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks"
+MODULES = {"paper.py", "runs.py"}  # other benchmarks import them
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.name not in MODULES)
+TESTED_ELSEWHERE = {"rederive"}  # in test_rederive.py
+APART = {"alignment"}  # needs no torch, whose import is what a process of its own costs
+DEMO = ("ems-fl-enhanced", "ems-fl", "sync", "sync, C rounds", "ems-fl, γ ≈ 1", "sync, γ ≈ 1", "sync, C rounds, γ ≈ 1")
+ROWS = {  # beginnings of lines, in order
+    "alignment": [
+        *(rf" +{n} +{m}  {tool} +1 " for n, m in ((20, 8), (30, 12)) for tool in ("balanced", "optimal", "one pass over D", "HiGHS, plain")),
+        *(rf" +{n} +{m}  {p} " for n, m in ((20, 8), (30, 12)) for p in ("random", "greedy", "balanced", "optimal")),
+    ],
+    "demo": [*(rf"{name} +γ \d" for name in DEMO), "ratio", "ems-fl / sync  ", *["ems-fl[^/]* / sync"] * 4],
+    "extractor": ["never trained", *["one client"] * 4, *["ten clients"] * 3],
+    "lora": ["frozen", "ours, 2 of 8", "ours, all 8", "PEFT, all 8", "limit"],
+    "memory": ["interpreter", "full", "PEFT", "subset", "streamed"],
+    "passes": [r"fedexperts +\d+ ", "sgp4 on our grid", r"skyfield +\d+ ", "Walker 30/30/1"],
+    "simulator": [r"ems-fl +\d+ ", r"sync +\d+ "],
+    "split": [rf"{case} +{p} " for case in ("demo", "uneven", "unfitted") for p in ("algorithm-1", "balanced", "optimal")],
+    "tasks": [
+        *["Classification", "plain loop", "trimmed  ", "trimmed, bucketed  "] * 2,
+        *["Classification", "plain loop", "trimmed  ", "trimmed, bucketed  ", "trimmed, bucketed, cached"] * 4,
+        *["Multiple choice", "each option alone", "all options", "shared question", "seed 0: random"],
+    ],
+    "tune": [rf"{name} +lr_expert" for name in DEMO[:3] for _ in range(2)],
+    "uplink": [rf"{p} {codec} " for p in ("sync", "ems-fl", "ems-fl-enhanced") for codec in ("exact", "bf16", "int8")],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in TESTED_ELSEWHERE])
+def test_a_benchmark_runs_at_toy_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert name in ROWS, f"benchmarks/{name}.py: say here which rows its table has, and give it --toy"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    script = FOLDER / f"{name}.py"
+    module = load(script, monkeypatch)
+    options = usage(module, capfd)
+    assert "--toy" in options
+    argv = ["--toy", *(["--out", str(tmp_path / "out")] if "--out" in options else [])]
+    if name in APART:
+        assert subprocess.run([sys.executable, script, *argv], check=False).returncode == 0
+    else:
+        module.main(argv)
+    lines = iter(capfd.readouterr().out.splitlines())
+    for row in ROWS[name]:
+        assert any(re.match(row, line) for line in lines), f"no line {row!r} in its place"
+
+
+def usage(module: ModuleType, capfd: pytest.CaptureFixture[str]) -> set[str]:
+    """The options that its docstring says, which are those that it has, but for what it tells its own processes."""
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    has = set(re.findall(r"--[\w-]+", capfd.readouterr().out.split("\n\n")[0]))
+    says = re.search(r"python benchmarks/\w+\.py((?:\s+\[[^\]]*\])+)", module.__doc__ or "")
+    assert says, "no usage line"
+    assert set(re.findall(r"--[\w-]+", says[1])) == has - {"--shell", "--child", "--folder"}
+    return has
+
+
+def load(script: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program as a module of another name, which finds its neighbours as it does when it is run."""
+    monkeypatch.syspath_prepend(str(script.parent))
+    spec = importlib.util.spec_from_file_location(f"benchmark_{script.stem}", script)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_benchmark_is_a_program(name: str) -> None:
+    assert (FOLDER / f"{name}.py").read_text().endswith('\n\nif __name__ == "__main__":\n    main()\n')
+
+
+def test_make_bench_runs_every_program() -> None:
+    run = re.findall(r"benchmarks/(\w+)\.py", (ROOT / "Makefile").read_text())
+    assert sorted(set(run)) == PROGRAMS

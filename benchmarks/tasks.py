@@ -220,7 +220,7 @@ def classification(args: argparse.Namespace) -> None:
 
 def same_loss(view: View, objective: Any, data: Samples, kept: Kept | None) -> None:
     """Of one batch, padded to the longest of the data, to its own longest, and without frozen layers."""
-    chosen = torch.arange(BATCH)
+    chosen = data["attention_mask"].sum(dim=1).argsort()[:BATCH]  # the shortest
     batch = take(data, chosen)
     with torch.no_grad():
         losses = [float(objective.loss(view, batch)), float(objective.loss(view, trimmed(batch)))]

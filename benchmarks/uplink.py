@@ -52,7 +52,8 @@ def bytes_per_contact(ledger: Path, devices: int, part_B: dict[str, int], whole:
         assert line["uplink_B"] == size_B, f"{ledger}: {line}, but the files of its parts have {size_B} B"
     if whole:
         trained = {part for part in part_B if is_expert(part) or part == GATE}
-        assert len(uploads) == len(contacts), f"{ledger}: {len(uploads)} uploads in {len(contacts)} contacts"
+        order = [line["event"] for line in lines if line["event"] in ("contact", "collect")]
+        assert order == ["contact", "collect"] * len(contacts), f"{ledger}: not one upload in each contact: {order}"
         assert all(set(line["parts"]) == trained for line in uploads), f"{ledger}: an upload is not of {sorted(trained)}"
     return sum(line["uplink_B"] for line in uploads) / len(contacts) / devices, len(contacts)
 

@@ -5,10 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+
+from fedexperts.drive.run import _Run
+from fedexperts.moe.parts import Piece
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
@@ -19,7 +25,11 @@ APART = {"alignment"}  # needs no torch, whose import is what a process of its o
 DEMO = ("ems-fl-enhanced", "ems-fl", "sync", "sync, C rounds", "ems-fl, γ ≈ 1", "sync, γ ≈ 1", "sync, C rounds, γ ≈ 1")
 ROWS = {  # beginnings of lines, in order
     "alignment": [
-        *(rf" +{n} +{m}  {tool} +1 " for n, m in ((20, 8), (30, 12)) for tool in ("balanced", "optimal", "one pass over D", "HiGHS, plain")),
+        *(
+            rf" +{n} +{m}  {tool} +1 "
+            for n, m in ((20, 8), (30, 12))
+            for tool in ("balanced", "optimal", "one pass over D", "HiGHS, plain")
+        ),
         *(rf" +{n} +{m}  {p} " for n, m in ((20, 8), (30, 12)) for p in ("random", "greedy", "balanced", "optimal")),
     ],
     "demo": [*(rf"{name} +γ \d" for name in DEMO), "ratio", "ems-fl / sync  ", *["ems-fl[^/]* / sync"] * 4],
@@ -80,6 +90,34 @@ def load(script: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+def a_step(run: _Run) -> None:
+    """As a warm-up would make it."""
+    leaf = torch.nn.Parameter(torch.zeros(1))
+    leaf.grad = torch.zeros(1)
+    torch.optim.SGD([leaf]).step()
+
+
+def a_judging(run: _Run) -> None:
+    run._judged(run.protocol.model, run.prepared.validation)
+
+
+@pytest.mark.parametrize(("besides", "said"), [(a_step, "22 steps made, 21 booked"), (a_judging, "without gradient")])
+def test_what_moves_into_the_drivers_clock_is_noticed(
+    besides: Callable[[_Run], None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, moved = _Run._evaluate, []
+
+    def evaluated(run: _Run, model: dict[str, Piece], cycle: int | None) -> dict[str, Any]:
+        if cycle == 1:
+            moved.append(besides(run))
+        return evaluate(run, model, cycle)
+
+    monkeypatch.setattr(_Run, "_evaluate", evaluated)
+    with pytest.raises(AssertionError, match=said):
+        load(FOLDER / "simulator.py", monkeypatch).main(["--toy"])
+    assert len(moved) == 1
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -47,6 +47,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/split.py
+	$(BIN)/python benchmarks/moments.py
 	$(BIN)/python benchmarks/extractor.py
 	$(BIN)/python benchmarks/rederive.py
 	$(BIN)/python benchmarks/tune.py

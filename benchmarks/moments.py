@@ -45,7 +45,7 @@ def moments(way: str):
 
 def job(seed: int, toy: bool) -> Scenario:
     scenario = on_round_robin(demo_scenario(seed)).changed(model={"lora": {"rank": 4, "alpha": 8.0}})
-    return scenario.changed(warmup={"steps": 1}, train={"cycles": 3}) if toy else scenario
+    return scenario.changed(warmup={"steps": 1}, train={"cycles": 2, "local_steps": 1}) if toy else scenario
 
 
 def finished(seed: int, protocol: str, way: str, lr: float, out: Path, toy: bool) -> dict:
@@ -83,21 +83,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-moments"))
     parser.add_argument("--toy", action="store_true", help="everything once, at the smallest size; no claim follows from it")
     args = parser.parse_args(argv)
-    seeds, tuning, rates = (args.seeds[:1], TUNING[:1], LR_EXPERT[1:2]) if args.toy else (args.seeds, TUNING, LR_EXPERT)
+    seeds, tuning, rates = (args.seeds[:1], args.seeds[:1], LR_EXPERT[:1]) if args.toy else (args.seeds, TUNING, LR_EXPERT)
     print(f"seeds {seeds}; medians (min-max); rates chosen on seeds {list(tuning)}")
     print(f"{'protocol':16} {'moments':7} {'lr_expert':>9} {'to target':>16} {'final %':>20}")
     for protocol in PROTOCOLS[:1] if args.toy else PROTOCOLS:
-        finals = {}
+        finals, steps = {}, {}
         for way in WAYS:
             tried = {lr: [finished(s, protocol, way, lr, args.out, args.toy) for s in tuning] for lr in rates}
             best = min(tried, key=lambda lr: score(tried[lr]))
             rows = [finished(s, protocol, way, best, args.out, args.toy) for s in seeds]
+            steps[way] = [row["steps"] for row in rows]
             finals[way] = [100 * row["final_accuracy"] for row in rows]
             found, late = [cycles(row) for row in rows], sum(row["cycles_to_target"] is None for row in rows)
             to_target = f"{median(found):g} ({min(found)}-{max(found)})" + (f" >{late}" if late else "")
             final = f"{median(finals[way]):.1f} ({min(finals[way]):.1f}-{max(finals[way]):.1f})"
             print(f"{protocol:16} {way:7} {best:9g} {to_target:>16} {final:>20}", flush=True)
             print(f"{'':24} by seed: {' '.join(map(str, found))}; {' '.join(f'{x:.1f}' for x in finals[way])}", flush=True)
+        assert steps["kept"] == steps["afresh"], "the two ways made different numbers of steps"
         points = [b - a for a, b in zip(*finals.values(), strict=True)]
         print(f"{'':24} afresh − kept, points: {median(points):+.2f} ({min(points):+.2f}–{max(points):+.2f})", flush=True)
 

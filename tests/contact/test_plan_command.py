@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tomli_w
 
+from fedexperts.cli import common
 from fedexperts.cli.main import main
 
 MARKUP = """X [/] [bold]:cat: <b>
@@ -72,7 +73,7 @@ def test_a_plan_that_carries_nothing_up_says_so(tmp_path: Path, monkeypatch, cap
 
 def test_names_are_shown_as_they_are(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "m.tle").write_text(MARKUP)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(common.output, "_width", 200)  # as wide as that from the start
     plan = {"kind": "orbit", "start": "START", "days": 1.0}
     path = scenario(tmp_path, plan=plan, satellite={"tle": "m.tle", "all": True})
     path.write_text(path.read_text().replace('"START"', "2026-02-01T00:00:00Z"))

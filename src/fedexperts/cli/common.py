@@ -17,7 +17,7 @@ output = Console()
 
 def print_json(document: Any) -> None:
     """Exactly one JSON object on stdout."""
-    print(json.dumps(document, indent=2))
+    print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def numbers(option: str, text: str) -> list[int]:

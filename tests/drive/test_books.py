@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import small
 import toy
 from fedexperts import Scenario, run
 from fedexperts.contact.plan import Contact, ContactPlan, round_robin
-from fedexperts.drive.classes import PHONE, DeviceClass
+from fedexperts.drive.classes import DeviceClass
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
+from fedexperts.errors import InputWarning
 from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl
 from fedexperts.protocol.link import Start
@@ -171,8 +173,21 @@ def test_a_contact_without_anything_to_train_is_not_lost(tmp_path: Path) -> None
     """With the pace of the device, no parts take no FLOPs: 0 rounds of endless length are over at once."""
     owned = {"a": frozenset({"expert:0", "expert:1"}), "b": frozenset[str]()}
     plan = round_robin(["a", "b"], 3, 8.0)
-    kinds = {"a": KIND, "b": PHONE}
+    kinds = {"a": KIND, "b": KIND}
     lines = play(EmsFl, plan, 2, tmp_path, frozenset(), owned, Pace(None), kinds=kinds)
     assert not at(lines, "lost", "cluster")
     assert at(lines, "train", "cluster")[0] == "a"
     assert all(math.isfinite(line["t_s"]) for line in lines)
+
+
+def test_devices_that_are_fast_for_their_slots_are_warned_of(tmp_path: Path) -> None:
+    fast = replace(KIND, flops_per_s=16e6)  # a round a microsecond
+    plan, kinds, ledger = round_robin(["a", "b"], 3, 0.2), {"a": fast, "b": fast}, Ledger(tmp_path / "none.jsonl")
+    free, bound = (
+        Simulator(plan, toy.make(DATA)[2], pace, 2, ledger, lambda model, cycle: {}, kinds=kinds)
+        for pace in (Pace(None), Pace(None, 3))
+    )
+    with pytest.warns(InputWarning, match=r"some 1,[0-9]{3},000 gradient steps.*bound it by train.max_rounds"):
+        free._warn_of_many_steps()
+    bound._warn_of_many_steps()  # a warning would be an error
+    ledger.close()

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..errors import InputError
 from ..report.table import written
@@ -35,6 +36,15 @@ def numbers(option: str, text: str) -> list[int]:
 def reached(value: float | None, metric: str = "accuracy") -> str:
     """What a progress bar says of the model."""
     return f"{metric} {written(value, metric)}"
+
+
+def advance(bars: Progress, bar: TaskID, cycles: int, said: str) -> None:
+    """Move a bar; where nobody sees bars, as in a file, a line for each cycle instead."""
+    task = next(task for task in bars.tasks if task.id == bar)
+    if not console.is_terminal and (cycles > task.completed or not task.fields["accuracy"]):
+        total = "" if task.total is None else f" of {task.total:g}"
+        console.print(f"{escape(task.description)}: cycle {cycles}{total}, {said}", highlight=False, soft_wrap=True)
+    bars.update(bar, completed=cycles, accuracy=said)
 
 
 def progress_bars() -> Progress:

@@ -13,7 +13,7 @@ from ..report.compare_html import write_comparison
 from ..report.network_html import network_tables, write_tables
 from ..report.table import comparison_table
 from ..scenario import Scenario
-from .common import console, numbers, output, print_json, progress_bars, reached
+from .common import advance, console, numbers, output, print_json, progress_bars, reached
 from .run import Json, ScenarioPath, Set, load
 
 
@@ -46,7 +46,7 @@ def command(
         bar = {name: bars.add_task(name, total=cycles, accuracy="") for name, cycles in names.items()}
 
         def show(name: str, cycles: int, accuracy: float | None) -> None:
-            bars.update(bar[name], completed=cycles, accuracy=reached(accuracy, metric))
+            advance(bars, bar[name], cycles, reached(accuracy, metric))
 
         try:
             summaries = comparison.compare(named, seeds, directory, resume, show)
@@ -74,7 +74,7 @@ def fill_tables(scenario: Scenario, tau: str, clients: str, seeds: int, out: Pat
         def show(name: str, cycles: int, accuracy: float | None) -> None:
             if name not in bar:
                 bar[name] = bars.add_task(name, total=None, accuracy="")
-            bars.update(bar[name], completed=cycles, accuracy=reached(accuracy))
+            advance(bars, bar[name], cycles, reached(accuracy))
 
         try:
             document = tables.compare(scenario, partitions, seeds, out, resume, show, counts)

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..report.html import write_report
 from ..report.table import results_table
 from ..scenario import Scenario
-from .common import console, output, print_json, progress_bars
+from .common import advance, console, output, print_json, progress_bars
 from .run import Json
 
 
@@ -43,7 +43,7 @@ def command(
         bar = {name: bars.add_task(name, total=job.train.cycles, accuracy="") for name, job in jobs.items()}
 
         def show(name: str, cycles: int, accuracy: float | None) -> None:
-            bars.update(bar[name], completed=cycles, accuracy=f"accuracy {accuracy:.1%}")
+            advance(bars, bar[name], cycles, f"accuracy {accuracy:.1%}")
 
         summaries = run_many(jobs, out, progress=show)
     write_report(

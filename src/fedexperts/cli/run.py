@@ -10,7 +10,7 @@ import typer
 from ..report.html import write_report
 from ..report.table import results_table
 from ..scenario import Scenario
-from .common import console, output, print_json, progress_bars, reached
+from .common import advance, console, output, print_json, progress_bars, reached
 
 ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario file.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the scenario.")]
@@ -38,7 +38,7 @@ def command(
 
         def show(line: dict[str, Any]) -> None:
             if line["event"] == "evaluate":
-                bars.update(bar, completed=line["cycle"], accuracy=reached(line["accuracy"], line.get("metric", "accuracy")))
+                advance(bars, bar, line["cycle"], reached(line["accuracy"], line.get("metric", "accuracy")))
 
         try:
             result = drive_run.run(loaded, out, resume=resume, listener=show)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import types
+import warnings
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contact.plan import TIGHT_S, ContactPlan
-from ..errors import Diverged
+from ..errors import Diverged, InputWarning
 from ..ledger import Ledger
 from ..moe.parts import Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
@@ -30,6 +31,8 @@ from .faults import NO_FAULTS, Faults
 from .link import Effect, SimulatedLink
 
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
+MANY_STEPS = 100_000
+"""A warning is due above so many."""
 LOWER = "lower train.lr_expert or train.lr_gate"
 
 
@@ -101,6 +104,7 @@ class Simulator:
         """Play the plan to its end; ``pause`` is called whenever no contact is open (the moment for a checkpoint)."""
         self.protocol = protocol
         if self.fresh:
+            self._warn_of_many_steps()
             self._first_orders()
         self.heap: list[tuple[float, int, int, Callable[[float], None]]] = []
         self.counter = 0
@@ -136,6 +140,27 @@ class Simulator:
             self.clusters[name].restore(saved)
         vars(self).update(state)
         self.fresh = False
+
+    def _warn_of_many_steps(self) -> None:
+        """Devices that are fast for their slots make thousands of rounds, in silence."""
+        if self.pace.seconds_per_round is not None or self.pace.max_rounds is not None:
+            return
+        starts_s: dict[str, float] = {}
+        for _, contact in self.visits:
+            starts_s.setdefault(contact.cluster, contact.start_s)
+        steps = 0.0
+        for name, start_s in starts_s.items():
+            devices = self.clusters[name].devices
+            one = next(part for part in in_order(devices[0].held) if is_expert(part))
+            rounds = max(0.0, self.end_s - start_s) / self.round_s(name, Task(frozenset({one})))
+            steps += rounds * sum(device.local.local_steps for device in devices)
+        if steps > MANY_STEPS:
+            warnings.warn(
+                f"devices that train all the time would make some {steps:,.0f} gradient steps, as a round is short for them "
+                '(train.seconds_per_round = "device"); bound it by train.max_rounds',
+                InputWarning,
+                stacklevel=2,
+            )
 
     def _first_orders(self) -> None:
         """What clusters do until they are met; nothing, if the protocol does not say."""

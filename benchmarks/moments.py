@@ -16,7 +16,7 @@ from statistics import mean, median
 from fedexperts import Scenario, run
 from fedexperts.cli.demo import TUNED, demo_scenario, on_round_robin, warmed_up
 from fedexperts.ledger import summary
-from fedexperts.moe.parts import Piece, is_expert
+from fedexperts.moe.parts import Piece
 from fedexperts.train.device import Device
 
 TUNING = (100, 101)
@@ -27,18 +27,20 @@ WAYS = ("kept", "afresh")
 
 @contextmanager
 def moments(way: str):
-    """The other way is this one line, which the product does not have."""
-    receive, dropped = Device.receive, []
+    """The product starts afresh; the other way puts back what a download takes away."""
+    receive, put_back = Device.receive, []
 
-    def afresh(device: Device, pieces: Collection[Piece]) -> None:
+    def kept(device: Device, pieces: Collection[Piece]) -> None:
+        before = dict(device.optimizer_state)
         receive(device, pieces)
-        for part in (piece.part for piece in pieces if is_expert(piece.part)):
-            dropped.append(device.optimizer_state.pop(part, None) is not None)
+        gone = {part: state for part, state in before.items() if part not in device.optimizer_state}
+        device.optimizer_state |= gone
+        put_back.append(len(gone))
 
-    Device.receive = afresh if way == "afresh" else receive
+    Device.receive = kept if way == "kept" else receive
     try:
         yield
-        assert way == "kept" or any(dropped), "no moments were there to be dropped"
+        assert way == "afresh" or any(put_back), "no moments were there to be kept"
     finally:
         Device.receive = receive
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,18 @@ def test_one_device_with_adapters_changes_nothing_in_aggregation(average, family
         device.receive(list(model.values()))
         torch.testing.assert_close(local_logits(device), trained, rtol=1e-4, atol=1e-5)
         assert not device.trained
+
+
+@pytest.mark.parametrize(("average", "kept"), [("refactor", False), ("merge", False), ("factors", True), (None, True)])
+def test_moments_belong_to_the_factors_that_they_were_made_of(average, kept: bool) -> None:
+    """`python benchmarks/moments.py`: kept across factors of another basis, they cost the baseline ten points."""
+    (device,) = devices(1, LoRA(2, 4, average) if average else None)
+    device.train(TASK, 1)
+    for update in device.snapshot(TASK.parts):
+        device.delivered(update)
+    assert set(device.optimizer_state) == TASK.parts
+    device.receive([replace(piece, version=1) for part, piece in device.held.items() if part in TASK.parts])
+    assert set(device.optimizer_state) == (TASK.parts if kept else set())
 
 
 @pytest.mark.parametrize("average", ["refactor", "merge"])

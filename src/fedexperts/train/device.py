@@ -104,7 +104,10 @@ class Device:
 
         What was trained of a part is overwritten, except for rounds made after the snapshot that the server has: an upload
         that took several contacts must not cost the training between them. They are kept as a change of what arrives.
+
+        Adapters that the server has factored again, or added to the weights, are other factors: the optimiser starts afresh.
         """
+        lora = self.view.lora
         for piece in pieces:
             part = piece.part
             self.held[part] = piece
@@ -115,6 +118,8 @@ class Device:
                 self.pending.pop(part, None)
             if part in self.lost:
                 self.residual[part] = self.lost.pop(part)
+            if is_expert(part) and lora is not None and lora.average != "factors":
+                self.optimizer_state.pop(part, None)
 
     def _moved(self, piece: Piece, local: Tensors, snapshot: Tensors) -> Tensors:
         """The piece with the change from ``snapshot`` to ``local`` on it; for adapters, the change of their products."""

@@ -34,9 +34,7 @@ def test_a_plan_that_carries_nothing_one_way_trains_nobody(rates: dict[str, floa
     contacts = [{"cluster": d, "start_s": 100 * k, "end_s": 100 * k + 90, **rates} for k in range(3) for d in DOMAINS[:2]]
     (tmp_path / "plan.json").write_text(json.dumps({"contacts": contacts}))
     given = Scenario.parse(document(plan={"kind": "file", "path": "plan.json"}), tmp_path)
-    with pytest.raises(
-        InputError, match=rf"cluster plain, inverted carries anything {way}, .*give {way}link_bps, or \"unlimited\""
-    ):
+    with pytest.raises(InputError, match=rf"cluster plain, inverted carries anything {way}; give {way}link_bps, or"):
         prepare(given)
 
 

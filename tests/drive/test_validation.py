@@ -162,13 +162,13 @@ def test_targets_plateaus_and_history_read_validation_data_and_the_end_reads_tes
 
 
 def test_the_ledger_s_curve_is_that_of_the_validation_data(folder: Path) -> None:
-    """A model that answers 3 always is right on validation data that are all 3, and wrong on the test data."""
-    jsonl(folder / "valid.jsonl", rows(6, 300, label=3))
+    """A model that answers 0 always is right on validation data that are all 0, and wrong on the test data."""
+    jsonl(folder / "valid.jsonl", rows(6, 300, label=0))
     jsonl(folder / "test.jsonl", rows(10, 500, label=4))
     clusters = []
     for name in "ab":
-        jsonl(folder / f"{name}3.jsonl", rows(N, 0, label=3))
-        clusters.append({"name": name, "data": f"{name}3.jsonl", "test": "test.jsonl"})
+        jsonl(folder / f"{name}0.jsonl", rows(N, 0, label=0))
+        clusters.append({"name": name, "data": f"{name}0.jsonl", "test": "test.jsonl"})
     table = {"cycles": 6, "batch_size": 4, "shared": ["gate", "backbone", "head"], "lr_gate": 1e-2, "local_steps": 8}
     result = run(scenario(folder, "valid.jsonl", cluster=clusters, train=table), folder / "run").summary
     assert result["history"][-1]["accuracy"] == 1.0

@@ -16,7 +16,6 @@ import hashlib
 import os
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -91,7 +90,7 @@ def pictures_in(folder: Path) -> Path:
 
 def trained(given: Scenario, folder: Path, images: int) -> tuple[NetworkedMoEForImageClassification, float]:
     """Its model, and the CPU seconds of its training."""
-    with Section("energy", time.process_time, folder) as section:
+    with Section("energy", folder) as section:
         run(given, folder, listener=section)
     section.check(given.train.cycles * images // int(given.train.batch_size))
     for line in section.lines:
@@ -99,7 +98,7 @@ def trained(given: Scenario, folder: Path, images: int) -> tuple[NetworkedMoEFor
         assert extractor, f"{folder}: {line} is not stage 1"
     stages = {line["stage"] for line in section.lines if line["event"] == "stage"}
     assert stages <= {given.networked.extractor, "rest"}, f"{folder}: stages {stages}"
-    return load_full(folder / "model", AutoModelForImageClassification).eval(), section.seconds
+    return load_full(folder / "model", AutoModelForImageClassification).eval(), section.took.cpu_s
 
 
 def judged(model: NetworkedMoEForImageClassification, given: Scenario, moved: bool) -> tuple[float, float, str]:

@@ -1,10 +1,10 @@
 """What the benchmarks of whole runs share: a toy size, a ledger's books added up again, and a watched section of a run."""
 
 import os
-from collections.abc import Callable
+import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from unittest.mock import patch
 
 import torch
@@ -108,18 +108,33 @@ def same_start(found: dict[str, Line], jobs: dict[str, Scenario]) -> None:
     assert all(len(values) == 1 for values in starts.values()), f"runs on the same data start from several models: {starts}"
 
 
+class Times(NamedTuple):
+    """Seconds of a clock on the wall, and of this process on its processors, which others on the machine disturb less."""
+
+    wall_s: float
+    cpu_s: float
+
+    def __sub__(self, other: "Times") -> "Times":
+        return Times(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s)
+
+
+def times() -> Times:
+    return Times(time.perf_counter(), time.process_time())
+
+
 class Section:
-    """A run from its evaluation before training to its last ledger line ``until``, on a clock; give it to `run` as listener.
+    """A run from its evaluation before training to its last ledger line ``until``, timed; give it to `run` as its listener.
 
     Within the block all optimiser steps are counted, and with ``watch`` all calls of models of that class; those without
     gradient are no training. Nothing but ledger lines decides where the section begins: warm-up, trial and first evaluation
     are before it, or `check` fails.
     """
 
-    def __init__(self, until: str, clock: Callable[[], float], directory: Path, watch: type[nn.Module] | None = None):
-        self.until, self.clock, self.directory, self.watch = until, clock, directory, watch
+    def __init__(self, until: str, directory: Path, watch: type[nn.Module] | None = None):
+        self.until, self.directory, self.watch = until, directory, watch
         self.lines: list[Line] = []
-        self.began_s = self.ended_s = 0.0
+        self.began: Times | None = None
+        self.ended: Times | None = None
         self.seen: list[Line] = []
         self.made = {"steps": 0, "training": 0, "judging": 0}
         self.before = self.after = dict(self.made)
@@ -142,23 +157,25 @@ class Section:
             self.made["training" if torch.is_grad_enabled() else "judging"] += 1
 
     def __call__(self, line: Line) -> None:
-        now_s = self.clock()
+        now = times()
         self.seen.append(line)
-        if self.began_s == 0 and line["event"] == "evaluate":
+        if self.began is None and line["event"] == "evaluate":
             self.before, self.seen = dict(self.made), []
-            self.began_s = self.clock()
-        elif self.began_s and line["event"] == self.until:
-            self.ended_s, self.after, self.lines = now_s, dict(self.made), list(self.seen)
+            self.began = times()
+        elif self.began and line["event"] == self.until:
+            self.ended, self.after, self.lines = now, dict(self.made), list(self.seen)
             assert not (self.directory / "model").exists(), f"{self.directory}: saved its model before an end"
 
     @property
-    def seconds(self) -> float:
-        return self.ended_s - self.began_s
+    def took(self) -> Times:
+        assert self.began, f"{self.directory}, timed section: has not begun"
+        assert self.ended, f"{self.directory}, timed section: has not ended"
+        return self.ended - self.began
 
     def check(self, steps: int) -> None:
         """That the section is so many gradient steps of its ``train`` lines and nothing besides, and the run has no other."""
         what = f"{self.directory}, timed section"
-        assert self.ended_s > self.began_s > 0, f"{what}: has not ended"
+        assert self.took.wall_s > 0, f"{what}: took no time"
         booked = sum(line["steps"] for line in self.lines if line["event"] == "train")
         inside = {key: self.after[key] - self.before[key] for key in self.made}
         assert booked == inside["steps"] == steps, f"{what}: {inside['steps']} steps made, {booked} booked, {steps} expected"

@@ -36,7 +36,7 @@ ROWS = {  # beginnings of lines, in order
     "extractor": ["never trained", *["one client"] * 4, *["ten clients"] * 3],
     "lora": ["frozen", "ours, 2 of 8", "ours, all 8", "PEFT, all 8", "limit"],
     "memory": ["interpreter", "full", "PEFT", "subset", "streamed"],
-    "moments": ["sync +kept", "sync +afresh", " +afresh − kept, points"],
+    "moments": ["sync +kept +", "sync +afresh +", " +afresh − kept"],
     "passes": [r"fedexperts +\d+ ", "sgp4 on our grid", r"skyfield +\d+ ", "Walker 30/30/1"],
     "simulator": [r"ems-fl +\d+ ", r"sync +\d+ "],
     "split": [rf"{case} +{p} " for case in ("demo", "uneven", "unfitted") for p in ("algorithm-1", "balanced", "optimal")],

@@ -51,7 +51,6 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/extractor.py
 	$(BIN)/python benchmarks/rederive.py
 	$(BIN)/python benchmarks/tune.py
-	$(BIN)/python benchmarks/moments.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs

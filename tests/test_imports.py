@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "fedexperts"
-BASE = {"errors", "units", "reading"}
+BASE = {"errors", "units", "reading", "writing"}
 MAY = {
     "errors": set(),
     "units": set(),
     "reading": {"errors"},
+    "writing": {"errors"},
+    "events": {"errors"},
     "tables": BASE,
     "scenario": BASE | {"tables"},
-    "ledger": BASE,
+    "ledger": BASE | {"events"},
     "contact": BASE,
     "assign": BASE,
     "moe": BASE,
@@ -25,7 +27,7 @@ MAY = {
     "cli": BASE | {"moe", "data", "train", "assign", "contact", "protocol", "scenario", "tables", "ledger", "drive", "report"},
 }
 OUTSIDE = {
-    "torch": {"contact", "assign", "report", "ledger", "scenario", "tables", "errors", "units", "reading"},
+    "torch": {"contact", "assign", "report", "ledger", "scenario", "tables", "errors", "units", "reading", "writing", "events"},
     "transformers": set(MAY) - {"moe", "train"},
 }
 

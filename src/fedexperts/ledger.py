@@ -6,30 +6,51 @@ Reports read these files and nothing else.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .errors import Diverged, InputError
+from .events import parsed
+
 HISTORY = ("cycle", "t_s", "steps", "uplink_B", "energy_J_per_device", "accuracy", "loss", "accuracy_by_cluster")
 PERSONAL = ("personal_accuracy", "personal_by_client")
 Listener = Callable[[dict[str, Any]], None]
+LONGEST_B = 2**26
+"""Of a line; a whole round of a thousand clients is well below it."""
 
 
 class Ledger:
     """Appends lines to a file; `position` and ``start_at`` let a resumed run cut off what came after a checkpoint."""
 
     def __init__(self, path: Path, start_at: int = 0, listener: Listener | None = None):
+        self.sha256 = hashlib.sha256()
+        if start_at:
+            self.sha256 = beginning(path, start_at) or self.sha256
         self.file = path.open("r+b" if start_at else "wb")
         self.file.truncate(start_at)
         self.file.seek(start_at)
         self.listener = listener
 
     def write(self, event: str, t_s: float, **facts: Any) -> None:
-        """Add one line; keys keep their order."""
+        """Add one line; keys keep their order.
+
+        Raises:
+            Diverged: a fact is not finite, which JSON cannot say; nothing is written.
+        """
         line = {"t_s": round(t_s, 6), "event": event, **facts}
-        self.file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        try:
+            text = json.dumps(line, separators=(",", ":"), allow_nan=False)
+        except ValueError as error:
+            raise Diverged(f"event {event!r} at {t_s:g} s: {_not_finite(line)}; a ledger holds finite numbers only") from error
+        data = text.encode() + b"\n"
+        self.file.write(data)
+        self.sha256.update(data)
         if self.listener:
             self.listener(line)
 
@@ -48,23 +69,62 @@ class Ledger:
         self.file.close()
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a ledger; a torn last line of a run that was killed is left out."""
+def _not_finite(value: Any, at: str = "") -> str:
+    """The first place of a NaN or an infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{at} = {value}"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return next((found for key, v in inner if (found := _not_finite(v, f"{at}.{key}" if at else str(key)))), "")
+
+
+def beginning(path: Path, size_B: int) -> hashlib._Hash | None:
+    """The hash of a file's first bytes; None where it has not so many, or is no file."""
+    found = hashlib.sha256()
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+        while size_B and (data := file.read(min(size_B, 2**20))):
+            found.update(data)
+            size_B -= len(data)
+    return None if size_B else found
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a ledger; a torn last line of a run that was killed is left out.
+
+    Raises:
+        InputError: no such file, or a line is none of a ledger, with its number.
+    """
+    return (parsed(line, f"{path}, line {number}") for number, line in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a FIFO or a device may never end
+            raise InputError(f"{path}: is not a regular file; give a run directory")
+        with path.open("rb") as file:
+            number = 0
+            while (line := file.readline(LONGEST_B)).endswith(b"\n"):
+                number += 1
+                yield number, line
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a run directory") from error
+    if len(line) == LONGEST_B:
+        raise InputError(f"{path}, line {number + 1}: is longer than {LONGEST_B:,} bytes; the file is damaged")
 
 
 def tail(path: Path, event: str) -> dict[str, Any] | None:
-    """The last complete line of an event, or None; a missing ledger has none."""
+    """The last complete line of an event, or None; a missing ledger has none.
+
+    Raises:
+        InputError: as `read`.
+    """
     if not path.is_file():
         return None
-    found = None
-    for line in read(path):
-        if line["event"] == event:
-            found = line
-    return found
+    word = json.dumps(event).encode()  # parsing every line of a run under way would cost more than the run
+    found = (parsed(line, f"{path}, line {number}") for number, line in _lines(path) if word in line)
+    lines = [line for line in found if line["event"] == event]
+    return lines[-1] if lines else None
 
 
 def summary(path: Path) -> dict[str, Any]:
@@ -75,17 +135,29 @@ def summary(path: Path) -> dict[str, Any]:
     first evaluation that reaches the target, None if none does. Steps are gradient steps
     summed over all devices, joules are means over them. What arrives after the last cycle, in the final flush say,
     counts as one more cycle. ``metric`` is what the accuracies are, where they are none.
+
+    Raises:
+        InputError: no such file, a line is none of a ledger, lines do not belong together, or the run has not ended.
     """
     lines = list(read(path))
+    try:
+        return _summed(lines, path)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{path}: its lines do not belong together ({error!r}); the file is damaged") from error
+
+
+def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     run = next((line for line in lines if line["event"] == "run"), None)
     assigned: dict[str, Any] = next((line for line in lines if line["event"] == "assignment"), {})
     beside: dict[str, Any] = next((line["clusters"] for line in lines if line["event"] == "baselines"), {})
     if run is None:
-        raise ValueError(f"{path}: the run has not begun to train")
+        raise InputError(f"{path}: the run has not begun to train; finish it with fedexperts run --resume first")
     _add_joules(lines, {name: len(samples) for name, samples in run["clusters"].items()})
     points = [line for line in lines if line["event"] in ("evaluate", "end") and "accuracy" in line]
     if not points or points[-1]["event"] != "end":
-        raise ValueError(f"{path}: the run has not ended")
+        raise InputError(f"{path}: the run has not ended; finish it with fedexperts run --resume first")
     end = points[-1]
     end["cycle"] = end["cycles"] + (1 if end["late"] else 0)
     points[-1] = {**end, **end.get("validation", {})}

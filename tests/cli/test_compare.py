@@ -129,11 +129,11 @@ def test_what_clients_cannot_carry_ends_a_worker_with_one_message(scenario: Path
 
 def test_killed_and_resumed_it_ends_as_if_nothing_had_been(scenario: Path, tmp_path: Path, call: Any) -> None:
     out, ledger = tmp_path / "out", tmp_path / "out" / "random-seed-3" / "ledger.jsonl"
-    words = [scenario, "--policy", "random", "--set", "train.cycles=400"]
+    words = [scenario, "--policy", "random", "--set", "train.cycles=60"]
     command = [sys.executable, "-c", "from fedexperts.cli.main import main; main()", "compare", *map(str, words)]
     process = subprocess.Popen([*command, "--out", out], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (ledger.exists() and b'"cycle":2' in ledger.read_bytes()):
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -144,10 +144,8 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(scenario: Path, tmp_p
     size = ledger.stat().st_size
     time.sleep(1.0)
     assert ledger.stat().st_size == size  # the worker has not outlived its parent
-    kept = out / "random-seed-3" / "scenario.toml"
-    kept.write_text(kept.read_text().replace("cycles = 400", "cycles = 10"))
-    assert call(*words[:3], "--set", "train.cycles=10", "--out", out, "--resume", "--json")[0] == 0
-    run(Scenario.load(scenario, ["train.cycles=10", 'alignment.policy="random"']), tmp_path / "whole")
+    assert call(*words, "--out", out, "--resume", "--json")[0] == 0
+    run(Scenario.load(scenario, ["train.cycles=60", 'alignment.policy="random"']), tmp_path / "whole")
     assert ledger.read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
 
 

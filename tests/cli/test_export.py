@@ -134,6 +134,7 @@ def test_a_run_whose_training_went_wrong_is_not_exported(form, file, tmp_path):
     name = next(name for name in tensors if "experts" in name)
     tensors[name].view(-1)[0] = float("nan")
     save_file(tensors, directory / file)
+    (directory / "SHA256SUMS").unlink()  # or it would be the wrong file before it is a wrong number
     with pytest.raises(InputError, match=rf"{file}: tensor '{name}' has 1 number that is not finite"):
         app(["export", str(directory), "--format", form, "--to", str(tmp_path / "to")], standalone_mode=False)
     assert not (tmp_path / "to").exists()
@@ -182,5 +183,5 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has not ended \(no model/\)"):
         app(["export", str(tmp_path / "run"), "--format", "merged", "--to", str(tmp_path / "to")], standalone_mode=False)
     (tmp_path / "run" / "model").mkdir()
-    with pytest.raises(InputError, match=r"--to .*: is a file or already holds files; name another folder"):
+    with pytest.raises(InputError, match=r"--to .*: already holds files; name another folder"):
         app(["export", str(tmp_path / "run"), "--format", "merged", "--to", str(tmp_path / "start")], standalone_mode=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import TaskID
 
+from ..drive.lock import is_free
 from ..errors import InputError
 from ..report.compare_html import write_comparison
 from ..report.network_html import network_tables, write_tables
@@ -90,7 +91,7 @@ def fill_tables(scenario: Scenario, tau: str, clients: str, seeds: int, out: Pat
 
 
 def _check_free(out: Path, resume: bool) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not resume:
+    if not resume and out.exists() and not (out.is_dir() and is_free(out)):
         raise InputError(f"--out {out}: already holds files; add --resume to go on with it, or name another folder")
 
 

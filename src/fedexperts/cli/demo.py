@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..drive.lock import claimed, is_free
 from ..errors import InputError
 from ..report.html import write_report
 from ..report.table import results_table
 from ..scenario import Scenario
+from ..writing import on_disk
 from .common import advance, console, output, print_json, progress_bars
 from .run import Json
 
@@ -27,10 +29,11 @@ def command(
     """Tune an MoE on handwritten digits over a satellite schedule, with every protocol and a γ ≈ 1 control."""
     from ..drive.many import folder, run_many
 
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not (out.is_dir() and is_free(out)):
         if not force or not (out / "initial").is_dir():
             raise InputError(f"--out {out}: already holds files; name another folder" + ("" if force else ", or add --force"))
-        shutil.rmtree(out)
+        with claimed(out):  # or another demo is at work there
+            shutil.rmtree(out)
     scenario = demo_scenario(seed)
     jobs = warmed_up(scenario, demo_jobs(scenario), out)
     for name in ("ems-fl", "ems-fl, γ ≈ 1"):
@@ -122,8 +125,9 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
     with console.status("warm-up on the shared set"):
         prepared.begin()
     initial = (out / "initial").resolve()
-    initial.mkdir(parents=True, exist_ok=True)
-    prepared.view.model.save_pretrained(initial)  # type: ignore[operator]  # a Hugging Face model
+    with on_disk(initial, "make room, and begin again with --force"):
+        initial.mkdir(parents=True, exist_ok=True)
+        prepared.view.model.save_pretrained(initial)  # type: ignore[operator]  # a Hugging Face model
     ready = {}
     for name, job in jobs.items():
         document = job.model_dump(exclude_none=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 from typing import TextIO
@@ -11,11 +13,15 @@ import typer
 from rich.markup import escape
 
 from .. import __version__
-from ..errors import InputError, InputWarning
+from ..errors import Diverged, InputError, InputWarning, RunError
 from . import assign, build, compare, demo, eval, export, inspect, plan, report, run, try_
 from .common import console
 
 INTERRUPTED = 130
+PATHS = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS}
+)
+"""What is wrong with a path that the user gave; other errors are the machine's."""
 
 app = typer.Typer(
     name="fedexperts",
@@ -71,12 +77,24 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except InputError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, emoji=False, soft_wrap=True)
-        sys.exit(2)
+        code = _refuse(error, 2)
+    except (RunError, Diverged) as error:
+        code = _refuse(error, 1)
+    except BrokenPipeError:  # who reads our output has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more as it ends
+        code = 1
+    except OSError as error:
+        code = _refuse(f"{error.filename or 'files'}: {error.strerror or error}", 2 if error.errno in PATHS else 1)
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        code = 2
     except (click.Abort, KeyboardInterrupt):
         console.print("interrupted")
         code = INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(error: object, code: int) -> int:
+    """One message, and the exit code."""
+    console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, emoji=False, soft_wrap=True)
+    return code

@@ -7,20 +7,24 @@ from typing import Annotated
 
 import typer
 
+from ..drive.sums import SUMS, damage
 from ..errors import InputError
 from ..ledger import summary
 from ..report.html import write_report
 from ..report.table import results_table
-from .common import console, output, print_json
+from ..writing import check_replaceable
+from .common import Force, console, output, print_json
 from .run import Json
 
 
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Compare runs from their ledgers alone."""
+    check_replaceable(out, "--out", force)
     for directory in runs:
         if not (directory / "ledger.jsonl").is_file():
             raise InputError(f"{directory}: holds no ledger.jsonl; give a run directory")
@@ -28,13 +32,18 @@ def command(
     named = {name if names.count(name) == 1 else str(d): d for name, d in zip(names, runs, strict=True)}
     if len(named) < len(runs):
         raise InputError("a run directory is given twice; name each one once")
+    summaries = {}
+    for name, directory in named.items():
+        summaries[name] = summary(directory / "ledger.jsonl")  # names the line, where a line is wrong
+        if (directory / SUMS).exists() and (why := damage(directory, ["ledger.jsonl"], only="ledger.jsonl")):
+            raise InputError(f"{directory}: {why}; mend the run with fedexperts run … --resume")
     try:
-        summaries = {name: summary(directory / "ledger.jsonl") for name, directory in named.items()}
-    except ValueError as error:
-        raise InputError(f"{error}; finish it with fedexperts run --resume first") from error
-    write_report(named, out, "runs")
+        write_report(named, out, "runs")
+        table = results_table(summaries)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{', '.join(map(str, runs))}: lines of a ledger do not belong together ({error!r})") from error
     if json:
         print_json({"protocols": summaries})
     else:
-        output.print(results_table(summaries))
+        output.print(table)
         console.print(f"{out}")

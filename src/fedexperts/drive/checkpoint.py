@@ -1,15 +1,19 @@
 """Checkpoints: nested containers with tensors, as safetensors plus JSON; never a pickle.
 
-A checkpoint is a folder that appears by one atomic rename, so that a kill at any instant leaves the previous one whole.
+A checkpoint is a folder that appears by one atomic rename, so that a kill at any instant leaves the previous one whole. It
+carries checksums, and the one before it is kept: where the disk or a hand has changed the newest, that one is taken.
 Tensors that are shared between places in the tree stay shared after loading.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,42 +23,99 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import InputError
 from ..moe.parts import Piece
 from ..train.task import Task, Update
+from .sums import damage, write_sums
 
+log = logging.getLogger(__name__)
 VALUES: dict[str, Any] = {"Piece": Piece, "Task": Task, "Update": Update}
 TAG = "!"
+STATE, TENSORS = "state.json", "tensors.safetensors"
 
 
 def save(folder: Path, number: int, tree: Any) -> None:
-    """Write checkpoint ``number`` and remove those before it."""
+    """Write checkpoint ``number``; of those before it the last is kept.
+
+    Raises:
+        OSError, SafetensorError: the disk refuses; the checkpoints before are as they were.
+    """
     packer = Packer()
     document = packer.pack(tree)
     temporary = folder / "unfinished"
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove(temporary)
     temporary.mkdir(parents=True)
-    save_file(packer.tensors, temporary / "tensors.safetensors")
-    (temporary / "state.json").write_text(json.dumps(document))
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    temporary.rename(folder / f"{number:08d}")
+    try:
+        (temporary / STATE).write_text(json.dumps(document))
+        save_file(packer.tensors, temporary / TENSORS)
+        shutil.copymode(temporary / STATE, temporary / TENSORS)  # safetensors leaves it to its owner alone
+        write_sums(temporary, (STATE, TENSORS))
+        for path in temporary.iterdir():
+            _sync(path)
+        remove(folder / f"{number:08d}")  # a damaged one, after which another was taken
+        temporary.rename(folder / f"{number:08d}")
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(folder)
     for old in _numbers(folder):
-        if old != number:
-            shutil.rmtree(folder / f"{old:08d}")
+        if old not in (number, number - 1):
+            remove(folder / f"{old:08d}")
 
 
-def load(folder: Path) -> tuple[int, Any] | None:
-    """The latest checkpoint's number and tree; None if there is none."""
-    numbers = _numbers(folder)
-    if not numbers:
-        return None
-    at = folder / f"{numbers[-1]:08d}"
-    return numbers[-1], unpack(json.loads((at / "state.json").read_text()), load_file(at / "tensors.safetensors"))
+def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None) -> tuple[int, Any] | None:
+    """The latest checkpoint that is whole, its number and tree; None if there is none at all.
+
+    Args:
+        folder: where `save` has written.
+        fault: why a tree does not belong to what else was found, if so.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
+    wrong: list[str] = []
+    for number in reversed(_numbers(folder)):
+        at = folder / f"{number:08d}"
+        why = damage(at, (STATE, TENSORS))
+        if why is None:
+            try:
+                tree = unpack(json.loads((at / STATE).read_bytes()), load_file(at / TENSORS))
+                why = fault(tree)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                why = f"of another version ({error!r})"
+        if why is None:
+            for message in wrong:
+                log.warning("warning: checkpoint %s; going on from the one before, %s", message, at.name)
+            return number, tree
+        wrong.append(f"{at.name}: {why}")
+    if wrong:
+        raise InputError(
+            f"{folder}: no checkpoint can be gone on from ({'; '.join(wrong)}); put the files back as they were, or delete "
+            "this folder to train from the beginning with --resume"
+        )
+    return None
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or whatever stands in its place; links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _numbers(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.glob("[0-9]*")) if folder.is_dir() else []
+    """Numbers of checkpoints; a stray file is none."""
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("[0-9]{8}", name))
 
 
 class Packer:

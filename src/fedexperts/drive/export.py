@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +18,8 @@ from ..moe.peft import parts_of, peft_adapter
 from ..moe.written import save
 from ..scenario import Scenario
 from ..tables import Adapters
+from ..writing import kind, on_disk, reason
+from .checkpoint import remove
 from .finished import check_ended, initial_folder, scenario_of
 
 ADAPTERS = "adapters.safetensors"
@@ -37,20 +42,21 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
     scenario's checkpoint or, after a warm-up or from random weights, the run's own ``base/``.
 
     Raises:
-        InputError: no run, or one that has not ended; ``to`` holds files; a run whose change is no adapter, or whose numbers
-            are not finite.
+        InputError: no run, or one that has not ended; ``to`` is no folder or holds files; a run whose change is no adapter, or
+            whose numbers are not finite.
+        RunError: the machine refuses, as a full disk does; nothing is left in ``to`` then.
     """
     check_ended(run)
-    if to.is_file() or (to.is_dir() and any(to.iterdir())):
-        raise InputError(f"--to {to}: is a file or already holds files; name another folder")
-    task = scenario_of(run).task
+    _check_empty(to)
+    scenario = scenario_of(run)
     autos = {"classification": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
-    classifier, auto = task.classifies, autos.get(task.kind, "AutoModelForCausalLM")
+    classifier, auto = scenario.task.classifies, autos.get(scenario.task.kind, "AutoModelForCausalLM")
     if form == "merged":
         _check_finite(run / "model")
-        shutil.copytree(run / "model", to, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        with _filled(to):
+            _copy(run / "model", to)
         return {"format": form, "directory": str(to), "base": None, "load": f"{auto}.from_pretrained({str(to)!r})"}
-    base = _write_adapter(run, to, "SEQ_CLS" if classifier else "CAUSAL_LM")
+    base = _write_adapter(run, scenario, to, "SEQ_CLS" if classifier else "CAUSAL_LM")
     labels = f", num_labels={Checkpoint(run / 'model').config.num_labels}" if classifier else ""  # the base may lack a head
     load = f"PeftModel.from_pretrained({auto}.from_pretrained({base!r}{labels}), {str(to)!r})"
     return {"format": form, "directory": str(to), "base": base, "load": load}
@@ -58,23 +64,62 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
 
 def _check_finite(folder: Path) -> None:
     store = Store(files_of(folder))
-    for name in (name for name, kind in store.dtypes.items() if kind in DTYPES):
+    for name in (name for name, dtype in store.dtypes.items() if dtype in DTYPES):
         store.tensor(name)
 
 
-def _write_adapter(run: Path, to: Path, task_type: str) -> str:
+def _check_empty(to: Path) -> None:
+    """Raises: InputError."""
+    if "\0" in str(to):
+        raise InputError(f"--to {str(to)!r}: has a null byte; name another folder")
+    try:
+        mode = to.lstat().st_mode
+        if not stat.S_ISDIR(mode):
+            raise InputError(f"--to {to}: is {kind(mode)}; name another folder")
+        if any(to.iterdir()):
+            raise InputError(f"--to {to}: already holds files; name another folder")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be written ({reason(error)}); name another folder") from error
+
+
+@contextmanager
+def _filled(to: Path) -> Iterator[None]:
+    """An empty folder to write into, made if need be; what cannot be written whole is taken back."""
+    there = to.exists()
+    with on_disk(to, "make room, or name another folder"):
+        to.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            for path in to.iterdir():
+                remove(path)
+            if not there:
+                to.rmdir()
+            raise
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Copy a checkpoint; the copies have the permissions of new files."""
+    try:
+        shutil.copytree(folder, to, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    except shutil.Error as error:  # says of all files at once what the machine refused
+        raise OSError(None, str(error.args[0][0][2]), str(error.args[0][0][1])) from error
+
+
+def _write_adapter(run: Path, scenario: Scenario, to: Path, task_type: str) -> str:
     """PEFT's two files and the tokenizer; returns the base model's folder or hub name."""
-    scenario = scenario_of(run)
     table = _adapters(run, scenario)
     base = _base(run, scenario)
     stored = Store({run / ADAPTERS: None})
     parts = parts_of({name: stored.tensor(name) for name in stored.shapes})
     config, tensors = peft_adapter(parts, table.rank, table.alpha)
     config |= {"task_type": task_type, "base_model_name_or_path": base}
-    to.mkdir(parents=True, exist_ok=True)
-    save(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
-    (to / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    copy_tokenizer(run / "model", to)
+    with _filled(to):
+        save(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
+        (to / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        copy_tokenizer(run / "model", to)
     return base
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import InputError
-from ..moe.checkpoint import resolve
+from ..ledger import tail
+from ..moe.checkpoint import Checkpoint, resolve
+from ..reading import parse_json, read_text
 from ..scenario import Scenario, read_toml
+from .sums import SUMS, damage
 
 FOLDER = "scenario_folder"
 """Key of ``runtime.jsonl``: the folder that the scenario's relative paths start from."""
+
+
+WHOLE = ("ledger.jsonl", "model/config.json", "scenario.toml")
+"""Files whose checksums a run that has ended carries, among others."""
 
 
 def is_run(directory: Path) -> bool:
@@ -19,7 +25,7 @@ def is_run(directory: Path) -> bool:
 
 
 def check_ended(directory: Path) -> None:
-    """Refuse what is no run directory, and a run that has not ended.
+    """Refuse what is no run directory, and a run that has not ended or is no longer as it was written.
 
     Raises:
         InputError: with the remedy.
@@ -30,6 +36,25 @@ def check_ended(directory: Path) -> None:
         raise InputError(
             f"{directory}: holds a run that has not ended (no model/); end it with fedexperts run … --resume first"
         )
+    if (directory / SUMS).exists() and (why := damage(directory, WHOLE)):
+        raise InputError(f"{directory}: {why}; mend the run with fedexperts run … --resume, or delete {SUMS} if you changed it")
+
+
+def what_lacks(directory: Path) -> str | None:
+    """What a run lacks of having ended, be it that a file was damaged since; None if it lacks nothing.
+
+    A run without checksums, killed before it wrote them or written by an earlier version, is looked at more lightly: a model
+    that opens, and a ledger that says the end.
+    """
+    if not (directory / "model").is_dir():
+        return "model/"
+    if (directory / SUMS).exists():
+        return damage(directory, WHOLE)
+    try:
+        Checkpoint(directory / "model")
+        return None if tail(directory / "ledger.jsonl", "end") else "the end of ledger.jsonl"
+    except InputError as error:
+        return str(error)
 
 
 def model_folder(name: str) -> Path:
@@ -50,9 +75,21 @@ def scenario_of(directory: Path) -> Scenario:
     Raises:
         InputError: it cannot be read.
     """
-    lines = map(json.loads, (directory / "runtime.jsonl").read_text().splitlines())
-    folders = [line[FOLDER] for line in lines if FOLDER in line]
-    return Scenario.parse(read_toml(directory / "scenario.toml"), Path(folders[-1] if folders else "."))
+    path = directory / "runtime.jsonl"
+    folder = "."
+    for number, text in enumerate(read_text(path, "file").split("\n")[:-1], start=1):
+        where = f"{path}, line {number}"
+        line = parse_json(text, where)
+        if not isinstance(line, dict) or not isinstance(line.get(FOLDER, ""), str) or "\0" in line.get(FOLDER, ""):
+            raise InputError(f"{where}: is no line of a run; delete it")
+        folder = line.get(FOLDER, folder)
+    try:
+        document = read_toml(directory / "scenario.toml")
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+        raise InputError(f"{directory / 'scenario.toml'}: is not TOML ({error})") from error
+    return Scenario.parse(document, Path(folder))
 
 
 def initial_folder(directory: Path, scenario: Scenario) -> Path | None:

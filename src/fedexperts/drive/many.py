@@ -9,12 +9,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..ledger import tail
 from ..scenario import Scenario
-from .run import check_directory, run
+from .directory import check_directory
+from .lock import claimed
+from .run import run
 
 POLL_S = 1.0
 """Between looks at how far the runs are: each reads their whole ledgers."""
@@ -28,11 +32,17 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
     When one fails, or the caller is interrupted, the others are ended at once: ``resume`` goes on from their checkpoints.
 
     Raises:
-        InputError: a scenario cannot work, or its folder holds another run.
+        InputError: a scenario cannot work, a folder holds another run, or another process is at work in ``out``.
+        RunError: the machine refuses, as a full disk does.
     """
-    for name, job in jobs.items():
-        at = out / folder(name)
-        check_directory(at, job, job.protocol, _begun(at, resume))
+    with claimed(out):
+        for name, job in jobs.items():
+            at = out / folder(name)
+            check_directory(at, job, job.protocol, _begun(at, resume))
+        return _run_all(jobs, out, resume, progress)
+
+
+def _run_all(jobs: Mapping[str, Scenario], out: Path, resume: bool, progress: Progress | None) -> dict[str, Any]:
     workers = min(len(jobs), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     others = set(multiprocessing.active_children())
@@ -90,6 +100,8 @@ def _run(scenario: Scenario, directory: Path, resume: bool) -> dict[str, Any]:
 
 def _report(jobs: Iterable[str], out: Path, progress: Progress | None) -> None:
     for name in jobs if progress else ():
-        last = tail(out / folder(name) / "ledger.jsonl", "evaluate")
+        last = None
+        with suppress(InputError):  # a damaged ledger is the run's business, which begins it afresh or refuses it
+            last = tail(out / folder(name) / "ledger.jsonl", "evaluate")
         if last and progress:
             progress(name, last["cycle"], last["accuracy"])

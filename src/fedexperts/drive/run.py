@@ -1,18 +1,21 @@
 """One run: a scenario, a protocol, a run directory.
 
 A run directory holds ``scenario.toml`` (resolved), ``ledger.jsonl``, ``runtime.jsonl``, ``checkpoints/`` and, at the end,
-``model/`` (the global model, written by save_pretrained, with the tokenizer). After training through adapters these are in
-``adapters.safetensors``, and the model below them, unless it is the scenario's checkpoint, in ``base/``.
+``model/`` (the global model, written by save_pretrained, with the tokenizer) and ``SHA256SUMS`` of all that. After training
+through adapters these are in ``adapters.safetensors``, and the model below them, unless it is the scenario's checkpoint, in
+``base/``. While a process is at work there, ``run.lock`` says which.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import resource
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..data.objective import evaluate
 from ..errors import InputError
-from ..ledger import Ledger, Listener, summary
+from ..ledger import Ledger, Listener, beginning, summary
 from ..moe.checkpoint import resolve
 from ..moe.load import copy_tokenizer
 from ..moe.parts import GATE, Piece, Tensors, in_order, is_expert
@@ -35,21 +38,26 @@ from ..protocol.networked import Networked
 from ..protocol.sync import Sync
 from ..scenario import Scenario
 from ..train.device import Device
+from ..writing import on_disk, write_whole
 from . import checkpoint
 from .align import alignment, most_experts
 from .baselines import baselines
 from .clients import personal
 from .cluster import Pace
+from .directory import FILES, appended, check_directory, header, seal
 from .export import ADAPTERS, save_adapters
 from .faults import Faults
-from .finished import FOLDER
+from .finished import FOLDER, what_lacks
 from .inference import install_average, network_facts
+from .lock import LEFTOVERS, LOCK, claimed
 from .network import privacy_facts, shares_matrices, stages
 from .prepare import Judges, Prepared, prepare
 from .samples import reads_text
 from .simulate import Simulator
 from .split import assignment_report, check_caps, split_experts
+from .sums import SUMS
 
+log = logging.getLogger(__name__)
 PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
     "sync": Sync,
     "ems-fl": EmsFl,
@@ -59,6 +67,7 @@ PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
 }
 CHECKPOINT_EVERY_S = 2.0
 """Wall-clock seconds between checkpoints at least; results do not depend on it."""
+GO_ON = "make room, or mend what is said there, and go on with the same command and --resume"
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,14 @@ def run(
         scenario: a scenario or the path of its file.
         out: run directory; default ``runs/<name>-<protocol>-<seed>``.
         protocol: a name that overrides the scenario's, or a class of your own that is built from a `Start`.
-        resume: go on with the run in ``out`` from its last checkpoint.
+        resume: go on with the run in ``out`` from its last checkpoint; begin it if it was stopped before it began.
         listener: called with every ledger line as it is written.
 
     Raises:
-        InputError: the scenario cannot work, or ``out`` holds another run. Nothing has been written then.
+        InputError: the scenario cannot work, ``out`` holds another run or one that is damaged, or another process is at work
+            there. Nothing has been written then.
+        RunError: the machine refuses, as a full disk does; what was written before stays valid, and ``resume`` goes on.
+        Diverged: training has left the finite numbers.
     """
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     if isinstance(protocol, str):
@@ -95,24 +107,51 @@ def run(
     label = getattr(build, "__name__", "custom") if callable(protocol) else scenario.protocol
     directory = Path(out) if out else Path("runs") / f"{scenario.name}-{label}-{scenario.seed}"
     check_directory(directory, scenario, label, resume)
-    torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
+    with ExitStack() as stack:
+        if there := directory.exists():  # before the work of preparing, which another process may be doing as well
+            stack.enter_context(claimed(directory))
+            check_directory(directory, scenario, label, resume)
+        torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
+        prepared = _prepare(scenario)
+        if not there:
+            stack.enter_context(claimed(directory))
+            check_directory(directory, scenario, label, resume)
+        with on_disk(directory, GO_ON):
+            _finish(prepared, build, label, directory, listener)
+        return Result(directory, summary(directory / "ledger.jsonl"))
+
+
+def _prepare(scenario: Scenario) -> Prepared:
     prepared = prepare(scenario)
     if not prepared.lora:  # what adapters take is known when they are attached
         _check_capacity(prepared)
     if shares_matrices(scenario):
         privacy_facts(scenario)  # refuses where there is no accountant
-    directory.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        unfinished = directory / "scenario.unfinished"
-        unfinished.write_text(_header(label) + scenario.to_toml())
-        unfinished.rename(directory / "scenario.toml")
-    if not (directory / "model").is_dir():
+    return prepared
+
+
+def _finish(
+    prepared: Prepared, build: Callable[[Start], ServerProtocol], label: str, directory: Path, listener: Listener | None
+) -> None:
+    """Begin a run, or go on with it, unless it has ended; a run that is refused as it begins leaves nothing."""
+    begun = (directory / "scenario.toml").exists()
+    if begun and (lacks := what_lacks(directory)) is None:
+        if not (directory / SUMS).exists():
+            seal(directory)
+        return
+    if begun and (directory / "model").exists():
+        log.warning("warning: %s: had ended, but %s; going on from the last checkpoint", directory, lacks)
+    if not begun:
+        for name in LEFTOVERS - {LOCK}:
+            (directory / name).unlink(missing_ok=True)
+        write_whole(directory / "scenario.toml", header(label) + prepared.scenario.to_toml())
+    try:
         _Run(prepared, build, label, directory, listener).play()
-    return Result(directory, summary(directory / "ledger.jsonl"))
-
-
-def _header(label: str) -> str:
-    return f"# Resolved scenario of a run with protocol {label}; paths are relative to the original file.\n"
+    except InputError:
+        if not begun and not (directory / "checkpoints").exists():
+            for name in FILES:
+                (directory / name).unlink(missing_ok=True)
+        raise
 
 
 def _check_capacity(prepared: Prepared) -> None:
@@ -121,29 +160,6 @@ def _check_capacity(prepared: Prepared) -> None:
         alignment(prepared)
     elif (most := most_experts(prepared)) is not None:
         check_caps(prepared.scenario.assignment.policy, list(most.values()), sum(map(is_expert, prepared.view.parts)))
-
-
-def check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> None:
-    """Refuse to start in a folder with files, and to resume what is not there or is another run.
-
-    Raises:
-        InputError: with the remedy.
-    """
-    kept = directory / "scenario.toml"
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--out {directory}: is a file; name a folder")
-    if not resume:
-        if directory.exists() and any(directory.iterdir()):
-            raise InputError(
-                f"--out {directory}: already holds files; add --resume to go on with that run, or name another folder"
-            )
-        return
-    if not kept.is_file():
-        raise InputError(f"--out {directory}: holds no run to resume (no scenario.toml); leave out --resume to start one")
-    if kept.read_text() != _header(label) + scenario.to_toml():
-        raise InputError(
-            f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, or name another folder"
-        )
 
 
 class _Run:
@@ -170,13 +186,32 @@ class _Run:
 
     def play(self) -> None:
         """From the last checkpoint, or from the beginning, to the end."""
-        found = checkpoint.load(self.checkpoints)
+        found = checkpoint.load(self.checkpoints, self._fault)
         self.number, saved = found if found else (0, None)
-        self.ledger = Ledger(self.directory / "ledger.jsonl", saved["ledger_B"] if saved else 0, self.listener)
-        self.runtime = (self.directory / "runtime.jsonl").open("a")
-        with closing(self.ledger), closing(self.runtime):
+        for name in (SUMS, "model"):  # they say that the run has ended
+            checkpoint.remove(self.directory / name)
+        start_at = saved["ledger_B"] if saved else 0
+        with (
+            closing(appended(self.directory / "runtime.jsonl")) as self.runtime,
+            closing(Ledger(self.directory / "ledger.jsonl", start_at, self.listener)) as self.ledger,
+        ):
             model = self._play(saved)
         self._save_model(model)
+        seal(self.directory)
+
+    def _fault(self, saved: dict[str, Any]) -> str | None:
+        """Why a checkpoint cannot be gone on from."""
+        if (version := saved["version"]) != __version__:
+            return f"of fedexperts {version}, and this is {__version__}"
+        if saved["scenario_sha256"] != self._scenario_sha256():
+            return "of another scenario than scenario.toml"
+        so_far = beginning(self.directory / "ledger.jsonl", saved["ledger_B"])
+        if so_far is None or so_far.hexdigest() != saved["ledger_sha256"]:
+            return f"the first {saved['ledger_B']:,} bytes of ledger.jsonl are not as they were written"
+        return None
+
+    def _scenario_sha256(self) -> str:
+        return hashlib.sha256((self.directory / "scenario.toml").read_bytes()).hexdigest()
 
     def _play(self, saved: dict[str, Any] | None) -> dict[str, Piece]:
         self.runtime.write(json.dumps({FOLDER: str(self.scenario.base.resolve())}) + "\n")
@@ -314,7 +349,10 @@ class _Run:
             return
         self.number += 1
         tree = {
+            "version": __version__,
+            "scenario_sha256": self._scenario_sha256(),
             "ledger_B": self.ledger.position(),
+            "ledger_sha256": self.ledger.sha256.hexdigest(),
             "owned": owned,
             "protocol": {k: v for k, v in vars(protocol).items() if not k.startswith("_")},
             "simulator": self.simulator.state(),
@@ -348,8 +386,10 @@ class _Run:
         """The model now in the view, and its tokenizer if there is one, as a checkpoint folder."""
         temporary, table = self.directory / f"{name}.unfinished", self.scenario.model
         for folder in (temporary, self.directory / name):  # left by a run that was killed here
-            shutil.rmtree(folder, ignore_errors=True)
+            checkpoint.remove(folder)
         self.prepared.view.model.save_pretrained(temporary)  # type: ignore[operator]  # a Hugging Face model
+        for weights in temporary.glob("*.safetensors"):  # safetensors leaves them to their owner alone
+            shutil.copymode(temporary / "config.json", weights)
         if source := table.tokenizer or table.path:
             copy_tokenizer(resolve(source, self.scenario.base), temporary)
         temporary.rename(self.directory / name)

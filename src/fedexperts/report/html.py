@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
+from ..writing import MARK, write_whole
 from .alignment import heatmap_figure, load_figure, sat_out_table
 from .table import COLUMNS, axis, baseline_rows, cells, goal_of, metric_by_cluster, metric_of
 
@@ -57,18 +58,16 @@ def shown(figures: Sequence[go.Figure]) -> str:
 
 
 def write_page(path: Path, title: str, content: str) -> None:
-    """A whole page around some content; it appears when it is complete."""
+    """A whole page around some content, with our mark; it appears when it is complete."""
     page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<html lang="en"><head><meta charset="utf-8">{MARK}<title>{html.escape(title)}</title>
 <style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
 <h1>{html.escape(title)}</h1>
 {content}
 </body></html>
 """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".unfinished")
-    temporary.write_text(page)
-    temporary.replace(path)
+    write_whole(path, page)
 
 
 def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:

@@ -129,3 +129,4 @@ def test_a_benchmark_is_a_program(name: str) -> None:
 def test_make_bench_runs_every_program() -> None:
     run = re.findall(r"benchmarks/(\w+)\.py", (ROOT / "Makefile").read_text())
     assert sorted(set(run)) == PROGRAMS
+    assert len(run) == len(PROGRAMS) + 1, "the demo runs on both plans, all others once"

@@ -39,8 +39,14 @@ def ledger(assigned: list[dict[str, list[int]]], loads: list[list[float]], accur
 
 def point(cycle: int, score: float) -> dict[str, Any]:
     by_client = dict.fromkeys(CLIENTS, score)
-    totals = {"cycle": cycle, "steps": 10 * cycle, "uplink_B": 10**6 * cycle, "accuracy": score, "loss": 1 - score}
-    return {**totals, "accuracy_by_cluster": by_client, "personal_accuracy": score, "personal_by_client": by_client}
+    totals = {"cycle": cycle, "steps": 10 * cycle, "uplink_B": 10**6 * cycle, "downlink_B": 9, "accuracy": score}
+    return {
+        **totals,
+        "loss": 1 - score,
+        "accuracy_by_cluster": by_client,
+        "personal_accuracy": score,
+        "personal_by_client": by_client,
+    }
 
 
 LINES = ledger(

@@ -13,6 +13,7 @@ import small
 import toy
 from fedexperts import Scenario, run
 from fedexperts.contact.plan import Contact, ContactPlan, round_robin
+from fedexperts.drive.checkpoint import Packer, unpack
 from fedexperts.drive.classes import DeviceClass
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
@@ -77,32 +78,39 @@ def test_joules_of_a_cycle_are_those_of_the_work_done_in_it(tmp_path: Path) -> N
 
 
 def test_a_resumed_run_counts_no_round_twice(tmp_path: Path) -> None:
+    """From each quiet moment, through a checkpoint's JSON: also where rounds under way have been counted already."""
     plan = round_robin(["a", "b"], 4, 1.0, idle_slots=1)
-    _, model, devices = toy.make(DATA)
-    whole = play(EmsFl, plan, 3, tmp_path)
 
-    def build() -> tuple[EmsFl, Simulator, Ledger]:
-        ledger = Ledger(tmp_path / "resumed.jsonl")
-        start = Start(model, tuple(DATA), frozenset({"head"}), OWNED, cycles=3)
-        return EmsFl(start), Simulator(plan, devices, Pace(1.0), 3, ledger, lambda model, cycle: {"seen": cycle}), ledger
+    def build(name: str) -> tuple[EmsFl, Simulator, Ledger]:
+        _, model, devices = toy.make(DATA)
+        ledger = Ledger(tmp_path / name)
+        simulator = Simulator(plan, devices, STEADY, 3, ledger, lambda model, cycle: {"seen": cycle})
+        return EmsFl(Start(model, tuple(DATA), frozenset({"head"}), OWNED, cycles=3)), simulator, ledger
 
-    protocol, simulator, ledger = build()
-    states = []
-    simulator.run(protocol, lambda: states.append(simulator.totals["steps"]))
+    protocol, simulator, ledger = build("whole.jsonl")
+    moments: list[tuple[str, dict[str, Any], int, bool]] = []
+
+    def pause() -> None:
+        packer, under_way = Packer(), any(cluster.booked for cluster in simulator.clusters.values())
+        tree = {"protocol": {k: v for k, v in vars(protocol).items() if k[0] != "_"}, "simulator": simulator.state()}
+        moments.append((json.dumps(packer.pack(tree)), packer.tensors, ledger.position(), under_way))
+
+    simulator.run(protocol, pause)
     ledger.close()
-    assert list(read(tmp_path / "resumed.jsonl")) == whole
-    assert states == sorted(states)
-
-
-def test_the_small_example_counts_what_has_been_done() -> None:
-    given = Scenario.load("examples/digits-small.toml")
-    assert (given.train.local_steps, sum(c.devices for c in given.cluster), given.plan.idle_slots) == (2, 4, 1)
-    # 4 steps a cluster and round: cycle 1 ends after 2 + 1 rounds, 2 after 5 + 4, 3 after 8 + 7
-    rounds = [(2, 1), (5, 4), (8, 7)]
-    assert [4 * sum(pair) for pair in rounds] == [12, 36, 60]
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert any(under_way for *_, under_way in moments)
+    for i, (document, tensors, at_B, _) in enumerate(moments):
+        protocol, simulator, ledger = build(f"{i}.jsonl")
+        saved = unpack(json.loads(document), tensors)
+        vars(protocol).update(saved["protocol"])
+        simulator.restore(saved["simulator"])
+        simulator.run(protocol)
+        ledger.close()
+        assert (tmp_path / f"{i}.jsonl").read_bytes() == whole[at_B:]
 
 
 def test_the_small_examples_evaluations(tmp_path: Path) -> None:
+    # 4 steps a cluster and round: cycle 1 ends after 2 + 1 rounds, 2 after 5 + 4, 3 after 8 + 7
     summary = run(Scenario.load("examples/digits-small.toml", ["warmup.steps=1"]), tmp_path / "run").summary
     assert [point["steps"] for point in summary["history"]] == [0, 12, 36, 60, 60]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mutate
 import small
 from fedexperts import InputError
 from fedexperts.drive import checkpoint
@@ -18,13 +19,7 @@ from fedexperts.drive.finished import scenario_of
 from fedexperts.errors import Diverged
 from fedexperts.ledger import Ledger, read, summary, tail
 
-FUZZ = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FUZZ = settings(mutate.FUZZ, max_examples=150)
 SEEDS = st.integers(0, 2**32 - 1).map(Random)
 WORDS = (b"nan", b"NaN", b"1e400", b"-1", b"9" * 400, b"9" * 5000, b"null", b'"x"', b"\xff", b"\0", b"{}")
 WORDS += (b"[" * 3000, b'{"a":' * 3000)  # type: ignore[assignment]

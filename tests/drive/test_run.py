@@ -148,7 +148,7 @@ def test_kill_9_from_outside_at_random_times(tmp_path: Path) -> None:
 def test_resuming_another_scenario_is_refused(tmp_path: Path) -> None:
     run(small.scenario(), tmp_path / "run")
     with pytest.raises(InputError, match="another scenario"):
-        run(small.scenario(train={"lr_gate": 0.5}), tmp_path / "run", resume=True)
+        run(small.scenario(train={"local_steps": 5}), tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="already holds files"):
         run(small.scenario(), tmp_path / "run")
     with pytest.raises(InputError, match="no run to resume"):

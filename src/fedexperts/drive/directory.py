@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -12,7 +13,9 @@ from ..reading import read_bytes, read_text
 from ..scenario import Scenario
 from ..writing import kind, reason
 from .export import ADAPTERS
+from .finished import scenario_of, what_lacks
 from .lock import is_free
+from .rates import apart_from_rates, changed_rates, rates, shown
 from .sums import write_sums
 
 FILES, FOLDERS = ("scenario.toml", "ledger.jsonl", "runtime.jsonl"), ("checkpoints", "model", "base")
@@ -23,19 +26,22 @@ def header(label: str) -> str:
     return f"# Resolved scenario of a run with protocol {label}; paths are relative to the original file.\n"
 
 
-def check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> None:
+def check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> dict[str, float]:
     """Refuse to start in a folder with files, and to resume what is not there or is another run.
+
+    Returns:
+        The learning rates that the run had, of those that are others now; a run that has not ended can go on with them.
 
     Raises:
         InputError: with the remedy.
     """
     try:
-        _check_directory(directory, scenario, label, resume)
+        return _check_directory(directory, scenario, label, resume)
     except OSError as error:  # a name that is too long, links in a circle, no right to look
         raise InputError(f"--out {directory}: cannot be used ({reason(error)}); name another folder") from error
 
 
-def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> None:
+def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> dict[str, float]:
     if "\0" in str(directory):
         raise InputError(f"--out {str(directory)!r}: has a null byte; name another folder")
     if os.path.lexists(directory) and not directory.is_dir():
@@ -45,20 +51,35 @@ def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bo
             raise InputError(
                 f"--out {directory}: already holds files; add --resume to go on with that run, or name another folder"
             )
-        return
+        return {}
     kept = directory / "scenario.toml"
     if not directory.exists() or not any(directory.iterdir()) or not (is_free(directory) or os.path.lexists(kept)):
         raise InputError(f"--out {directory}: holds no run to resume (no scenario.toml); leave out --resume to start one")
     if is_free(directory):  # killed before it began
-        return
-    if read_text(kept, "file") != header(label) + scenario.to_toml():
-        raise InputError(
-            f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, or name another folder"
-        )
+        return {}
+    before = _other_rates(directory, scenario, label)
     for names, right, word in ((FILES, stat.S_ISREG, "a file"), (FOLDERS, stat.S_ISDIR, "a folder")):
         for path in (directory / name for name in names):
             if os.path.lexists(path) and not right(path.stat().st_mode):
                 raise InputError(f"{path}: must be {word} and is {kind(path.stat().st_mode)}; put it back, or remove it")
+    if before and what_lacks(directory) is None:
+        raise InputError(f"--out {directory}: has ended with {shown(before)}; name another folder for a run with other rates")
+    return before
+
+
+def _other_rates(directory: Path, scenario: Scenario, label: str) -> dict[str, float]:
+    """See `check_directory`."""
+    text = read_text(directory / "scenario.toml", "file")
+    if text == header(label) + scenario.to_toml():
+        return {}
+    with suppress(InputError):
+        kept = scenario_of(directory)
+        if text == header(label) + kept.to_toml() and apart_from_rates(kept) == apart_from_rates(scenario):
+            return changed_rates(rates(scenario), rates(kept))
+    raise InputError(
+        f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, of which only learning rates "
+        "can change, or name another folder"
+    )
 
 
 def seal(directory: Path) -> None:

@@ -18,6 +18,7 @@ from ..ledger import tail
 from ..scenario import Scenario
 from .directory import check_directory
 from .lock import claimed
+from .rates import shown
 from .run import run
 
 POLL_S = 1.0
@@ -32,13 +33,17 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
     When one fails, or the caller is interrupted, the others are ended at once: ``resume`` goes on from their checkpoints.
 
     Raises:
-        InputError: a scenario cannot work, a folder holds another run, or another process is at work in ``out``.
+        InputError: a scenario cannot work, a folder holds another run, or one with other rates, or another process is at work
+            in ``out``.
         RunError: the machine refuses, as a full disk does.
     """
     with claimed(out):
         for name, job in jobs.items():
             at = out / folder(name)
-            check_directory(at, job, job.protocol, _begun(at, resume))
+            if before := check_directory(at, job, job.protocol, _begun(at, resume)):
+                raise InputError(
+                    f"{at}: was begun with {shown(before)}; runs that are compared keep their rates: go on with these"
+                )
         return _run_all(jobs, out, resume, progress)
 
 

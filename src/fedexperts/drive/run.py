@@ -52,6 +52,7 @@ from .inference import install_average, network_facts
 from .lock import LEFTOVERS, LOCK, claimed
 from .network import privacy_facts, shares_matrices, stages
 from .prepare import Judges, Prepared, prepare
+from .rates import apart_from_rates, changed_rates, rates
 from .samples import reads_text
 from .simulate import Simulator
 from .split import assignment_report, check_caps, split_experts
@@ -91,7 +92,8 @@ def run(
         scenario: a scenario or the path of its file.
         out: run directory; default ``runs/<name>-<protocol>-<seed>``.
         protocol: a name that overrides the scenario's, or a class of your own that is built from a `Start`.
-        resume: go on with the run in ``out`` from its last checkpoint; begin it if it was stopped before it began.
+        resume: go on with the run in ``out`` from its last checkpoint; begin it if it was stopped before it began. Learning
+            rates may be others than before, as after `Diverged`; the ledger says from when on.
         listener: called with every ledger line as it is written.
 
     Raises:
@@ -144,7 +146,9 @@ def _finish(
     if not begun:
         for name in LEFTOVERS - {LOCK}:
             (directory / name).unlink(missing_ok=True)
-        write_whole(directory / "scenario.toml", header(label) + prepared.scenario.to_toml())
+    text = header(label) + prepared.scenario.to_toml()
+    if not begun or (directory / "scenario.toml").read_text() != text:  # going on with other rates
+        write_whole(directory / "scenario.toml", text)
     try:
         _Run(prepared, build, label, directory, listener).play()
     except InputError:
@@ -181,6 +185,7 @@ class _Run:
             listener,
         )
         self.scenario = prepared.scenario
+        self.scenario_sha256 = hashlib.sha256((header(label) + apart_from_rates(self.scenario)).encode()).hexdigest()
         self.checkpoints = directory / "checkpoints"
         self.saved_at_s = time.monotonic()
 
@@ -203,15 +208,12 @@ class _Run:
         """Why a checkpoint cannot be gone on from."""
         if (version := saved["version"]) != __version__:
             return f"of fedexperts {version}, and this is {__version__}"
-        if saved["scenario_sha256"] != self._scenario_sha256():
+        if saved["scenario_sha256"] != self.scenario_sha256:
             return "of another scenario than scenario.toml"
         so_far = beginning(self.directory / "ledger.jsonl", saved["ledger_B"])
         if so_far is None or so_far.hexdigest() != saved["ledger_sha256"]:
             return f"the first {saved['ledger_B']:,} bytes of ledger.jsonl are not as they were written"
         return None
-
-    def _scenario_sha256(self) -> str:
-        return hashlib.sha256((self.directory / "scenario.toml").read_bytes()).hexdigest()
 
     def _play(self, saved: dict[str, Any] | None) -> dict[str, Piece]:
         self.runtime.write(json.dumps({FOLDER: str(self.scenario.base.resolve())}) + "\n")
@@ -237,10 +239,19 @@ class _Run:
         if saved:
             vars(protocol).update(saved["protocol"])
             self.simulator.restore(saved["simulator"])
+            self._say_rates(saved["rates"])
         else:
             self.ledger.write("evaluate", 0, cycle=0, **self.simulator.totals, **self._evaluate(protocol.model, 0))
         self.simulator.run(protocol, lambda: self._pause(protocol, owned))
         return protocol.model
+
+    def _say_rates(self, before: dict[str, float]) -> None:
+        """Learning rates that are others than in the checkpoint, to whoever reads the ledger or the terminal."""
+        now = rates(self.scenario)
+        if other := changed_rates(before, now):
+            self.ledger.write("rates", self.simulator.now_s, **other)
+            for name, rate in other.items():
+                log.warning("warning: going on with %s = %g (%g before)", name, rate, before[name])
 
     def _begin(self) -> dict[str, frozenset[str]]:
         """Trial pass and Algorithm 1, before round 0 (Algorithms 2 and 3: "Initialize")."""
@@ -350,7 +361,8 @@ class _Run:
         self.number += 1
         tree = {
             "version": __version__,
-            "scenario_sha256": self._scenario_sha256(),
+            "scenario_sha256": self.scenario_sha256,
+            "rates": rates(self.scenario),
             "ledger_B": self.ledger.position(),
             "ledger_sha256": self.ledger.sha256.hexdigest(),
             "owned": owned,

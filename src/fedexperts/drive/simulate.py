@@ -33,7 +33,7 @@ from .link import Effect, SimulatedLink
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
 MANY_STEPS = 100_000
 """A warning is due above so many."""
-LOWER = "lower train.lr_expert or train.lr_gate"
+LOWER = "lower train.lr_expert or train.lr_gate, with --set, and go on with --resume"
 
 
 class Simulator:
@@ -91,6 +91,7 @@ class Simulator:
         self.trial_B = trial_B
         self.open = 0
         self.fresh = True  # nothing has happened yet
+        self.now_s = 0.0
 
     def _expected(self) -> list[tuple[str, ...]]:
         """Clusters that each cycle has contacts with, in the plan's order."""
@@ -115,8 +116,8 @@ class Simulator:
         if not self.training_over:
             self._at(self.end_s, CYCLE_END, self._end_training)
         while self.heap:
-            t_s, _, _, action = heapq.heappop(self.heap)
-            action(t_s)
+            self.now_s, _, _, action = heapq.heappop(self.heap)
+            action(self.now_s)
             if not self.open:
                 pause()
         self._finish()
@@ -125,6 +126,7 @@ class Simulator:
         """Everything that changes, when no contact is open."""
         return {
             "clusters": {name: cluster.state() for name, cluster in self.clusters.items()},
+            "now_s": self.now_s,
             "next_visit": self.next_visit,
             "next_cycle": self.next_cycle,
             "training_over": self.training_over,
@@ -193,9 +195,7 @@ class Simulator:
         if not math.isfinite(facts.get("loss", 0.0)):
             self.ledger.flush()
             when = "at the end" if cycle is None else f"of cycle {cycle}"
-            raise Diverged(
-                f"the evaluation {when} is not finite (loss {facts['loss']}); lower train.lr_expert or train.lr_gate"
-            )
+            raise Diverged(f"the evaluation {when} is not finite (loss {facts['loss']}): {LOWER}")
         return facts
 
     def _read_meters(self, t_s: float, cycle: int) -> None:

@@ -83,7 +83,9 @@ def after(piece: Piece, tensors: Tensors) -> Piece:
         Diverged: a number of it is not finite.
     """
     if not finite(tensors):
-        raise Diverged(f"{piece.part} is not finite after aggregation (version {piece.version + 1}); lower the learning rates")
+        raise Diverged(
+            f"{piece.part} is not finite after aggregation (version {piece.version + 1}); lower the learning rates and --resume"
+        )
     return Piece(piece.part, piece.version + 1, tensors)
 
 

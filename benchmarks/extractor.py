@@ -109,7 +109,7 @@ def judged(model: NetworkedMoEForImageClassification, given: Scenario, moved: bo
         start = {name: tensor for name, tensor in prepared.view.parts[part].items() if not name.startswith("projection")}
         same = [name for name, tensor in start.items() if torch.equal(held[name], tensor)]
         assert len(same) == (0 if changed else len(start)), f"{part}: {len(same)} of {len(start)} tensors are as they began"
-    own = [device.data for group in prepared.devices.values() for device in group]
+    own = [device.data for host in prepared.hosts.values() for device in host.group.values()]
     x, y = (torch.cat([data[key] for data in own]) for key in ("pixel_values", "labels"))
     images = hashlib.sha256(b"".join(sorted(image.numpy().tobytes() for image in x))).hexdigest()
     chosen = np.random.default_rng(0).permutation(len(y))[:FITTED]

@@ -80,7 +80,7 @@ def ours(prepared: Prepared) -> tuple[Callable, Callable]:
 def peer(prepared: Prepared) -> tuple[Callable, Callable]:
     """The same of transformers' model, which knows no parts: experts are fused, and all are trained."""
     view, model = prepared.view, MixtralForSequenceClassification.from_pretrained(str(prepared.scenario.model.path))
-    some = next(iter(prepared.devices.values()))[0].data["input_ids"][:8]
+    some = next(iter(next(iter(prepared.hosts.values())).group.values())).data["input_ids"][:8]
     with torch.no_grad():
         expected, found = view.model.eval()(input_ids=some).logits, model.eval()(input_ids=some).logits
     assert torch.allclose(found, expected, atol=1e-4), f"the models differ by {(found - expected).abs().max():.1e}"
@@ -101,7 +101,7 @@ def loop(scenario: Scenario, work: Work, kind: Callable[[Prepared], tuple[Callab
     size, spent, made = scenario.train.batch_size, [], []
     hook = register_optimizer_step_post_hook(lambda *_: made.append(torch.is_grad_enabled()))
     for (cluster, parts), steps in work.items():
-        for device in prepared.devices[cluster]:
+        for device in prepared.hosts[cluster].group.values():
             data, leaves = device.data, trained(parts)
             assert set(data) == {"input_ids", "labels"}, f"{device.name}: samples have {set(data)}"
             optimizer = torch.optim.AdamW(leaves, lr=1e-3, weight_decay=0.0)

@@ -4,6 +4,9 @@ from typing import Any
 
 from fedexperts import Scenario
 from fedexperts.data.digits import DOMAINS, VOCABULARY
+from fedexperts.drive.prepare import Prepared
+from fedexperts.train.device import Device
+from fedexperts.train.host import LocalHost
 
 CONFIG: dict[str, Any] = {
     "model_type": "mixtral",
@@ -41,3 +44,12 @@ def document(**tables: Any) -> dict[str, Any]:
 def scenario(**tables: Any) -> Scenario:
     """The checked scenario."""
     return Scenario.parse(document(**tables))
+
+
+def devices(prepared: Prepared) -> dict[str, list[Device]]:
+    """The devices of a prepared scenario, which are all in this process."""
+    found = {}
+    for name, host in prepared.hosts.items():
+        assert isinstance(host, LocalHost)
+        found[name] = list(host.group.values())
+    return found

@@ -17,6 +17,7 @@ from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
 from fedexperts.train.device import Device, LocalTraining
+from fedexperts.train.host import Host, LocalHost
 
 FILE_B = 92
 """Every part of the toy is one number, and a file of this size on the link (names are as long as that takes)."""
@@ -95,3 +96,8 @@ def make(
 
 def value(model: dict[str, Piece], part: str) -> float:
     return float(next(iter(model[part].tensors.values())).flatten()[0])
+
+
+def hosts(devices: dict[str, list[Device]]) -> dict[str, Host]:
+    """Each cluster's devices behind a Host."""
+    return {name: LocalHost(group) for name, group in devices.items()}

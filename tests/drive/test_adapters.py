@@ -71,7 +71,7 @@ def test_a_plan_knows_the_upload_from_the_config_alone(changes: dict[str, Any]) 
     scenario = small.scenario(model=model(**changes))
     prepared = prepare(scenario)
     prepared.begin()
-    device = next(iter(prepared.devices.values()))[0]
+    device = next(iter(small.devices(prepared).values()))[0]
     assert planned_B(scenario.model, scenario) == 2 * device.upload_B("expert:0") + device.upload_B("gate")
 
 

@@ -42,7 +42,7 @@ def play(
     _, model, devices = toy.make(DATA)
     protocol = protocol_class(Start(model, tuple(DATA), shared, owned, cycles=cycles))
     ledger = Ledger(path / "ledger.jsonl")
-    Simulator(plan, devices, pace, cycles, ledger, lambda model, cycle: {"seen": cycle}, **options).run(protocol)
+    Simulator(plan, toy.hosts(devices), pace, cycles, ledger, lambda model, cycle: {"seen": cycle}, **options).run(protocol)
     ledger.close()
     return list(read(path / "ledger.jsonl"))
 
@@ -84,14 +84,14 @@ def test_a_resumed_run_counts_no_round_twice(tmp_path: Path) -> None:
     def build(name: str) -> tuple[EmsFl, Simulator, Ledger]:
         _, model, devices = toy.make(DATA)
         ledger = Ledger(tmp_path / name)
-        simulator = Simulator(plan, devices, STEADY, 3, ledger, lambda model, cycle: {"seen": cycle})
+        simulator = Simulator(plan, toy.hosts(devices), STEADY, 3, ledger, lambda model, cycle: {"seen": cycle})
         return EmsFl(Start(model, tuple(DATA), frozenset({"head"}), OWNED, cycles=3)), simulator, ledger
 
     protocol, simulator, ledger = build("whole.jsonl")
     moments: list[tuple[str, dict[str, Any], int, bool]] = []
 
     def pause() -> None:
-        packer, under_way = Packer(), any(cluster.booked for cluster in simulator.clusters.values())
+        packer, under_way = Packer(), any(cluster.booked for cluster in simulator.books.clusters.values())
         tree = {"protocol": {k: v for k, v in vars(protocol).items() if k[0] != "_"}, "simulator": simulator.state()}
         moments.append((json.dumps(packer.pack(tree)), packer.tensors, ledger.position(), under_way))
 
@@ -192,10 +192,10 @@ def test_devices_that_are_fast_for_their_slots_are_warned_of(tmp_path: Path) -> 
     fast = replace(KIND, flops_per_s=16e6)  # a round a microsecond
     plan, kinds, ledger = round_robin(["a", "b"], 3, 0.2), {"a": fast, "b": fast}, Ledger(tmp_path / "none.jsonl")
     free, bound = (
-        Simulator(plan, toy.make(DATA)[2], pace, 2, ledger, lambda model, cycle: {}, kinds=kinds)
+        Simulator(plan, toy.hosts(toy.make(DATA)[2]), pace, 2, ledger, lambda model, cycle: {}, kinds=kinds)
         for pace in (Pace(None), Pace(None, 3))
     )
     with pytest.warns(InputWarning, match=r"some 1,[0-9]{3},000 gradient steps.*bound it by train.max_rounds"):
-        free._warn_of_many_steps()
-    bound._warn_of_many_steps()  # a warning would be an error
+        free._warn_of_many_steps(toy.make(DATA)[1])
+    bound._warn_of_many_steps(toy.make(DATA)[1])  # a warning would be an error
     ledger.close()

@@ -88,7 +88,7 @@ def test_clients_join_leave_and_are_away_without_stretching_the_rounds(tmp_path:
         there = set(row["assigned"])
         assert there <= {c for c in ("plain/0", "plain/1") if row["cycle"] < 2} | {"inverted/0", "inverted/1"}
         assert not there & {"inverted/0", "inverted/1"} if row["cycle"] < 1 else {"inverted/0", "inverted/1"} <= there
-        assert {c for c, why in row["sat_out"].items() if why == "away"} | there == set(prepare(given).devices)
+        assert {c for c, why in row["sat_out"].items() if why == "away"} | there == set(small.devices(prepare(given)))
 
 
 def test_on_an_orbit_clients_train_on_out_of_contact(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_what_a_round_takes_grows_by_the_expert() -> None:
     numbers = sum(tensor.numel() for tensor in part.values())
     # weights, gradients and AdamW's two numbers, 4 bytes each; activations come on top
     assert needed.expert_memory_B >= 16 * numbers
-    assert needed.expert_up_B == prepared.devices["plain/0"][0].upload_B("expert:0")
+    assert needed.expert_up_B == small.devices(prepared)["plain/0"][0].upload_B("expert:0")
     assert needed.expert_down_B == prepared.model["expert:0"].size_B
     assert needed.base_flops > 0
     assert needed.expert_flops >= 0

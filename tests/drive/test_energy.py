@@ -37,7 +37,9 @@ def play(
     contacts = tuple(Contact("a", 20.0 * k, 20.0 * k + 10, up_bps, down_bps, uplink_share=shares) for k in range(3))
     ledger = Ledger(path / "ledger.jsonl")
     plan = ContactPlan(("a",), contacts, 60.0)
-    Simulator(plan, devices, Pace(1.0), 2, ledger, lambda model, cycle: {}, kinds={"a": KIND}, **options).run(protocol)
+    Simulator(plan, toy.hosts(devices), Pace(1.0), 2, ledger, lambda model, cycle: {}, kinds={"a": KIND}, **options).run(
+        protocol
+    )
     ledger.close()
     return list(read(path / "ledger.jsonl"))
 

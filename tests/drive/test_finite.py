@@ -31,9 +31,9 @@ def play(protocol_class: Any, labels: dict[str, list[float]], path: Path) -> tup
     protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), OWNED, cycles=2))
     ledger = Ledger(path / "ledger.jsonl")
     try:
-        Simulator(round_robin(list(data), 3, 1.0), devices, Pace(1.0), 2, ledger, lambda model, cycle: {"seen": cycle}).run(
-            protocol
-        )
+        Simulator(
+            round_robin(list(data), 3, 1.0), toy.hosts(devices), Pace(1.0), 2, ledger, lambda model, cycle: {"seen": cycle}
+        ).run(protocol)
     finally:
         ledger.close()
     return protocol, list(read(path / "ledger.jsonl"))

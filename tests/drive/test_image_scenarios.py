@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 import pictures
+import small
 from fedexperts import InputError, Scenario, run
 from fedexperts.drive.judge import judge_model
 from fedexperts.drive.prepare import prepare, upload_B
@@ -152,7 +153,9 @@ def test_devices_get_their_partition_and_test_shares(folder: Path) -> None:
     ]
     given = scenario(folder, clusters)
     prepared = prepare(given)
-    held = {name: [np.bincount(d.data["labels"], minlength=4).tolist() for d in g] for name, g in prepared.devices.items()}
+    held = {
+        name: [np.bincount(d.data["labels"], minlength=4).tolist() for d in g] for name, g in small.devices(prepared).items()
+    }
     assert held["c0"] == [[16, 16, 0, 0], [0, 0, 16, 16]]
     assert [counts.index(max(counts)) for counts in held["c1"]] == [0, 1]
     assert sum(map(sum, held["c2"])) == 64

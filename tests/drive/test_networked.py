@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import pictures
+import small
 from fedexperts import Scenario
 from fedexperts.drive import checkpoint
 from fedexperts.drive.inference import network_facts
@@ -20,6 +21,7 @@ from fedexperts.ledger import read
 from fedexperts.moe.parts import BACKBONE, CORRELATION, expert, file_B
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.networked import Networked, Stages
+from fedexperts.train.host import latest
 from fedexperts.train.network import call_B, image_flops
 from fedexperts.train.task import Task
 
@@ -160,20 +162,21 @@ def test_a_federated_gate_asks_the_others_and_counts_it(folder: Path, tmp_path: 
 
 def test_only_the_gate_learns_in_its_stage_and_experts_of_others_stay(folder: Path) -> None:
     prepared = prepare(scenario(folder))
-    device = prepared.devices["c/0"][0]
-    before = {part: prepared.peers.experts()[part] for part in prepared.peers.owners}
-    device.train(Task(frozenset({"gate"}), peers=True, unit_gradient=True), 1)
+    device = small.devices(prepared)["c/0"][0]
+    before = {part: latest(host, part) for part, host in prepared.owners.items()}
+    peers = {part: host.own(part) for part, host in prepared.owners.items()}
+    device.train(Task(frozenset({"gate"}), peers=True, unit_gradient=True), 1, peers=peers)
     assert set(device.trained) == {"gate"}
     assert not torch.equal(device.trained["gate"]["moe.gate.weight"], prepared.model["gate"].tensors["moe.gate.weight"])
-    for part, tensors in prepared.peers.experts().items():
-        assert all(torch.equal(tensors[name], before[part][name]) for name in tensors)
+    for part, host in prepared.owners.items():
+        assert all(torch.equal(tensor, before[part][name]) for name, tensor in latest(host, part).items())
 
 
 def test_training_from_kept_latents_is_training_from_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for kept in (True, False):
         prepared = prepare(scenario(folder))
-        device = prepared.devices["c/1"][0]
+        device = small.devices(prepared)["c/1"][0]
         if not kept:
             monkeypatch.setattr(device.member, "source", lambda device, task: device.data)
         part = frozenset({"expert:1"})
@@ -248,7 +251,7 @@ def test_a_rate_scales_the_learning_rates_of_a_task(folder: Path) -> None:
     given = scenario(folder, train={"optimizer": "sgd", "local_steps": 1})
     moved = []
     for rate in (1.0, 0.5):
-        device = prepare(given).devices["c/0"][0]
+        device = small.devices(prepare(given))["c/0"][0]
         before = device.held[BACKBONE].tensors["extractor.0.weight"].clone()
         device.train(Task(frozenset({BACKBONE}), rate=rate), 1)
         moved.append(device.trained[BACKBONE]["extractor.0.weight"] - before)
@@ -336,7 +339,7 @@ def test_latents_that_are_kept_cost_the_extractor_once(folder: Path, tmp_path: P
         device={"phone": {"compute_J_per_FLOP": 1.0}},
     )
     prepared = prepare(given)
-    model, samples = prepared.view.model, prepared.devices["c/0"][0].samples
+    model, samples = prepared.view.model, small.devices(prepared)["c/0"][0].samples
     places: list[int] = []
     convolutions = [module for module in model.extractor.modules() if isinstance(module, torch.nn.Conv2d)]
     for module in convolutions:
@@ -363,6 +366,6 @@ def test_correlation_matrices_cost_their_views(extractor: str, folder: Path, tmp
         )
         run(given, tmp_path / f"run{samples}")
         spent.append(lines(tmp_path / f"run{samples}", "energy")[0]["per_device"]["c/1"]["compute_J"])
-    device = prepare(given).devices["c/1"][0]
+    device = small.devices(prepare(given))["c/1"][0]
     more = 8 * image_flops(device.view, device.data) if extractor == "fedsc" else 0
     assert spent[1] - spent[0] == pytest.approx(more, rel=1e-3)  # the ledger has six digits

@@ -202,7 +202,7 @@ def test_ratios_agree_with_a_sum_by_hand(granularity: str) -> None:
     """α of a cluster is the mean over layers of its own experts' share of its picks (decision 18)."""
     scenario = small.scenario(assignment={"granularity": granularity})
     prepared = fedexperts.drive.prepare.prepare(scenario)
-    counts = prepared.trial()
+    counts = fedexperts.drive.prepare.counted(prepared.trials())
     owned = fedexperts.drive.split.split_experts(scenario, counts)
     report = fedexperts.drive.split.assignment_report(scenario, counts, owned)
     for name, (counts_LM, _) in counts.items():

@@ -95,7 +95,7 @@ def test_clusters_with_the_same_data_hold_the_same_samples_out(folder: Path) -> 
 def test_devices_train_on_what_is_kept_alone(folder: Path) -> None:
     prepared = prepare(scenario(folder, 0.25))
     for name, first in (("a", 0), ("b", 100)):
-        trained = set().union(*(numbers(device.data) for device in prepared.devices[name]))
+        trained = set().union(*(numbers(device.data) for device in small.devices(prepared)[name]))
         held = numbers(prepared.validation.own[name])
         assert (len(trained), len(held)) == (15, 5)
         assert trained | held == set(range(first, first + N))
@@ -105,13 +105,13 @@ def test_devices_train_on_what_is_kept_alone(folder: Path) -> None:
 def test_a_file_for_all_clusters_or_for_one(folder: Path) -> None:
     of_all = prepare(scenario(folder, "valid.jsonl"))
     assert all(numbers(held) == set(range(300, 306)) for held in of_all.validation.own.values())
-    assert sum(device.samples for device in of_all.devices["a"]) == N
+    assert sum(device.samples for device in small.devices(of_all)["a"]) == N
     clusters = [{"name": n, "data": f"{n}.jsonl", "test": "test.jsonl"} for n in "ab"]
     clusters[1]["validation"] = "valid.jsonl"
     of_one = prepare(scenario(folder, cluster=clusters))
     assert len(of_one.validation.own["a"]["labels"]) == 4
     assert numbers(of_one.validation.own["b"]) == set(range(300, 306))
-    assert of_one.devices["b"][0].samples == N
+    assert small.devices(of_one)["b"][0].samples == N
 
 
 def test_images_are_held_out_in_the_proportions_of_their_classes(tmp_path: Path) -> None:

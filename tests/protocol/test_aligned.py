@@ -48,7 +48,7 @@ def play(
     def values(model: dict[str, Piece], _: int) -> dict[str, float]:
         return {part: toy.value(model, part) for part in model if part != "gate"}
 
-    Simulator(plan, devices, Pace(seconds), cycles, ledger, values, closes_s=closes_s).run(protocol)
+    Simulator(plan, toy.hosts(devices), Pace(seconds), cycles, ledger, values, closes_s=closes_s).run(protocol)
     ledger.close()
     return protocol, list(read(path / "ledger.jsonl"))
 
@@ -205,7 +205,9 @@ def test_whatever_a_lost_signal_cuts_everything_trained_arrives_in_the_end(cut_s
     protocol = Aligned(Start(model, ("a",), frozenset({"head"}), {}, cycles=5, alignment=told))
     ledger = Ledger(tmp_path / "ledger.jsonl")
     closes = {lost: cut_s - 5 * (1 - lost)}
-    Simulator(plan, devices, Pace(0.5, max_rounds=1), 5, ledger, lambda model, cycle: {}, closes_s=closes).run(protocol)
+    Simulator(plan, toy.hosts(devices), Pace(0.5, max_rounds=1), 5, ledger, lambda model, cycle: {}, closes_s=closes).run(
+        protocol
+    )
     ledger.close()
     (device,) = devices["a"]
     assert not device.pending
@@ -255,6 +257,6 @@ def test_experts_given_up_leave_no_optimiser_state(tmp_path: Path) -> None:
     told = Alignment({name: Client(CAN, 2) for name in names}, FREE, 1.0, 0, appraisal_samples=0, max_experts=1)
     protocol = Aligned(Start(model, tuple(names), frozenset(), {}, cycles=6, alignment=told))
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    Simulator(always_on(names, 7, 1.0), devices, Pace(1.0), 6, ledger, lambda model, cycle: {}).run(protocol)
+    Simulator(always_on(names, 7, 1.0), toy.hosts(devices), Pace(1.0), 6, ledger, lambda model, cycle: {}).run(protocol)
     ledger.close()
     assert all(len(device.optimizer_state) == 1 for group in devices.values() for device in group)

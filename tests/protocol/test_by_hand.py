@@ -30,7 +30,7 @@ def play(protocol_class, plan, data, cycles, path: Path, owned=OWNED, **start) -
     _, model, devices = toy.make(data)
     protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), owned, cycles=cycles, **start))
     ledger = Ledger(path / "ledger.jsonl")
-    Simulator(plan, devices, Pace(1.0), cycles, ledger, values).run(protocol)
+    Simulator(plan, toy.hosts(devices), Pace(1.0), cycles, ledger, values).run(protocol)
     ledger.close()
     return protocol, list(read(path / "ledger.jsonl"))
 

@@ -46,7 +46,14 @@ def play(
     protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), parts, cycles=cycles, **start))
     ledger = Ledger(path / "ledger.jsonl")
     simulator = Simulator(
-        plan, devices, Pace(seconds_per_round), cycles, ledger, lambda model, cycle: {}, closes_s=closes_s, faults=faults
+        plan,
+        toy.hosts(devices),
+        Pace(seconds_per_round),
+        cycles,
+        ledger,
+        lambda model, cycle: {},
+        closes_s=closes_s,
+        faults=faults,
     )
     simulator.run(protocol)
     ledger.close()

@@ -116,7 +116,7 @@ def test_bucketed_training_goes_on_bit_equal_when_restored():
 
 def test_the_scenario_says_whether():
     for bucketing in (True, False):
-        one = prepare(small.scenario(train={"bucketing": bucketing, "cache_MB": 2.0})).devices["plain"][0]
+        one = small.devices(prepare(small.scenario(train={"bucketing": bucketing, "cache_MB": 2.0})))["plain"][0]
         assert (one.local.bucketing, one.local.cache_B) == (bucketing, 500_000)  # four devices
 
 

@@ -36,7 +36,7 @@ def command(
 
     from ..drive.align import most_experts
     from ..drive.experts_from import check_layers, choice_report, choices, layer_numbers
-    from ..drive.prepare import prepare
+    from ..drive.prepare import counted, prepare
     from ..drive.split import assignment_report, split_experts
 
     torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def command(
     layers = layer_numbers(prepared.view)
     check_layers(chosen, layers)
     prepared.begin()
-    counts = prepared.trial()
+    counts = counted(prepared.trials())
     owned = split_experts(loaded, counts, most_experts(prepared))
     report = assignment_report(loaded, counts, owned)
     if chosen:

@@ -139,9 +139,9 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
 
 def before_training(scenario: Scenario) -> dict[str, Any]:
     """Trial pass and Algorithm 1 on the warmed-up model."""
-    from ..drive.prepare import prepare
+    from ..drive.prepare import counted, prepare
     from ..drive.split import assignment_report, split_experts
 
     prepared = prepare(scenario)
-    counts = prepared.trial()
+    counts = counted(prepared.trials())
     return assignment_report(scenario, counts, split_experts(scenario, counts))

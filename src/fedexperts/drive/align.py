@@ -30,10 +30,7 @@ def alignment(prepared: Prepared) -> Alignment:
     deadline_s = table.deadline_s or default_deadline_s(scenario, prepared.plan)
     settings = table.model_dump(exclude={"capacity", "deadline_s"})
     told = Alignment(
-        clients={
-            name: Client(capacity_of(prepared, name), sum(device.samples for device in group))
-            for name, group in prepared.devices.items()
-        },
+        clients={name: Client(capacity_of(prepared, name), sum(host.samples)) for name, host in prepared.hosts.items()},
         need=need(prepared, shared_of(scenario)),
         deadline_s=deadline_s,
         seed=scenario.seed,
@@ -75,13 +72,13 @@ def need(prepared: Prepared, shared: frozenset[str]) -> Need:
     many local rounds.
     """
     view, train = prepared.view, prepared.scenario.train
-    device = next(iter(prepared.devices.values()))[0]
+    host = next(iter(prepared.hosts.values()))
     experts = in_order(filter(is_expert, view.parts))
     flops, activations_B = [], []
     for k in (1, min(2, len(experts))):
         task = Task(frozenset(experts[:k]) | shared, route=frozenset(experts[:k]))
-        flops.append((train.max_rounds or 1) * train.local_steps * device.flops_per_step(task))
-        activations_B.append(device.activations_B(task))
+        flops.append((train.max_rounds or 1) * train.local_steps * host.flops(task)[0])
+        activations_B.append(host.activations_B(task))
     frozen = [part for part in view.parts if not is_expert(part) and part not in shared]
     return Need(
         base_memory_B=2 * activations_B[0]
@@ -91,8 +88,8 @@ def need(prepared: Prepared, shared: frozenset[str]) -> Need:
         expert_memory_B=_trained_B(prepared, experts[0]) + max(0, activations_B[1] - activations_B[0]),
         base_flops=max(0, 2 * flops[0] - flops[1]),
         expert_flops=max(0, flops[1] - flops[0]),
-        base_up_B=sum(device.upload_B(part) for part in shared),
-        expert_up_B=device.upload_B(experts[0]),
+        base_up_B=sum(host.upload_B(part) for part in shared),
+        expert_up_B=host.upload_B(experts[0]),
         base_down_B=sum(prepared.model[part].size_B for part in shared),
         expert_down_B=prepared.model[experts[0]].size_B,
     )
@@ -130,4 +127,4 @@ def most_experts(prepared: Prepared) -> Mapping[str, int] | None:
     needed = need(prepared, shared)
     deadline_s = default_deadline_s(prepared.scenario, prepared.plan)
     experts = sum(map(is_expert, prepared.view.parts))  # with layer granularity one of each number in every layer
-    return {name: experts_that_fit(capacity_of(prepared, name), needed, deadline_s, experts)[0] for name in prepared.devices}
+    return {name: experts_that_fit(capacity_of(prepared, name), needed, deadline_s, experts)[0] for name in prepared.hosts}

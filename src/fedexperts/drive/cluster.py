@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..contact.plan import TIGHT_S
-from ..train.device import Device
+from ..train.host import Host
 from ..train.task import Task, Update
 from .classes import DeviceClass
 from .energy import Meter
@@ -46,9 +46,9 @@ class Phase:
 class ClusterState:
     """What the devices of one cluster are doing between awaits: their standing order, and uploads under way."""
 
-    def __init__(self, devices: list[Device], kind: DeviceClass):
-        self.devices = devices
-        self.meter = Meter(kind, len(devices))
+    def __init__(self, host: Host, kind: DeviceClass):
+        self.host = host
+        self.meter = Meter(kind, len(host.devices))
         self.order: Task | None = None
         self.last: Task | None = None  # the last order but for those to rest
         self.since_s = 0.0
@@ -61,7 +61,7 @@ class ClusterState:
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
-            "devices": [device.state() for device in self.devices],
+            "host": self.host.state(),
             "order": self.order,
             "last": self.last,
             "since_s": self.since_s,
@@ -74,7 +74,6 @@ class ClusterState:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
-        for device, saved in zip(self.devices, state.pop("devices"), strict=True):
-            device.restore(saved)
+        self.host.restore(state.pop("host"))
         vars(self.meter).update(state.pop("meter"))
         vars(self).update(state)

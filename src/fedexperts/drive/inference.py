@@ -20,6 +20,7 @@ from ..data.source import Samples
 from ..moe.parts import BACKBONE, expert
 from ..moe.resnet import all_latents, log_mixture
 from ..train.gating import random_picks
+from ..train.host import latest
 from ..train.network import call_B
 from .prepare import Judges, Prepared
 
@@ -101,13 +102,13 @@ def _combined(log_q_TEL: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tens
 
 def install_average(prepared: Prepared) -> None:
     """One classifier from all clients' own: extractor and expert, each averaged by samples, in the place of expert 0."""
-    devices = [device for group in prepared.devices.values() for device in group]
-    total, view = sum(device.samples for device in devices), prepared.view
-    for target, parts in ((BACKBONE, [BACKBONE] * len(devices)), (expert(0), [expert(i) for i in range(len(devices))])):
+    hosts = list(prepared.hosts.values())
+    shares, view = [host.samples[0] / sum(h.samples[0] for h in hosts) for host in hosts], prepared.view
+    for target, parts in ((BACKBONE, [BACKBONE] * len(hosts)), (expert(0), [expert(i) for i in range(len(hosts))])):
         names = list(view.parts[target])
-        held = [d.trained.get(part, d.held[part].tensors) for d, part in zip(devices, parts, strict=True)]
+        own = [latest(host, part) for host, part in zip(hosts, parts, strict=True)]
         tensors = {
-            name: sum((d.samples / total * list(t.values())[n] for d, t in zip(devices, held, strict=True)), torch.zeros(()))
+            name: sum((share * list(t.values())[n] for share, t in zip(shares, own, strict=True)), torch.zeros(()))
             for n, name in enumerate(names)
         }
         view.install(target, tensors)
@@ -122,9 +123,8 @@ def _install_own(prepared: Prepared, client: str) -> None:
     """A control's client has an extractor of its own, and what it made of its expert."""
     if prepared.scenario.networked.control != "local":
         return
-    device = prepared.devices[client][0]
-    for part in (BACKBONE, expert(list(prepared.devices).index(client))):
-        prepared.view.install(part, device.held[part].tensors, device.trained.get(part))
+    for part in (BACKBONE, expert(list(prepared.hosts).index(client))):
+        prepared.view.install(part, *prepared.hosts[client].own(part))
 
 
 @torch.no_grad()

@@ -10,19 +10,17 @@ import types
 from collections import Counter
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..contact.plan import TIGHT_S, Contact
+from ..contact.plan import Contact
 from ..moe.parts import Piece, in_order
-from ..train.device import Device
+from ..protocol.link import ServerProtocol
 from ..train.task import Task, Update
+from .books import Books
 from .cluster import Phase, whole_rounds
-
-if TYPE_CHECKING:
-    from .simulate import Simulator
 
 
 @dataclass(frozen=True)
@@ -40,48 +38,58 @@ def _wait(effect: Effect) -> Generator[Effect, Any, Any]:
     return (yield effect)
 
 
-class SimulatedLink:
-    """`Link` to the devices of one cluster in this process."""
+@dataclass(frozen=True)
+class Visit:
+    """A contact as it will be: its orbital cycle, when its signal ends, and what `Link` says of the plan around it."""
 
-    def __init__(self, simulator: Simulator, contact: Contact, cycle: int, standing: Task | None):
-        self.simulator, self.contact, self.cycle = simulator, contact, cycle
-        self.cluster = contact.cluster
-        self.state = simulator.clusters[contact.cluster]
-        self.standing = standing
-        self.now_s = contact.start_s
-        self.closes_s = simulator.closes_s.get(contact, contact.end_s)
+    contact: Contact
+    cycle: int
+    closes_s: float
+    expected: tuple[str, ...]
+    gap_ahead: bool
+
+
+class SimulatedLink:
+    """`Link` to the devices of one cluster, which stand behind a Host."""
+
+    def __init__(self, books: Books, protocol: ServerProtocol, visit: Visit, standing: Task | None):
+        self.books, self.protocol, self.visit, self.standing = books, protocol, visit, standing
+        self.contact, self.cycle, self.cluster = visit.contact, visit.cycle, visit.contact.cluster
+        self.state = books.clusters[self.cluster]
+        self.host = self.state.host
+        self.now_s = self.contact.start_s
 
     @property
     def expected(self) -> tuple[str, ...]:
         """See `Link`."""
-        return self.simulator.expected[self.cycle] if self.simulator.expected else ()
+        return self.visit.expected
 
     @property
     def gap_ahead(self) -> bool:
         """See `Link`."""
-        return self.simulator.plan.next_start_s(self.cluster, self.contact.end_s) > self.contact.end_s + TIGHT_S
+        return self.visit.gap_ahead
 
     def rounds_left(self, up: Collection[str] = (), down: Collection[str] = (), task: Task | None = None) -> int:
         """See `Link`."""
-        model = self.simulator.protocol.model
+        model = self.protocol.model
         down_s = self.contact.begin_s("down", self.contact.end_s, sum(model[part].size_B for part in down))
-        up_B = max(sum(device.upload_B(part) for part in up) for device in self.state.devices)
+        up_B = sum(self.host.upload_B(part) for part in up)
         left_s = (self.contact.begin_s("up", down_s, up_B) if math.isfinite(down_s) else down_s) - self.now_s
         if not math.isfinite(left_s):
             return 0
-        return whole_rounds(left_s, self.simulator.round_s(self.cluster, task or Task(frozenset(up))))
+        return whole_rounds(left_s, self.books.round_s(self.cluster, task or Task(frozenset(up))))
 
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
         """See `Link`; a broadcast takes as long as one copy. Pieces that are complete when the signal is lost have arrived."""
         state = self.state
-        missing = [piece for piece in pieces if not all(device.holds(piece) for device in state.devices)]
-        faults = self.simulator.faults
+        missing = self.host.lacks(pieces)
+        faults = self.books.faults
         whole_B = {p.part: p.size_B * faults.sends(self.cluster, p.part, p.version) for p in missing}
         left_B = {p.part: whole_B[p.part] - state.heard_B.get((p.part, p.version), 0) for p in missing}
         began_s = self.now_s
 
         def arrive(room_B: float) -> None:
-            state.meter.rx_s += len(state.devices) * (self.now_s - began_s)  # everybody listens to a broadcast
+            state.meter.rx_s += len(self.host.devices) * (self.now_s - began_s)  # everybody listens to a broadcast
             complete, carried_B = [], 0
             for piece in missing:
                 taken_B = int(min(left_B[piece.part], room_B - carried_B))
@@ -91,8 +99,7 @@ class SimulatedLink:
                     break
                 complete.append(piece)
                 state.heard_B.pop((piece.part, piece.version), None)
-            for device in state.devices:
-                device.receive(complete)
+            self.host.receive(complete)
             self._count("send", "downlink_B", [p.part for p in complete], carried_B, [p.version for p in complete])
 
         def done() -> None:
@@ -110,13 +117,13 @@ class SimulatedLink:
         if task.rounds is None:
             raise ValueError("task.rounds = None: training in contact needs a number of rounds, for example link.rounds_left()")
         rounds = task.rounds
-        pace_s = self.simulator.round_s(self.cluster, task) if rounds and task.parts else 0.0  # 0 rounds of ∞ s take no time
+        pace_s = self.books.round_s(self.cluster, task) if rounds and task.parts else 0.0  # 0 rounds of ∞ s take no time
         began_s = self.now_s
         self.state.training = Phase(task, began_s, rounds)
 
         def run(rounds: int) -> None:
             self.state.training = None
-            self.simulator.train(self.cluster, task, rounds, self.now_s, "connected")
+            self.books.train(self.cluster, task, rounds, self.now_s, "connected")
 
         def lost(after_s: float) -> None:
             whole = min(rounds, whole_rounds(after_s, pace_s)) if pace_s else rounds
@@ -128,11 +135,11 @@ class SimulatedLink:
     async def collect(self, parts: Collection[str]) -> list[Update]:
         """See `Link`; each device uploads on its own sub-channel, all at once."""
         state = self.state
-        for device in state.devices:
+        for device in self.host.devices:
             self._freeze(device, parts)
         left_B = {
-            device.name: sum(u.size_B * sends for u, sends in state.outbox[device.name]) - state.sent_B[device.name]
-            for device in state.devices
+            device: sum(u.size_B * sends for u, sends in state.outbox[device]) - state.sent_B[device]
+            for device in self.host.devices
         }
 
         def sent() -> None:
@@ -142,10 +149,8 @@ class SimulatedLink:
 
         def done() -> list[Update]:
             sent()
-            updates = [update for device in state.devices for update, _ in state.outbox[device.name]]
-            for device in state.devices:
-                for update, _ in state.outbox[device.name]:
-                    device.delivered(update)
+            updates = [update for device in self.host.devices for update, _ in state.outbox[device]]
+            self.host.delivered(updates, parts)
             state.outbox, state.sent_B = {}, {}
             self._upload(parts, sum(left_B.values()), updates)
             return updates
@@ -169,13 +174,12 @@ class SimulatedLink:
         """See `Link`; counts are a few numbers per layer and travel in no time to speak of."""
 
         def done() -> tuple[NDArray[np.int64], int]:
-            devices = self.state.devices
-            results = [device.observe(samples) for device in devices]
-            counts_LM = np.sum([counts for counts, _ in results], axis=0)
-            size_B = sum(self.simulator.trial_B(device, counts) for device, (counts, _) in zip(devices, results, strict=True))
-            self.simulator.totals["uplink_B"] += size_B
-            self.log("trial", tokens=sum(n for _, n in results), uplink_B=size_B)
-            return counts_LM, sum(n for _, n in results)
+            results = self.host.trial(samples)
+            counts_LM, tokens = np.sum([one.counts_LM for one in results], axis=0), sum(one.tokens for one in results)
+            size_B = sum(map(self.books.trial_B, results))
+            self.books.totals["uplink_B"] += size_B
+            self.log("trial", tokens=tokens, uplink_B=size_B)
+            return counts_LM, tokens
 
         counts: tuple[NDArray[np.int64], int] = await self._wait(0.0, done)
         return counts
@@ -187,7 +191,7 @@ class SimulatedLink:
 
     def log(self, event: str, **facts: Any) -> None:
         """See `Link`."""
-        self.simulator.ledger.write(event, self.now_s, cluster=self.cluster, **facts)
+        self.books.ledger.write(event, self.now_s, cluster=self.cluster, **facts)
 
     async def _wait(self, duration_s: float, done: Callable[[], Any]) -> Any:
         return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.now_s)))
@@ -195,8 +199,7 @@ class SimulatedLink:
     def _stand(self, order: Task | None) -> None:
         if order is not None:  # None rests, it gives nothing up
             gone = self.state.last.parts - order.parts if self.state.last is not None else frozenset()
-            for device in self.state.devices:
-                device.release(gone)
+            self.host.release(gone)
             self.state.last = order
         self.standing = order
 
@@ -204,19 +207,17 @@ class SimulatedLink:
         """Out of contact from now on: the devices go on with the last order."""
         self.state.order, self.state.since_s = self.standing, from_s
 
-    def _freeze(self, device: Device, parts: Collection[str]) -> None:
+    def _freeze(self, device: str, parts: Collection[str]) -> None:
         """Snapshots that are partly sent stay as they are; the rest is taken afresh."""
         state, kept, offset = self.state, [], 0
-        for update, sends in state.outbox.get(device.name, []):
-            if offset < state.sent_B.get(device.name, 0):
+        for update, sends in state.outbox.get(device, []):
+            if offset < state.sent_B.get(device, 0):
                 kept.append((update, sends))
             offset += update.size_B * sends
         begun = {update.piece.part for update, _ in kept}
-        fresh = device.snapshot(set(parts) - begun)
-        state.outbox[device.name] = kept + [
-            (u, self.simulator.faults.sends(device.name, u.piece.part, self.now_s)) for u in fresh
-        ]
-        state.sent_B.setdefault(device.name, 0)
+        fresh = self.host.snapshot(device, set(parts) - begun)
+        state.outbox[device] = kept + [(u, self.books.faults.sends(device, u.piece.part, self.now_s)) for u in fresh]
+        state.sent_B.setdefault(device, 0)
 
     def _upload(self, parts: Collection[str], size_B: int, updates: list[Update]) -> None:
         complete = in_order({update.piece.part for update in updates})
@@ -229,4 +230,4 @@ class SimulatedLink:
             facts["versions"] = versions
         if parts or size_B:
             self.log(event, parts=parts, **{direction: size_B}, **facts)
-        self.simulator.totals[direction] += size_B
+        self.books.totals[direction] += size_B

@@ -12,7 +12,8 @@ from ..moe.view import View
 from ..protocol.networked import Stages
 from ..scenario import Scenario
 from ..train.device import Device
-from ..train.network import Member, NetworkClient, Peers
+from ..train.host import Host
+from ..train.network import Member, NetworkClient
 from ..train.privacy import guarantee
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 NETWORK_FIELDS = ("norm", "sigma", "correlation_samples", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
 
 
-def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Device]]) -> Peers:
-    """Give every client its expert, by its place, and the way to the others.
+def connect(
+    scenario: Scenario, view: View, devices: Mapping[str, Sequence[Device]], hosts: Mapping[str, Host]
+) -> dict[str, Host]:
+    """Give every client its expert, by its place; return who answers for which.
 
     Raises:
         InputError: the model is of another kind, has not one expert for each client, or picks more experts than there are.
@@ -46,14 +49,14 @@ def connect(scenario: Scenario, view: View, devices: Mapping[str, Sequence[Devic
         raise InputError(
             f"networked.prior = {list(table.prior)}: must be {len(devices)} weights, one for each client, and not all 0"
         )
-    peers = Peers()
-    for i, device in enumerate(device for group in devices.values() for device in group):
+    owners = {}
+    for i, (name, (device,)) in enumerate(devices.items()):
         own = 0 if table.control == "fedavg" else i
         settings = {name: getattr(table, name) for name in NETWORK_FIELDS}
-        device.member = Member(NetworkClient(own, **settings), peers)
+        device.member = Member(NetworkClient(own, **settings))
         if table.control is None:
-            peers.owners[expert(own)] = device
-    return peers
+            owners[expert(own)] = hosts[name]
+    return owners
 
 
 def stages(prepared: Prepared) -> Stages:
@@ -70,7 +73,7 @@ def stages(prepared: Prepared) -> Stages:
         "schedule",
     )
     return Stages(
-        samples={name: sum(device.samples for device in group) for name, group in prepared.devices.items()},
+        samples={name: sum(host.samples) for name, host in prepared.hosts.items()},
         representation_size=int(config.representation_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
         seed=scenario.seed,
         control=scenario.networked.control,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..scenario import Network, Scenario, Tasks
 from ..tables import Cluster, Model, Task, Warmup
 from ..train.codec import payload_B
 from ..train.device import Device, LocalTraining
-from ..train.network import Peers
+from ..train.host import Host, LocalHost, Trial
 from ..train.warmup import WarmUp, warm_up
 from .classes import DeviceClass, device_class
 from .clients import client_plan, clients
@@ -52,20 +52,20 @@ class Prepared:
     """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet.
 
     What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one. Without
-    validation data ``validation`` is the test data.
+    validation data ``validation`` is the test data. ``owners`` answer for experts that never go to the server.
     """
 
     scenario: Scenario
     plan: ContactPlan
     view: View
     model: dict[str, Piece]
-    devices: dict[str, list[Device]]
+    hosts: dict[str, Host]
     tests: Judges
     validation: Judges
     data: Datasets
     kinds: dict[str, DeviceClass]
     objectives: dict[str, Objective]
-    peers: Peers
+    owners: dict[str, Host]
 
     @property
     def lora(self) -> LoRA | None:
@@ -82,22 +82,26 @@ class Prepared:
         if table is None and self.lora is None:
             return
         self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
-        for device in (d for group in self.devices.values() for d in group):
-            device.held = dict(self.model)
+        for host in self.hosts.values():
+            host.begin(self.model)
 
     def _recipe(self, table: Warmup) -> WarmUp:
         names = (table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
         chosen = [part for part in self.view.parts if ("experts" if is_expert(part) else part) in table.parts]
         return WarmUp(*names, parts=tuple(chosen))
 
-    def trial(self) -> Counts:
-        """Trial pass of every cluster before the run (27): counts are summed over its devices."""
+    def trials(self) -> dict[str, list[Trial]]:
+        """Trial pass of every cluster before the run (27), by device."""
         samples = self.scenario.assignment.trial_samples
-        results = {name: [device.observe(samples) for device in group] for name, group in self.devices.items()}
-        return {
-            name: (np.sum([counts for counts, _ in rows], axis=0), sum(tokens for _, tokens in rows))
-            for name, rows in results.items()
-        }
+        return {name: host.trial(samples) for name, host in self.hosts.items()}
+
+
+def counted(trials: Mapping[str, Sequence[Trial]]) -> Counts:
+    """Counts of trial passes, summed over the devices of each cluster."""
+    return {
+        cluster: (np.sum([one.counts_LM for one in rows], axis=0), sum(one.tokens for one in rows))
+        for cluster, rows in trials.items()
+    }
 
 
 def prepare(scenario: Scenario) -> Prepared:
@@ -149,13 +153,14 @@ def prepare(scenario: Scenario) -> Prepared:
         objectives = {client.name: objectives[names[client.at]] for client in group}
     else:
         kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}
-    peers = connect(scenario, view, devices) if scenario.protocol == "networked" else Peers()
+    hosts: dict[str, Host] = {name: LocalHost(group) for name, group in devices.items()}
+    owners = connect(scenario, view, devices, hosts) if scenario.protocol == "networked" else {}
     tests = _judges(scenario, {name: _test(data.splits[name]) for name in names}, shares, list(devices), "test")
     validation = tests
     if any(splits.validation is not None for splits in data.splits.values()):
         held = {name: _validation(data.splits[name]) for name in names}
         validation = _judges(scenario, held, shares, list(devices), "validation")
-    prepared = Prepared(scenario, plan, view, model, devices, tests, validation, data, kinds, objectives, peers)
+    prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives, owners)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared

@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .. import __version__
 from ..data.objective import evaluate
@@ -37,7 +35,7 @@ from ..protocol.link import ServerProtocol, Start
 from ..protocol.networked import Networked
 from ..protocol.sync import Sync
 from ..scenario import Scenario
-from ..train.device import Device
+from ..train.host import Trial, latest
 from ..writing import on_disk, write_whole
 from . import checkpoint
 from .align import alignment, most_experts
@@ -51,7 +49,7 @@ from .finished import FOLDER, what_lacks
 from .inference import install_average, network_facts
 from .lock import LEFTOVERS, LOCK, claimed
 from .network import privacy_facts, shares_matrices, stages
-from .prepare import Judges, Prepared, prepare
+from .prepare import Judges, Prepared, counted, prepare
 from .rates import apart_from_rates, changed_rates, rates
 from .samples import reads_text
 from .simulate import Simulator
@@ -225,7 +223,7 @@ class _Run:
         train = self.scenario.train
         self.simulator = Simulator(
             self.prepared.plan,
-            self.prepared.devices,
+            self.prepared.hosts,
             Pace(None if train.seconds_per_round == "device" else train.seconds_per_round, train.max_rounds),
             train.cycles,
             self.ledger,
@@ -235,13 +233,14 @@ class _Run:
             kinds=self.prepared.kinds,
             trial_B=self._trial_B,
             first_uplink_B=self.trial_uplink_B,
+            owners=self.prepared.owners,
         )
         if saved:
             vars(protocol).update(saved["protocol"])
             self.simulator.restore(saved["simulator"])
             self._say_rates(saved["rates"])
         else:
-            self.ledger.write("evaluate", 0, cycle=0, **self.simulator.totals, **self._evaluate(protocol.model, 0))
+            self.ledger.write("evaluate", 0, cycle=0, **self.simulator.books.totals, **self._evaluate(protocol.model, 0))
         self.simulator.run(protocol, lambda: self._pause(protocol, owned))
         return protocol.model
 
@@ -256,7 +255,7 @@ class _Run:
     def _begin(self) -> dict[str, frozenset[str]]:
         """Trial pass and Algorithm 1, before round 0 (Algorithms 2 and 3: "Initialize")."""
         prepared, train = self.prepared, self.scenario.train
-        device = next(iter(prepared.devices.values()))[0]
+        host = next(iter(prepared.hosts.values()))
         self.ledger.write(
             "run",
             0,
@@ -264,9 +263,9 @@ class _Run:
             protocol=self.label,
             seed=self.scenario.seed,
             version=__version__,
-            clusters={name: [d.samples for d in group] for name, group in prepared.devices.items()},
+            clusters={name: list(host.samples) for name, host in prepared.hosts.items()},
             parts_B={part: prepared.model[part].size_B for part in in_order(prepared.model)},
-            upload_B={part: device.upload_B(part) for part in in_order(prepared.model)},
+            upload_B={part: host.upload_B(part) for part in in_order(prepared.model)},
             shared=in_order(train.shared),
             cycles=train.cycles,
             local_steps=train.local_steps,
@@ -280,29 +279,25 @@ class _Run:
             self.ledger.write("privacy", 0, **privacy_facts(self.scenario))
         if self.scenario.by_client:
             return {}
-        counts = prepared.trial()
+        trials = prepared.trials()
+        counts = counted(trials)
         owned = split_experts(self.scenario, counts, most_experts(prepared))
         if self.label != "sync":  # the baseline has no use for the trial; for it the report is only there to be read
-            self.trial_uplink_B = sum(
-                self._trial_B(d, counts[name][0]) for name, group in prepared.devices.items() for d in group
-            )
+            self.trial_uplink_B = sum(self._trial_B(one) for rows in trials.values() for one in rows)
         report = assignment_report(self.scenario, counts, owned)
         self.ledger.write("assignment", 0, trial_uplink_B=self.trial_uplink_B, **report)
         return owned
 
-    def _trial_B(self, device: Device, counts_LM: NDArray[np.int64]) -> int:
+    def _trial_B(self, trial: Trial) -> int:
         """Counts are uploaded, or, as the paper may mean, the trial samples themselves."""
-        if self.scenario.assignment.trial == "device":
-            return counts_LM.nbytes
-        n = self.scenario.assignment.trial_samples
-        return sum(t[:n].numel() * t.element_size() for t in device.data.values())
+        return trial.counts_LM.nbytes if self.scenario.assignment.trial == "device" else trial.samples_B
 
     def _start(self, owned: dict[str, frozenset[str]]) -> Start:
         scenario = self.scenario
         cycles = min(scenario.train.cycles, len(self.prepared.plan.cycle_ends_s))
         return Start(
             model=self.prepared.model,
-            clusters=tuple(self.prepared.devices),
+            clusters=tuple(self.prepared.hosts),
             shared=frozenset(scenario.train.shared),
             owned=owned,
             cycles=cycles,
@@ -353,7 +348,8 @@ class _Run:
         """Gates that belong to clients alone."""
         if self.scenario.alignment.gate != "per-client":
             return {}
-        return {name: d.trained[GATE] for name, group in self.prepared.devices.items() for d in group if GATE in d.trained}
+        own = {name: host.own(GATE)[1] for name, host in self.prepared.hosts.items()}
+        return {name: gate for name, gate in own.items() if gate is not None}
 
     def _pause(self, protocol: ServerProtocol, owned: dict[str, frozenset[str]]) -> None:
         if time.monotonic() - self.saved_at_s < CHECKPOINT_EVERY_S:
@@ -391,8 +387,8 @@ class _Run:
         for part, piece in model.items():
             if part in view.parts:
                 view.install(part, piece.tensors)
-        for part, tensors in self.prepared.peers.experts().items():
-            view.install(part, tensors)
+        for part, host in self.prepared.owners.items():
+            view.install(part, latest(host, part))
 
     def _write(self, name: str) -> None:
         """The model now in the view, and its tokenizer if there is one, as a checkpoint folder."""

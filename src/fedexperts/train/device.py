@@ -1,12 +1,12 @@
-"""The device: the very same class works in the simulator and in a client process of a deployment.
+"""The device trains: the very same class works in the simulator and in a client process of a deployment.
 
 One resident model per process: devices hold tensors, the `View` holds the model, and parts are swapped in and out.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Collection, Iterable, Iterator
+import types
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,15 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
-from ..moe.lora import combined, projections
-from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, finite, in_order, is_expert
+from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..moe.view import Batch, View
 from .batches import epoch_batches
-from .codec import Codec, decode, encode, payload_B
+from .codec import Codec
 from .frozen import FrozenLayers, Kept, compute, kept_B
 from .gating import normalise_gradients
+from .holding import Holding
 from .network import Member
-from .task import Task, Update
+from .task import Task
+
+Experts = Mapping[str, tuple[Tensors, Tensors | None]]
+"""Experts of other clients, as these hold them, and as they have trained them, if they have."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,8 @@ class LocalTraining:
     cache_B: int = 10**9
 
 
-class Device:
-    """Device j of a cluster.
-
-    Args:
-        name: unique over all clusters; with ``seed`` it fixes the order of the data.
-        view: the process's resident model.
-        data: the device's own samples as tensors with a common first dimension, ``labels`` among them.
-        model: the parts it starts with (version 0, loaded from the checkpoint that everybody has).
-        objective: what the device trains for.
-        codec: what uploads look like on the link.
-    """
+class Device(Holding):
+    """Device j of a cluster: what it has (see `Holding`), and how it trains (``local``)."""
 
     def __init__(
         self,
@@ -74,24 +68,10 @@ class Device:
         objective: Objective,
         codec: Codec = "exact",
     ):
-        self.name, self.view, self.data, self.local, self.objective = name, view, data, local, objective
-        self.codec = codec
+        super().__init__(name, view, data, model, seed, objective, codec)
+        self.local = local
         self.member: Member | None = None  # what it is in a Networked MoE, if it is a client of one
-        self.samples = len(data["labels"])
-        self.key = (seed, zlib.crc32(name.encode()))
-        self.held = dict(model)
-        self.trained: dict[str, Tensors] = {}  # parts that differ from what is held
-        self.pending: dict[str, int] = {}  # part -> local rounds not delivered yet
-        self.frozen: dict[str, tuple[Tensors, Tensors]] = {}  # snapshots under way, and what the codec loses of them
-        self.snapshots: dict[str, Tensors] = {}  # delivered ones that training had gone past when they arrived
-        self.lost: dict[str, Tensors] = {}  # what the codec lost of delivered ones
-        self.residual: dict[str, Tensors] = {}  # what it lost before the held version; goes with the next upload
-        self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
-        self.steps = 0
-        self.round_s = 0.0
-        self.appraisals: dict[str, tuple[float, float]] = {}  # expert -> loss and share, see `Update`
         self.flops: dict[tuple[frozenset[str], frozenset[str] | None, str, int], int] = {}  # see `flops_per_step`
-        self.sizes_B: dict[str, int] = {}  # see `upload_B`
         self.batch_size = min(local.batch_size or self.samples, self.samples)
         self.lengths_vary = lengths(data) is not None
         self._lengths_N = lengths(data) if local.bucketing else None
@@ -99,47 +79,15 @@ class Device:
         self._source = data  # what batches are taken from: the data, or what the frozen extractor makes of them
         self._epoch: tuple[int, Tensor] | None = None  # number and batches, a cache
 
-    def receive(self, pieces: Collection[Piece]) -> None:
-        """Take over parts of the global model.
+    def train(self, task: Task, rounds: int, round_s: float = 0.0, peers: Experts = types.MappingProxyType({})) -> int:
+        """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made.
 
-        What was trained of a part is overwritten, except for rounds made after the snapshot that the server has: an upload
-        that took several contacts must not cost the training between them. They are kept as a change of what arrives.
-
-        Adapters that the server has factored again, or added to the weights, are other factors: the optimiser starts afresh.
+        Where the task has the gate pick experts of other clients, ``peers`` are these.
         """
-        lora = self.view.lora
-        for piece in pieces:
-            part = piece.part
-            self.held[part] = piece
-            local, snapshot = self.trained.pop(part, None), self.snapshots.pop(part, None)
-            if local is not None and snapshot is not None:
-                self.trained[part] = self._moved(piece, local, snapshot)
-            else:
-                self.pending.pop(part, None)
-            if part in self.lost:
-                self.residual[part] = self.lost.pop(part)
-            if is_expert(part) and lora is not None and lora.average != "factors":
-                self.optimizer_state.pop(part, None)
-
-    def _moved(self, piece: Piece, local: Tensors, snapshot: Tensors) -> Tensors:
-        """The piece with the change from ``snapshot`` to ``local`` on it; for adapters, the change of their products."""
-        lora = self.view.lora
-        if lora is None or lora.average == "factors" or not projections(local):
-            return {name: value + (local[name] - snapshot[name]) for name, value in piece.tensors.items()}
-        start = [] if lora.average == "merge" else [(1.0, piece.tensors)]
-        return combined([*start, (1.0, local), (-1.0, snapshot)])[0]
-
-    def holds(self, piece: Piece) -> bool:
-        """Whether the device has exactly this version, untouched."""
-        held = self.held.get(piece.part)
-        return piece.part not in self.trained and held is not None and held.version == piece.version
-
-    def train(self, task: Task, rounds: int, round_s: float = 0.0) -> int:
-        """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made."""
         if task.appraisal:
             fresh = [part for part in filter(is_expert, task.parts) if part not in self.trained]
             self.appraisals |= self.appraise(fresh, task)
-        leaves = self._enter(task.parts, task.route, task)
+        leaves = self._enter(task.parts, task.route, task, peers)
         optimizer = self._optimizer(leaves, task.rate)
         kept = self._frozen_layers(task, leaves, rounds)
         first = self.steps
@@ -160,14 +108,6 @@ class Device:
         self._leave(task, leaves, optimizer, rounds)
         self.round_s = round_s
         return self.steps - first
-
-    def diverged(self, parts: Iterable[str]) -> list[str]:
-        """Which of these parts training has led out of the finite numbers; they are given up, and what is held counts again."""
-        broken = [part for part in in_order(parts) if part in self.trained and not finite(self.trained[part])]
-        for part in broken:
-            for state in (self.trained, self.pending, self.snapshots, self.optimizer_state):
-                state.pop(part, None)
-        return broken
 
     def appraise(self, experts: Iterable[str], task: Task) -> dict[str, tuple[float, float]]:
         """Loss and share of experts on at most ``task.appraisal`` own samples, as `Update` has them, before training.
@@ -243,68 +183,6 @@ class Device:
         columns_K = ends(self.data)[self._batches(epoch)].amax(dim=1).tolist()
         return int(flops * sum(columns_K) // (len(columns_K) * columns_K[at]))
 
-    def snapshot(self, parts: Collection[str]) -> list[Update]:
-        """Frozen copies of those parts that were trained and not yet delivered, in travelling order."""
-        return [self._upload(part) for part in in_order(set(parts) & set(self.pending))]
-
-    def _upload(self, part: str) -> Update:
-        """Through the codec: the server gets the held piece and the change since, as far as the codec keeps it."""
-        piece, trained = self.held[part], self.trained[part]
-        if self.codec == "exact":
-            payload, arrived, lost = encode(trained, "exact"), trained, {}
-        else:
-            start = self.view.start(part, piece.tensors)
-            carry: Tensors = self.residual.get(part, {})
-            change = {n: t.float() - start[n].float() + carry.get(n, 0.0) for n, t in trained.items()}
-            payload = encode(change, self.codec)
-            coded = decode(payload)
-            arrived = {n: (start[n].float() + coded[n].float()).to(t.dtype) for n, t in trained.items()}
-            lost = {n: change[n] - coded[n] for n in change} if self._feeds_back(part, trained) else {}
-        self.frozen[part] = trained, lost
-        if self.view.lora and self.view.lora.average == "merge" and projections(trained):
-            arrived = self.view.merged(part, piece.tensors, arrived)
-        loss, share = self.appraisals.get(part, (None, None))
-        arrives = Piece(part, piece.version, arrived)
-        size_B, held_loss = len(payload), self.member.held_loss if self.member is not None and part == GATE else None
-        return Update(self.name, arrives, self.pending[part], self.samples, size_B, self.round_s, loss, share, held_loss)
-
-    def _feeds_back(self, part: str, trained: Tensors) -> bool:
-        """Error feedback: not for factors that the server factors again, where a residual of the old ones means nothing."""
-        if part == CORRELATION:
-            return False  # a new matrix does not go on from the last one
-        lora = self.view.lora
-        return self.codec == "int8" and (lora is None or lora.average == "factors" or not projections(trained))
-
-    def upload_B(self, part: str) -> int:
-        """Bytes of an upload of the part."""
-        if part not in self.sizes_B:
-            tensors = self.view.leaves[part] if part in self.view.leaves else self.held[part].tensors
-            self.sizes_B[part] = payload_B(tensors, self.codec)
-        return self.sizes_B[part]
-
-    def delivered(self, update: Update) -> None:
-        """The server has the snapshot; what was trained after it stays pending."""
-        part = update.piece.part
-        trained, lost = self.frozen.pop(part)
-        self.appraisals.pop(part, None)
-        if update.piece.version != self.held[part].version:
-            return  # the part was replaced since; what has been trained of the new version is not delivered by this
-        if lost:
-            self.lost[part] = lost
-        left = self.pending.get(part, 0) - update.rounds
-        if left > 0:
-            self.pending[part] = left
-            self.snapshots[part] = trained
-        else:
-            self.pending.pop(part, None)
-
-    def release(self, parts: Collection[str]) -> None:
-        """Give up parts for good: their optimiser state goes too."""
-        for part in parts:
-            self.optimizer_state.pop(part, None)
-            self.lost.pop(part, None)
-            self.residual.pop(part, None)
-
     def observe(self, samples: int) -> tuple[NDArray[np.int64], int]:
         """Trial pass (27) over at most ``samples`` of its own samples: counts_LM and the number of tokens.
 
@@ -331,6 +209,7 @@ class Device:
             "steps": self.steps,
             "round_s": self.round_s,
             "appraisals": self.appraisals,
+            "held_loss": self.held_loss,
             "member": None if self.member is None else self.member.state(),
             "flops": self.flops,
         }
@@ -343,14 +222,17 @@ class Device:
         vars(self).update(state)
 
     def _enter(
-        self, parts: Collection[str], route: Collection[str] | None, task: Task | None = None
+        self,
+        parts: Collection[str],
+        route: Collection[str] | None,
+        task: Task | None = None,
+        peers: Experts = types.MappingProxyType({}),
     ) -> list[tuple[str, str, Tensor]]:
         for part, piece in self.held.items():
             if part in self.view.parts:
                 self.view.install(part, piece.tensors, self.trained.get(part))
-        if task is not None and task.peers and self.member is not None:
-            for part in self.member.peers.owners:
-                self.view.install(part, *self.member.peers.expert(part))
+        for part, (held, trained) in peers.items():
+            self.view.install(part, held, trained)
         self.view.route(route)
         self._source = self.data if self.member is None or task is None else self.member.source(self, task)
         self.view.model.train()

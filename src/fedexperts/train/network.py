@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,9 @@ from ..moe.routing import load_balance_loss
 from ..moe.view import Batch, View
 from .fedsc import Augmentation, both_views, clipped, correlation, local_loss, two_views
 from .gating import roll_loss, roll_targets
+from .holding import Holding
 from .privacy import noisy
 from .task import Task
-
-if TYPE_CHECKING:
-    from .device import Device
 
 FLOAT32_B = 4
 HELD_BACK = 10
@@ -59,33 +57,15 @@ class NetworkClient:
     expert_cache: bool = False
 
 
-@dataclass
-class Peers:
-    """The other clients, as a device reaches them: in this process. Bytes are counted as if they were elsewhere."""
-
-    owners: dict[str, Device] = field(default_factory=dict)
-
-    def expert(self, part: str) -> tuple[Tensors, Tensors | None]:
-        """An expert as its owner holds it, and as the owner has trained it."""
-        owner = self.owners[part]
-        return owner.held[part].tensors, owner.trained.get(part)
-
-    def experts(self) -> dict[str, Tensors]:
-        """All experts as their owners have them."""
-        return {part: owner.trained.get(part, owner.held[part].tensors) for part, owner in self.owners.items()}
-
-
 class Member:
     """A device as a client of a network: where its batches come from, what it learns beyond its task, and what that costs.
 
     Args:
         client: what it knows of the network.
-        peers: the way to the others.
     """
 
-    def __init__(self, client: NetworkClient, peers: Peers):
-        self.client, self.peers = client, peers
-        self.held_loss: float | None = None  # of a rolling gate, on what is held back
+    def __init__(self, client: NetworkClient):
+        self.client = client
         self.peer_B = 0  # sent to and from other clients
         self.fetched: set[str] = set()  # experts of other clients that are kept
         self.extracted: tuple[int, bool] | None = None  # whose latents are paid for: version, and whether trained here
@@ -93,24 +73,24 @@ class Member:
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for a checkpoint."""
-        names = ("held_loss", "peer_B", "fetched", "extracted")
+        names = ("peer_B", "fetched", "extracted")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         vars(self).update(state)
 
-    def source(self, device: Device, task: Task) -> Batch:
+    def source(self, holding: Holding, task: Task) -> Batch:
         """What the task's batches are taken from: latents, where the extractor stays as it is. It must be in the view."""
         if BACKBONE in task.parts:
-            return device.data
-        extractor = device.trained.get(BACKBONE, device.held[BACKBONE].tensors)
+            return holding.data
+        extractor = holding.trained.get(BACKBONE, holding.held[BACKBONE].tensors)
         if self._latents is None or self._latents[0] is not extractor:
-            model: Any = device.view.model
+            model: Any = holding.view.model
             model.eval()
-            self._latents = extractor, all_latents(model, device.data["pixel_values"])
-        found = {"latents": self._latents[1], "labels": device.data["labels"]}
-        ids = own_ids(device.samples, self.client, device.view.experts, device.key) if task.goal == "own-id" else {}
+            self._latents = extractor, all_latents(model, holding.data["pixel_values"])
+        found = {"latents": self._latents[1], "labels": holding.data["labels"]}
+        ids = own_ids(holding.samples, self.client, holding.view.experts, holding.key) if task.goal == "own-id" else {}
         return found | ids
 
     @contextmanager
@@ -126,40 +106,39 @@ class Member:
         try:
             yield
         finally:
-            tensors = {part: view.parts[part] for part in self.peers.owners}
-            self.peer_B += traffic_B(view, router.counts_E, self.client, self.fetched, tensors)
+            self.peer_B += traffic_B(view, router.counts_E, self.client, self.fetched, view.parts)
             router.top_k, router.counts_E, router.keep_logits, router.logits_TE = usual, None, False, None
 
-    def loss(self, device: Device, batch: Batch, goal: str) -> Tensor:
+    def loss(self, holding: Holding, batch: Batch, goal: str) -> Tensor:
         """Of the goal: contrast, own id, or the task with the load-balance loss."""
         if goal == "contrast":
-            return contrast_loss(device.view, batch, self.client, device.held)
+            return contrast_loss(holding.view, batch, self.client, holding.held)
         if goal == "own-id":
-            return roll(device.view, batch)
-        return gate_loss(device.view, batch, device.objective.loss(device.view, batch), self.client)
+            return roll(holding.view, batch)
+        return gate_loss(holding.view, batch, holding.objective.loss(holding.view, batch), self.client)
 
-    def trained(self, device: Device, task: Task, source: Batch) -> dict[str, Tensors]:
+    def trained(self, holding: Holding, task: Task, source: Batch) -> dict[str, Tensors]:
         """What else a task has made: the correlation matrix to be shared; a rolling gate is judged."""
         if task.goal == "own-id":
             with torch.no_grad():
-                self.held_loss = float(roll(device.view, source, held_back=True))
+                holding.held_loss = float(roll(holding.view, source, held_back=True))
         if CORRELATION not in task.parts:
             return {}
-        weight = device.held[CORRELATION].tensors["weight"]
-        device.view.model.eval()
-        key = (*device.key, device.steps)
-        return {CORRELATION: shared_correlation(device.view, device.data, self.client, weight, key)}
+        weight = holding.held[CORRELATION].tensors["weight"]
+        holding.view.model.eval()
+        key = (*holding.key, holding.steps)
+        return {CORRELATION: shared_correlation(holding.view, holding.data, self.client, weight, key)}
 
-    def spent(self, device: Device, task: Task) -> int:
+    def spent(self, holding: Holding, task: Task) -> int:
         """FLOPs of training by this task beyond its steps: latents, once for each extractor, and the correlation matrix."""
         if CORRELATION in task.parts:
-            views = 2 * min(self.client.correlation_samples, device.samples)
-            return views * image_flops(device.view, device.data, projected=True)
-        which = device.held[BACKBONE].version, BACKBONE in device.trained
+            views = 2 * min(self.client.correlation_samples, holding.samples)
+            return views * image_flops(holding.view, holding.data, projected=True)
+        which = holding.held[BACKBONE].version, BACKBONE in holding.trained
         if BACKBONE in task.parts or self.extracted == which:
             return 0
         self.extracted = which
-        return device.samples * image_flops(device.view, device.data)
+        return holding.samples * image_flops(holding.view, holding.data)
 
 
 @torch.no_grad()

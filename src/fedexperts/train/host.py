@@ -1,0 +1,244 @@
+"""Host: the devices of one cluster, wherever they run.
+
+The server, the simulated link and the accounts of a run know devices by these verbs alone: what they must know of a device
+arrives in an `Update` or by one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..moe.parts import Piece, Tensors, in_order, is_expert
+from .device import Device, Experts
+from .task import Task, Update
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of an order to train.
+
+    Attributes:
+        steps: gradient steps of all devices.
+        peer_B: bytes that went to and from other clients.
+        broken: parts that left the finite numbers, by device; these gave them up.
+    """
+
+    steps: int
+    peer_B: int
+    broken: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A device's trial pass: routing counts, the number of tokens, and the bytes of the samples themselves."""
+
+    counts_LM: NDArray[np.int64]
+    tokens: int
+    samples_B: int
+
+
+class Host(Protocol):
+    """The devices of one cluster."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Their names, in a fixed order."""
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """How many each of them has."""
+
+    @property
+    def local_steps(self) -> int:
+        """Gradient steps of a local round."""
+
+    def begin(self, model: dict[str, Piece]) -> None:
+        """θ_0, version 0 everywhere."""
+
+    def lacks(self, pieces: Collection[Piece]) -> list[Piece]:
+        """Those that not every device holds.
+
+        Raises:
+            ValueError: one would take the place of training that was not collected.
+        """
+
+    def receive(self, pieces: Collection[Piece]) -> None:
+        """Take over parts of the global model."""
+
+    def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
+        """Do local rounds of a task, each of which takes ``round_s``, on every device; ``peers`` as `Device.train` has them."""
+
+    def flops(self, task: Task) -> list[int]:
+        """FLOPs of a gradient step of the task, by device; the task need not have been trained yet."""
+
+    def flops_beside(self, task: Task) -> int:
+        """FLOPs of training by this task beyond its steps, over all devices."""
+
+    def activations_B(self, task: Task) -> int:
+        """Bytes that autograd saves in one step of the task."""
+
+    def upload_B(self, part: str) -> int:
+        """Bytes of a device's upload of the part."""
+
+    def snapshot(self, device: str, parts: Collection[str]) -> list[Update]:
+        """Frozen copies of those parts that the device has trained and not yet delivered, in travelling order."""
+
+    def delivered(self, updates: Sequence[Update], parts: Collection[str]) -> None:
+        """The server has these snapshots, which are all that there was of ``parts``."""
+
+    def unsent_rounds(self) -> int:
+        """Local rounds that were not delivered, summed over devices; of each the most of any part."""
+
+    def trial(self, samples: int) -> list[Trial]:
+        """Trial pass (27) of every device over at most so many of its samples."""
+
+    def own(self, part: str) -> tuple[Tensors, Tensors | None]:
+        """A part as the first device holds it, and as it has trained it, if it has: of a client, which is alone."""
+
+    def release(self, parts: Collection[str]) -> None:
+        """Give up parts for good."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, for a checkpoint."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+
+
+class LocalHost:
+    """Devices in this process, one after the other on its resident model."""
+
+    def __init__(self, group: Sequence[Device]):
+        self.group = {device.name: device for device in group}
+        self.uncollected: set[str] = set()  # parts trained since they were collected last
+        self.measured: dict[tuple[str, int, frozenset[str], bool, str, int], int] = {}  # see `flops`
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """See `Host`."""
+        return tuple(self.group)
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """See `Host`."""
+        return tuple(device.samples for device in self.group.values())
+
+    @property
+    def local_steps(self) -> int:
+        """See `Host`."""
+        return self._first.local.local_steps
+
+    @property
+    def _first(self) -> Device:
+        return next(iter(self.group.values()))
+
+    def begin(self, model: dict[str, Piece]) -> None:
+        """See `Host`."""
+        for device in self.group.values():
+            device.held = dict(model)
+
+    def lacks(self, pieces: Collection[Piece]) -> list[Piece]:
+        """See `Host`."""
+        missing = [piece for piece in pieces if not all(device.holds(piece) for device in self.group.values())]
+        if lost := [piece.part for piece in missing if piece.part in self.uncollected]:
+            raise ValueError(
+                f"send: {', '.join(lost)} would take the place of what {', '.join(self.group)} trained of it; collect first"
+            )
+        return missing
+
+    def receive(self, pieces: Collection[Piece]) -> None:
+        """See `Host`."""
+        for device in self.group.values():
+            device.receive(pieces)
+
+    def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
+        """See `Host`."""
+        self.uncollected |= task.parts - task.keeps
+        before_B = self._peer_B()
+        steps = sum(device.train(task, rounds, round_s, peers) for device in self.group.values())
+        broken = {name: device.diverged(task.parts) for name, device in self.group.items()}
+        return Trained(steps, self._peer_B() - before_B, broken)
+
+    def _peer_B(self) -> int:
+        return sum(device.member.peer_B for device in self.group.values() if device.member is not None)
+
+    def flops(self, task: Task) -> list[int]:
+        """See `Host`.
+
+        Measured once for each kind of task: how many experts, which shared parts, masked or not, what batch. Clusters differ in
+        the lengths of their data and in what their gate picks; devices of one cluster where lengths vary.
+        """
+        return [self._flops(device, task) for device in self.group.values()]
+
+    def _flops(self, device: Device, task: Task) -> int:
+        shared = frozenset(part for part in task.parts if not is_expert(part))
+        who = device.name if device.lengths_vary else ""
+        kind = (who, len(task.parts) - len(shared), shared, task.route is not None, task.goal, device.batch_size)
+        if kind not in self.measured:
+            self.measured[kind] = device.flops_per_step(task)
+        return self.measured[kind]
+
+    def flops_beside(self, task: Task) -> int:
+        """See `Host`."""
+        return sum(d.member.spent(d, task) for d in self.group.values() if d.member is not None)
+
+    def activations_B(self, task: Task) -> int:
+        """See `Host`; measured on the first device."""
+        return self._first.activations_B(task)
+
+    def upload_B(self, part: str) -> int:
+        """See `Host`."""
+        return max(device.upload_B(part) for device in self.group.values())
+
+    def snapshot(self, device: str, parts: Collection[str]) -> list[Update]:
+        """See `Host`."""
+        return self.group[device].snapshot(parts)
+
+    def delivered(self, updates: Sequence[Update], parts: Collection[str]) -> None:
+        """See `Host`."""
+        for update in updates:
+            self.group[update.device].delivered(update)
+        self.uncollected -= set(parts)
+
+    def unsent_rounds(self) -> int:
+        """See `Host`."""
+        return sum(max(device.pending.values(), default=0) for device in self.group.values())
+
+    def trial(self, samples: int) -> list[Trial]:
+        """See `Host`."""
+        return [Trial(*device.observe(samples), _samples_B(device, samples)) for device in self.group.values()]
+
+    def own(self, part: str) -> tuple[Tensors, Tensors | None]:
+        """See `Host`."""
+        return self._first.held[part].tensors, self._first.trained.get(part)
+
+    def release(self, parts: Collection[str]) -> None:
+        """See `Host`."""
+        for device in self.group.values():
+            device.release(parts)
+
+    def state(self) -> dict[str, Any]:
+        """See `Host`."""
+        devices = {name: device.state() for name, device in self.group.items()}
+        return {"devices": devices, "uncollected": in_order(self.uncollected), "measured": self.measured}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Host`."""
+        for name, saved in state["devices"].items():
+            self.group[name].restore(saved)
+        self.uncollected, self.measured = set(state["uncollected"]), state["measured"]
+
+
+def latest(host: Host, part: str) -> Tensors:
+    """A part as a client has it now."""
+    held, trained = host.own(part)
+    return held if trained is None else trained
+
+
+def _samples_B(device: Device, n: int) -> int:
+    return sum(values[:n].numel() * values.element_size() for values in device.data.values())

@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForImageClassification
 
 from fedexperts import Scenario, run
-from fedexperts.drive.prepare import prepare
+from fedexperts.method.methods import prepare
 from fedexperts.moe.parts import BACKBONE, GATE
 from fedexperts.moe.resnet import NetworkedMoEForImageClassification, all_latents
 from fedexperts.moe.subset import load_full

@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForSequenceClassification
 
 from fedexperts import Scenario, run
-from fedexperts.drive.split import split_experts
 from fedexperts.ledger import read
+from fedexperts.method.owners import split_experts
 
 BOUND = 1e-5
 LENGTH, RANGE, VOCABULARY = 6, 12, 64  # of a sequence, of a cluster's own tokens, of all and padding

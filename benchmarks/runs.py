@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fedexperts import Scenario, run
-from fedexperts.drive.many import folder, run_many
 from fedexperts.ledger import read, summary
+from fedexperts.runs.parallel import folder, run_many
 
 Line = dict[str, Any]
 TOY_CONFIG = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

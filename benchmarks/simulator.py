@@ -30,11 +30,12 @@ from runs import Section, Times, round_robin_steps, times, toy
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import MixtralForSequenceClassification
 
-import fedexperts.drive.run as drive_run
+import fedexperts.runs.run as drive_run
 from fedexperts import Scenario, run
 from fedexperts.cli.demo import demo_jobs, demo_scenario, on_round_robin, warmed_up
-from fedexperts.drive.prepare import Prepared, prepare
+from fedexperts.method.methods import prepare
 from fedexperts.moe.parts import GATE, is_expert
+from fedexperts.setup.prepare import Prepared
 
 NAMES = ("ems-fl", "sync")
 Work = Counter[tuple[str, tuple[str, ...]]]

@@ -20,10 +20,10 @@ from runs import play, toy
 
 from fedexperts import Scenario
 from fedexperts.cli.demo import demo_jobs, demo_scenario, on_round_robin, warmed_up
-from fedexperts.drive.many import folder
-from fedexperts.drive.prepare import prepare
 from fedexperts.ledger import read
+from fedexperts.method.methods import prepare
 from fedexperts.moe.parts import GATE, is_expert
+from fedexperts.runs.parallel import folder
 from fedexperts.train.codec import encode
 
 PROTOCOLS = ("sync", "ems-fl", "ems-fl-enhanced")

@@ -161,7 +161,7 @@ def resumed(scenario: Scenario, out: Path) -> Path:
         if line["event"] == "evaluate" and line["cycle"] == 2:
             raise KeyboardInterrupt
 
-    import fedexperts.drive.run as module  # the interval is no option
+    import fedexperts.runs.run as module  # the interval is no option
 
     module.CHECKPOINT_EVERY_S, usual = 0.0, module.CHECKPOINT_EVERY_S
     try:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fedexperts import Scenario
 from fedexperts.data.digits import DOMAINS, VOCABULARY
-from fedexperts.drive.prepare import Prepared
+from fedexperts.setup.prepare import Prepared
 from fedexperts.train.device import Device
 from fedexperts.train.host import LocalHost
 

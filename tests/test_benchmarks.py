@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedexperts.drive.run import _Run
 from fedexperts.moe.parts import Piece
+from fedexperts.runs.run import _Run
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"

@@ -1,4 +1,7 @@
-"""Imports run one way: units ← contact, assign, theory, moe ← data, train ← protocol ← drive ← cli; report knows the ledger."""
+"""Imports run one way: contact, assign, moe ← data ← train ← protocol ← drive ← setup ← method ← runs ← cli.
+
+report knows the ledger only.
+"""
 
 import ast
 from pathlib import Path
@@ -7,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "fedexperts"
 BASE = {"errors", "units", "reading", "writing"}
+LOWER = {"contact", "assign", "moe", "data", "train"}
 MAY = {
     "errors": set(),
     "units": set(),
@@ -21,10 +25,13 @@ MAY = {
     "moe": BASE,
     "data": BASE | {"moe"},
     "train": BASE | {"moe", "data"},
-    "protocol": BASE | {"moe", "data", "train", "assign", "contact"},
-    "drive": BASE | {"moe", "data", "train", "assign", "contact", "protocol", "scenario", "tables", "ledger"},
+    "protocol": BASE | LOWER,
+    "drive": BASE | LOWER | {"protocol", "ledger"},
+    "setup": BASE | LOWER | {"drive", "scenario", "tables"},
+    "method": BASE | LOWER | {"protocol", "drive", "setup", "scenario", "tables", "ledger"},
+    "runs": BASE | LOWER | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger"},
     "report": BASE | {"ledger"},
-    "cli": BASE | {"moe", "data", "train", "assign", "contact", "protocol", "scenario", "tables", "ledger", "drive", "report"},
+    "cli": BASE | LOWER | {"scenario", "tables", "ledger", "setup", "method", "runs", "report"},
 }
 OUTSIDE = {
     "torch": {"contact", "assign", "report", "ledger", "scenario", "tables", "errors", "units", "reading", "writing", "events"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from fedexperts.data.objective import Judged
 from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
+from fedexperts.protocol.ems_fl import EnhancedEmsFl, ExpertOwners, Resplit, Split
+from fedexperts.protocol.link import Start
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.host import Host, LocalHost
 
@@ -101,3 +104,22 @@ def value(model: dict[str, Piece], part: str) -> float:
 def hosts(devices: dict[str, list[Device]]) -> dict[str, Host]:
     """Each cluster's devices behind a Host."""
     return {name: LocalHost(group) for name, group in devices.items()}
+
+
+def protocol(
+    kind: Any,
+    model: dict[str, Piece],
+    owned: dict[str, frozenset[str]],
+    cycles: int,
+    gate_tail_cycles: int = 1,
+    split: Split | None = None,
+    every_cycles: int = 0,
+    trial_samples: int = 0,
+    **start: Any,
+) -> Any:
+    """A protocol whose devices train ``head`` together, with what is said of the start and of splits."""
+    told = Start(model, tuple(owned), frozenset({"head"}), owned, cycles=cycles, **start)
+    if not issubclass(kind, ExpertOwners):
+        return kind(told)
+    resplit = Resplit(split, every_cycles, trial_samples)
+    return kind(told, resplit, gate_tail_cycles) if issubclass(kind, EnhancedEmsFl) else kind(told, resplit)

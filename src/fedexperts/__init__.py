@@ -8,7 +8,7 @@ from .errors import InputError
 from .scenario import Scenario
 
 if TYPE_CHECKING:
-    from .drive.run import Result, run
+    from .runs.run import Result, run
 
 __all__ = ["InputError", "Result", "Scenario", "__version__", "run"]
 
@@ -16,7 +16,7 @@ __all__ = ["InputError", "Result", "Scenario", "__version__", "run"]
 def __getattr__(name: str) -> Any:
     """Training, and with it torch, is loaded by whoever trains."""
     if name in ("Result", "run"):
-        from .drive import run as module
+        from .runs import run as module
 
         return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

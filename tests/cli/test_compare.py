@@ -18,9 +18,9 @@ from rich.console import Console
 import small
 from fedexperts import Scenario
 from fedexperts.cli.main import main
-from fedexperts.drive.many import folder
-from fedexperts.drive.run import run
 from fedexperts.report.table import accuracy_table, comparison_table
+from fedexperts.runs.parallel import folder
+from fedexperts.runs.run import run
 
 TRAIN = {"cycles": 2, "max_rounds": 1, "local_steps": 1, "seconds_per_round": 20.0, "shared": ["gate", "head", "backbone"]}
 
@@ -40,7 +40,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def serial(jobs: Mapping[str, Scenario], out: Path, **_: Any) -> dict[str, Any]:
         return {name: run(job, out / folder(name)).summary for name, job in jobs.items()}
 
-    monkeypatch.setattr("fedexperts.drive.comparison.run_many", serial)
+    monkeypatch.setattr("fedexperts.runs.comparison.run_many", serial)
 
 
 @pytest.fixture

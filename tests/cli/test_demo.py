@@ -39,7 +39,7 @@ def test_a_central_run_learns_the_demos_task() -> None:
     from fedexperts.data.classify import Classification
     from fedexperts.data.objective import evaluate
     from fedexperts.data.source import load, pool
-    from fedexperts.drive.prepare import prepare
+    from fedexperts.method.methods import prepare
     from fedexperts.moe.parts import Piece
     from fedexperts.train.device import Device, LocalTraining
     from fedexperts.train.task import Task

@@ -88,7 +88,7 @@ def test_an_export_that_the_disk_refuses_leaves_nothing_and_one_that_it_takes_ca
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.copytree" if form == "merged" else "fedexperts.drive.export.save", refuse)
+        patch.setattr("shutil.copytree" if form == "merged" else "fedexperts.runs.export.save", refuse)
         code, said = command(patch, capsys, "export", done, "--format", form, "--to", tmp_path / "to")
     assert (code, (tmp_path / "to").exists()) == (1, False)
     assert "to: No space left on device; make room" in said

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedexperts.contact.atmosphere import exact_loss_dB, slant_loss_dB
-from fedexperts.contact.link import atmospheric_loss_dB
+from fedexperts.contact.budget import atmospheric_loss_dB
 from fedexperts.contact.orbit import circular
 from fedexperts.contact.radio import ZENITH_DB, ZENITH_GHZ, RadioError, from_preset, path_loss_dB, uplink_bps
 from fedexperts.contact.schedule import Station, best_passes, orbital_plan

@@ -10,9 +10,9 @@ import pytest
 from fedexperts.contact.orbit import circular, ecef, instants, read_omm, read_tle, walker
 from fedexperts.contact.passes import passes
 from fedexperts.contact.site import Site
-from fedexperts.drive.orbit import network_plan, orbit
 from fedexperts.errors import InputError
 from fedexperts.scenario import Network
+from fedexperts.setup.plan import network_plan, orbit
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ISS = (

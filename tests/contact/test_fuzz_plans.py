@@ -13,8 +13,8 @@ from fedexperts.contact.interchange import load_plan, plan_text
 from fedexperts.contact.orbit import ecef, instants, read_omm, read_tle
 from fedexperts.contact.plan import Contact, ContactPlan, Rates
 from fedexperts.contact.schedule import contact_rows, statistics, verdict
-from fedexperts.drive.orbit import network_plan
 from fedexperts.scenario import Network
+from fedexperts.setup.plan import network_plan
 
 PLAN = ContactPlan(
     ("a", "b"),

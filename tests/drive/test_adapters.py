@@ -12,10 +12,10 @@ from transformers import AutoModelForSequenceClassification
 import small
 from fedexperts import InputError, run
 from fedexperts.data.objective import evaluate
-from fedexperts.drive.prepare import prepare
-from fedexperts.drive.prepare import upload_B as planned_B
 from fedexperts.ledger import read
+from fedexperts.method.methods import prepare
 from fedexperts.moe.view import View
+from fedexperts.setup.model import upload_B as planned_B
 
 LORA = {"rank": 4, "alpha": 8.0}
 QUICK = {"train": {"cycles": 2, "local_steps": 2, "batch_size": 8, "lr_expert": 1e-2}}

@@ -13,7 +13,6 @@ import small
 import toy
 from fedexperts import Scenario, run
 from fedexperts.contact.plan import Contact, ContactPlan, round_robin
-from fedexperts.drive.checkpoint import Packer, unpack
 from fedexperts.drive.classes import DeviceClass
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
@@ -22,6 +21,7 @@ from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
+from fedexperts.runs.checkpoint import Packer, unpack
 
 KIND = DeviceClass("toy", tx_power_W=10.0, rx_power_W=2.0, compute_J_per_FLOP=0.5, idle_power_W=0.25, flops_per_s=16.0)
 DATA = {"a": [toy.samples(0, 8.0)], "b": [toy.samples(1, 4.0)]}

@@ -8,12 +8,12 @@ import pytest
 
 import small
 from fedexperts import Scenario
-from fedexperts.drive import checkpoint
-from fedexperts.drive.align import need
-from fedexperts.drive.prepare import prepare
-from fedexperts.drive.run import run
 from fedexperts.errors import InputError
 from fedexperts.ledger import read
+from fedexperts.method.capacity import need
+from fedexperts.method.methods import prepare
+from fedexperts.runs import checkpoint
+from fedexperts.runs.run import run
 
 
 def scenario(**tables: Any) -> Scenario:
@@ -55,7 +55,7 @@ def test_a_policy_repeats_byte_for_byte(policy: str, tmp_path: Path) -> None:
 def test_a_resumed_run_ends_with_the_same_bytes(plan: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = scenario(plan=plan, train={"cycles": 3, "max_rounds": 2})
     run(given, tmp_path / "whole")
-    monkeypatch.setattr("fedexperts.drive.run.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
     save, saved = checkpoint.save, []
 
     def stop(folder: Path, number: int, tree: Any) -> None:
@@ -64,10 +64,10 @@ def test_a_resumed_run_ends_with_the_same_bytes(plan: dict[str, Any], tmp_path: 
         if number == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedexperts.drive.checkpoint.save", stop)
+    monkeypatch.setattr("fedexperts.runs.checkpoint.save", stop)
     with pytest.raises(KeyboardInterrupt):
         run(given, tmp_path / "cut")
-    monkeypatch.setattr("fedexperts.drive.checkpoint.save", save)
+    monkeypatch.setattr("fedexperts.runs.checkpoint.save", save)
     run(given, tmp_path / "cut", resume=True)
     assert saved == [1, 2, 3, 4, 5]
     assert (tmp_path / "cut" / "ledger.jsonl").read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()

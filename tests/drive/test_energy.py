@@ -11,16 +11,16 @@ import small
 import toy
 from fedexperts import InputError, run
 from fedexperts.contact.plan import Contact, ContactPlan
-from fedexperts.drive.checkpoint import Packer, unpack
 from fedexperts.drive.classes import CLASSES, DeviceClass, device_class
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.energy import Meter
-from fedexperts.drive.prepare import device_classes
 from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.report.html import energy_figure
+from fedexperts.runs.checkpoint import Packer, unpack
+from fedexperts.setup.devices import device_classes
 
 KIND = DeviceClass("toy", tx_power_W=10.0, rx_power_W=2.0, compute_J_per_FLOP=0.5, idle_power_W=0.25)
 FAST = float("inf")

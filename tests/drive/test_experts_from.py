@@ -14,9 +14,9 @@ import small
 from fedexperts import InputError
 from fedexperts.cli.assign import choice_notes
 from fedexperts.cli.main import app
-from fedexperts.drive.experts_from import check_layers, choice_report, choices, layer_numbers, read_choice
 from fedexperts.moe.load import new_model
 from fedexperts.moe.view import View
+from fedexperts.setup.experts_from import check_layers, choice_report, choices, layer_numbers, read_choice
 from mutate import as_json, hold, mutated_tree
 
 SMALL: dict[str, Any] = {"experts": {"1": [3], "0": [0, 2]}, "shared_experts": False, "non_expert_modules": False}

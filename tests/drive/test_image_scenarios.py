@@ -19,11 +19,12 @@ from transformers import AutoModelForImageClassification
 import pictures
 import small
 from fedexperts import InputError, Scenario, run
-from fedexperts.drive.judge import judge_model
-from fedexperts.drive.prepare import prepare, upload_B
-from fedexperts.drive.samples import datasets
 from fedexperts.ledger import read
+from fedexperts.method.methods import prepare
+from fedexperts.runs.judge import judge_model
 from fedexperts.scenario import Network
+from fedexperts.setup.model import upload_B
+from fedexperts.setup.samples import datasets
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_kill_9_in_a_contact_then_resume_is_identical(folder: Path) -> None:
     lines = list(read(folder / "whole" / "ledger.jsonl"))
     number = [i + 1 for i, line in enumerate(lines) if line["event"] == "aggregate"][-1]
     code = (
-        "import os, signal\nimport fedexperts.drive.run as r\nr.CHECKPOINT_EVERY_S = 0.0\nseen = [0]\n"
+        "import os, signal\nimport fedexperts.runs.run as r\nr.CHECKPOINT_EVERY_S = 0.0\nseen = [0]\n"
         "def listener(line):\n    seen[0] += 1\n"
         f"    if seen[0] == {number}: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"r.run({str(path)!r}, {str(folder / 'killed')!r}, listener=listener)\n"

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 import pictures
 from fedexperts import Scenario
 from fedexperts.cli.main import app
-from fedexperts.drive import network_comparison as tables
-from fedexperts.drive.inference import _scores
 from fedexperts.errors import InputError
+from fedexperts.method.networked import _scores
 from fedexperts.report.network_html import _cell, network_tables, routing_figure, write_tables
+from fedexperts.runs import networked_tables as tables
 
 MODEL = {"model_type": "networked_moe", "image_size": pictures.SIDE, "width": 8, "expert_hidden": 8, "num_experts": 2}
 DOCUMENT: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """Runs with protocol = "networked" on tiny images: three stages, both extractors, all gates, controls."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,18 @@ import torch
 import pictures
 import small
 from fedexperts import Scenario
-from fedexperts.drive import checkpoint
-from fedexperts.drive.inference import network_facts
-from fedexperts.drive.network import stages
-from fedexperts.drive.prepare import prepare
-from fedexperts.drive.run import run
 from fedexperts.errors import InputError
 from fedexperts.ledger import read
+from fedexperts.method.methods import METHODS, prepare
+from fedexperts.method.networked import NETWORKED, network_facts, stages
 from fedexperts.moe.parts import BACKBONE, CORRELATION, expert, file_B
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.networked import Networked, Stages
+from fedexperts.runs import checkpoint
+from fedexperts.runs.run import run
+from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import latest
-from fedexperts.train.network import call_B, image_flops
+from fedexperts.train.member import call_B, image_flops
 from fedexperts.train.task import Task
 
 CLIENTS = 3
@@ -81,17 +82,21 @@ def test_stages_follow_each_other_and_experts_stay_at_home(extractor: str, gate:
 
 
 @pytest.mark.parametrize("extractor", ["fedce", "fedsc"])
-def test_a_projection_is_what_clients_correlate(extractor: str, folder: Path, tmp_path: Path) -> None:
+def test_a_projection_is_what_clients_correlate(
+    extractor: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = scenario(folder, model={"config": {**MODEL, "projection_size": 5}}, networked={"extractor": extractor})
     servers: list[Networked] = []
 
-    def serve(start: Start) -> Networked:
-        servers.append(Networked(start))
+    def serve(prepared: Prepared, start: Start) -> Networked:
+        servers.append(Networked(start, stages(prepared)))
         return servers[0]
+
+    monkeypatch.setitem(METHODS, "networked", replace(NETWORKED, protocol=serve))
 
     before = prepare(given).view.parts[BACKBONE]
     before = {name: tensor.clone() for name, tensor in before.items() if name.startswith("projection")}
-    run(given, tmp_path / "run", protocol=serve)
+    run(given, tmp_path / "run")
     after = servers[0].model[BACKBONE].tensors
     assert len(before) == 4
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items()) == (extractor == "fedce")
@@ -104,7 +109,7 @@ def test_a_run_repeats_and_a_resumed_one_ends_with_the_same_bytes(
 ) -> None:
     given = scenario(folder, networked={"extractor": "fedsc"})
     run(given, tmp_path / "whole")
-    monkeypatch.setattr("fedexperts.drive.run.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
     save = checkpoint.save
     for stop_at in (1, 3):
 
@@ -113,10 +118,10 @@ def test_a_run_repeats_and_a_resumed_one_ends_with_the_same_bytes(
             if number == stop_at:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("fedexperts.drive.checkpoint.save", stop)
+        monkeypatch.setattr("fedexperts.runs.checkpoint.save", stop)
         with pytest.raises(KeyboardInterrupt):
             run(given, tmp_path / f"cut{stop_at}")
-        monkeypatch.setattr("fedexperts.drive.checkpoint.save", save)
+        monkeypatch.setattr("fedexperts.runs.checkpoint.save", save)
         run(given, tmp_path / f"cut{stop_at}", resume=True)
         assert (tmp_path / f"cut{stop_at}" / "ledger.jsonl").read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
 
@@ -217,7 +222,7 @@ def test_the_privacy_of_correlations_is_stated(folder: Path, tmp_path: Path) -> 
 
 def test_correlations_of_the_others_by_hand() -> None:
     told = Stages({"a": 1, "b": 2, "c": 3}, representation_size=1, seed=0, extractor="fedsc", schedule="plain")
-    server = Networked(Start({}, ("a", "b", "c"), frozenset(), {}, cycles=1, stages=told))
+    server = Networked(Start({}, ("a", "b", "c"), frozenset(), {}, cycles=1), told)
     first = server.of_the_others("a")
     assert (first.version, float(first.tensors["weight"])) == (0, pytest.approx(1 / 6))
     server.correlations = {c: {"matrix": torch.tensor([[value]])} for c, value in (("a", 10.0), ("b", 2.0), ("c", 4.0))}
@@ -236,7 +241,7 @@ def test_the_server_is_told_the_schedule(schedule: str, folder: Path) -> None:
 def test_the_release_weighs_a_client_s_own_matrix_by_the_round() -> None:
     """From 1 to 0.2, the others' alike, and the learning rate by a cosine: at half way 0.6 and a half."""
     told = Stages({"a": 1, "b": 2, "c": 3}, representation_size=1, seed=0, extractor="fedsc", extractor_cycles=10)
-    server = Networked(Start({}, ("a", "b", "c"), frozenset(), {}, cycles=10, stages=told))
+    server = Networked(Start({}, ("a", "b", "c"), frozenset(), {}, cycles=10), told)
     server.correlations = {c: {"matrix": torch.tensor([[value]])} for c, value in (("a", 10.0), ("b", 2.0), ("c", 4.0))}
     found = []
     for server.round in (0, 5, 9):

@@ -8,10 +8,10 @@ import pytest
 
 import small
 from fedexperts import InputError, run
-from fedexperts.drive import checkpoint
-from fedexperts.drive.many import run_many
 from fedexperts.errors import Diverged
 from fedexperts.ledger import read
+from fedexperts.runs import checkpoint
+from fedexperts.runs.parallel import run_many
 
 BAD, GOOD = 1e3, 1e-3
 
@@ -32,7 +32,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose rates were too large; its checkpoints are from before that showed."""
     out = tmp_path_factory.mktemp("diverged") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedexperts.drive.run.CHECKPOINT_EVERY_S", 0.0)
+        patch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
         with pytest.raises(Diverged):
             run(scenario(BAD), out)
     assert any((out / "checkpoints").iterdir())
@@ -72,7 +72,7 @@ def test_the_new_rates_are_those_that_train(copy: Path, tmp_path: Path) -> None:
 def test_a_kill_after_that_changes_nothing(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Path(shutil.copytree(copy, tmp_path / "whole"))
     run(scenario(GOOD), whole, resume=True)
-    monkeypatch.setattr("fedexperts.drive.run.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
     save = checkpoint.save
     for stop_at in (1, 2, 3):  # before the first new checkpoint, and after others
 
@@ -82,10 +82,10 @@ def test_a_kill_after_that_changes_nothing(copy: Path, tmp_path: Path, monkeypat
                 raise KeyboardInterrupt
             save(folder, number, tree)
 
-        monkeypatch.setattr("fedexperts.drive.checkpoint.save", stop)
+        monkeypatch.setattr("fedexperts.runs.checkpoint.save", stop)
         with pytest.raises(KeyboardInterrupt):
             run(scenario(GOOD), copy, resume=True)
-    monkeypatch.setattr("fedexperts.drive.checkpoint.save", save)
+    monkeypatch.setattr("fedexperts.runs.checkpoint.save", save)
     run(scenario(GOOD), copy, resume=True)
     for name in ("ledger.jsonl", "scenario.toml", "SHA256SUMS", "model/model.safetensors"):
         assert (copy / name).read_bytes() == (whole / name).read_bytes()

@@ -12,13 +12,13 @@ import tomli_w
 import small
 from fedexperts import Scenario
 from fedexperts.cli.main import main
-from fedexperts.drive.align import most_experts, need
-from fedexperts.drive.prepare import prepare
-from fedexperts.drive.run import run
-from fedexperts.drive.split import Counts, assignment_report, split_experts
 from fedexperts.errors import InputError
 from fedexperts.ledger import read
+from fedexperts.method.capacity import most_experts, need
+from fedexperts.method.methods import prepare
+from fedexperts.method.owners import Counts, assignment_report, split_experts
 from fedexperts.moe.parts import is_expert
+from fedexperts.runs.run import run
 
 POLICIES = ("balanced", "optimal")
 EXPERTS = {f"expert:{m}" for m in range(4)}

@@ -12,8 +12,8 @@ import torch
 from families import hub_folder
 from fedexperts import InputError, Scenario
 from fedexperts.data.digits import DOMAINS
-from fedexperts.drive.prepare import prepare
 from fedexperts.errors import InputWarning
+from fedexperts.method.methods import prepare
 from fedexperts.moe.load import new_model
 from small import CONFIG, document
 

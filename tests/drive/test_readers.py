@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 import mutate
 import small
 from fedexperts import InputError
-from fedexperts.drive import checkpoint
-from fedexperts.drive.finished import scenario_of
 from fedexperts.errors import Diverged
 from fedexperts.ledger import Ledger, read, summary, tail
+from fedexperts.runs import checkpoint
+from fedexperts.runs.ended import scenario_of
 
 FUZZ = settings(mutate.FUZZ, max_examples=150)
 SEEDS = st.integers(0, 2**32 - 1).map(Random)

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-import fedexperts.drive.prepare
+import fedexperts.method.methods
+import fedexperts.setup.prepare
 import small
 from fedexperts import InputError, run
 from fedexperts.data.digits import DOMAINS
@@ -71,7 +72,7 @@ def test_the_final_model_loads_with_plain_transformers(tmp_path: Path) -> None:
 
 def test_ems_fl_leaves_the_backbone_alone_and_sync_moves_every_expert(tmp_path: Path) -> None:
     result = run(small.scenario(), tmp_path / "run", protocol="ems-fl")
-    initial = fedexperts.drive.prepare.prepare(small.scenario()).view.model.state_dict()
+    initial = fedexperts.method.methods.prepare(small.scenario()).view.model.state_dict()
     final = load_file(tmp_path / "run" / "model" / "model.safetensors")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").state_dict()
     changed = {name for name in initial if not torch.equal(initial[name], model[name])}
@@ -85,7 +86,7 @@ def start(scenario: Path, out: Path, resume: bool = False, until: str = "") -> s
     """A real process that writes a checkpoint at every chance; ``until`` kills it from within at the n-th ledger line."""
     code = (
         "import os, signal, sys\n"
-        "import fedexperts.drive.run as r\n"
+        "import fedexperts.runs.run as r\n"
         "r.CHECKPOINT_EVERY_S = 0.0\n"
         "seen = [0]\n"
         "def listener(line):\n"
@@ -201,10 +202,10 @@ def test_empty_data_file(tmp_path: Path) -> None:
 def test_ratios_agree_with_a_sum_by_hand(granularity: str) -> None:
     """α of a cluster is the mean over layers of its own experts' share of its picks (decision 18)."""
     scenario = small.scenario(assignment={"granularity": granularity})
-    prepared = fedexperts.drive.prepare.prepare(scenario)
-    counts = fedexperts.drive.prepare.counted(prepared.trials())
-    owned = fedexperts.drive.split.split_experts(scenario, counts)
-    report = fedexperts.drive.split.assignment_report(scenario, counts, owned)
+    prepared = fedexperts.method.methods.prepare(scenario)
+    counts = fedexperts.setup.prepare.counted(prepared.trials())
+    owned = fedexperts.method.owners.split_experts(scenario, counts)
+    report = fedexperts.method.owners.assignment_report(scenario, counts, owned)
     for name, (counts_LM, _) in counts.items():
         shares_LM = counts_LM / counts_LM.sum(axis=1, keepdims=True)
         mine = [str(label).rpartition(".") for label in report["assignment"][name]]

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import tomli_w
 
-import fedexperts.drive.run
+import fedexperts.runs.run
 import small
 from fedexperts import InputError, run
-from fedexperts.drive import checkpoint
+from fedexperts.runs import checkpoint
 
 SCENARIO = small.scenario(train={"cycles": 2})
 
@@ -53,8 +53,8 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fedexperts.drive.run, "CHECKPOINT_EVERY_S", 0.0)
-        patch.setattr("fedexperts.drive.checkpoint.save", stop)
+        patch.setattr(fedexperts.runs.run, "CHECKPOINT_EVERY_S", 0.0)
+        patch.setattr("fedexperts.runs.checkpoint.save", stop)
         with pytest.raises(KeyboardInterrupt):
             run(SCENARIO, out)
     return out
@@ -75,7 +75,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
     path.write_text(tomli_w.dumps(small.document(train={"cycles": 2})))
     code = (
         "import time\n"
-        "import fedexperts.drive.run as r\n"
+        "import fedexperts.runs.run as r\n"
         "r.CHECKPOINT_EVERY_S = 0.0\n"
         "def listener(line):\n"
         "    if line['event'] == 'evaluate' and line['cycle'] == 1: time.sleep(600)\n"
@@ -85,7 +85,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
     try:
         while not (out / "checkpoints" / "00000002").exists() and first.poll() is None:
             time.sleep(0.1)
-        monkeypatch.setattr("fedexperts.drive.lock.WAIT_S", 0.0, raising=False)
+        monkeypatch.setattr("fedexperts.runs.lock.WAIT_S", 0.0, raising=False)
         before = (out / "ledger.jsonl").read_bytes()
         with pytest.raises(InputError, match=f"--out {out}: process {first.pid} on .* is at work there"):
             run(SCENARIO, out, resume=True)
@@ -98,10 +98,10 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
 
 
 def test_workers_of_a_comparison_and_its_folder_are_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedexperts.drive.lock import claimed
-    from fedexperts.drive.many import run_many
+    from fedexperts.runs.lock import claimed
+    from fedexperts.runs.parallel import run_many
 
-    monkeypatch.setattr("fedexperts.drive.lock.WAIT_S", 0.0)
+    monkeypatch.setattr("fedexperts.runs.lock.WAIT_S", 0.0)
     with claimed(tmp_path / "out"), pytest.raises(InputError, match=f"process {os.getpid()} on"):
         run_many({"one": SCENARIO}, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()  # it stayed empty, so it went again
@@ -112,7 +112,7 @@ def test_workers_of_a_comparison_and_its_folder_are_locked(tmp_path: Path, monke
 def test_a_file_system_without_locks_is_said_and_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from fedexperts.drive.lock import claimed
+    from fedexperts.runs.lock import claimed
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -219,7 +219,7 @@ def test_the_checkpoint_before_is_taken_with_a_warning(
     kind: str, whole: Path, copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MENDED[kind](copy)
-    monkeypatch.setattr(fedexperts.drive.run, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(fedexperts.runs.run, "CHECKPOINT_EVERY_S", 0.0)
     run(SCENARIO, copy, resume=True)
     assert files(copy) == files(whole)
     assert "going on from the one before, 0000000" in caplog.text
@@ -325,7 +325,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_disk_that_refuses_is_one_error_and_the_run_goes_on_from_there(
     most_B: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fedexperts.drive.run, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(fedexperts.runs.run, "CHECKPOINT_EVERY_S", 0.0)
     path, out = tmp_path / "scenario.toml", tmp_path / "run"
     path.write_text(tomli_w.dumps(small.document(train={"cycles": 2})))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -394,15 +394,15 @@ def disk_full(path: str) -> None:
 
 
 def with_few_checkpoints(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fedexperts.drive.run, "CHECKPOINT_EVERY_S", 0.0)
-    pause, calls = fedexperts.drive.run._Run._pause, [0]
+    patch.setattr(fedexperts.runs.run, "CHECKPOINT_EVERY_S", 0.0)
+    pause, calls = fedexperts.runs.run._Run._pause, [0]
 
     def seldom(self: Any, *arguments: Any) -> None:
         calls[0] += 1
         if calls[0] % 4 == 0:
             pause(self, *arguments)
 
-    patch.setattr(fedexperts.drive.run._Run, "_pause", seldom)
+    patch.setattr(fedexperts.runs.run._Run, "_pause", seldom)
 
 
 @pytest.mark.slow

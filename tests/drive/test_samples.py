@@ -11,10 +11,10 @@ import torch
 
 import text
 from fedexperts import InputError, Scenario, run
-from fedexperts.drive.prepare import prepare
-from fedexperts.drive.samples import datasets
 from fedexperts.errors import InputWarning
 from fedexperts.ledger import read
+from fedexperts.method.methods import prepare
+from fedexperts.setup.samples import datasets
 
 SENTENCES = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
 TEST_ALONE = {"evaluation": {"validation": 0.0}}

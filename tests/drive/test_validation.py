@@ -15,10 +15,10 @@ import small
 import text
 from fedexperts import InputError, Scenario, run
 from fedexperts.data.source import Splits, hold_out
-from fedexperts.drive.baselines import baselines
-from fedexperts.drive.prepare import prepare
-from fedexperts.drive.samples import datasets
 from fedexperts.ledger import read, summary
+from fedexperts.method.methods import prepare
+from fedexperts.setup.baselines import baselines
+from fedexperts.setup.samples import datasets
 
 N = 20
 

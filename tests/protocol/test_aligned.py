@@ -42,7 +42,7 @@ def play(
     clients = {name: Client((capacity or {}).get(name, CAN), len(d["labels"])) for name, d in data.items()}
     settings = {"need": FREE, "deadline_s": 1.0, "seed": 0, "appraisal_samples": 0, "max_experts": 1, **settings}
     told = Alignment(clients=clients, **settings)
-    protocol = Aligned(Start(model, tuple(data), shared, {}, cycles=cycles, alignment=told))
+    protocol = Aligned(Start(model, tuple(data), shared, {}, cycles=cycles), told)
     ledger = Ledger(path / "ledger.jsonl")
 
     def values(model: dict[str, Piece], _: int) -> dict[str, float]:
@@ -202,7 +202,7 @@ def test_whatever_a_lost_signal_cuts_everything_trained_arrives_in_the_end(cut_s
     data = {"a": toy.samples(0, 8.0, experts=1)}
     _, model, devices = toy.make({"a": [data["a"]]}, values=(0.0,))
     told = Alignment({"a": Client(CAN, 2)}, FREE, 5.0, 0, appraisal_samples=0)
-    protocol = Aligned(Start(model, ("a",), frozenset({"head"}), {}, cycles=5, alignment=told))
+    protocol = Aligned(Start(model, ("a",), frozenset({"head"}), {}, cycles=5), told)
     ledger = Ledger(tmp_path / "ledger.jsonl")
     closes = {lost: cut_s - 5 * (1 - lost)}
     Simulator(plan, toy.hosts(devices), Pace(0.5, max_rounds=1), 5, ledger, lambda model, cycle: {}, closes_s=closes).run(
@@ -255,7 +255,7 @@ def test_experts_given_up_leave_no_optimiser_state(tmp_path: Path) -> None:
     local = replace(toy.HALF, optimizer="adamw")
     _, model, devices = toy.make({name: [d] for name, d in data.items()}, values=(0.0,) * 4, local=local)
     told = Alignment({name: Client(CAN, 2) for name in names}, FREE, 1.0, 0, appraisal_samples=0, max_experts=1)
-    protocol = Aligned(Start(model, tuple(names), frozenset(), {}, cycles=6, alignment=told))
+    protocol = Aligned(Start(model, tuple(names), frozenset(), {}, cycles=6), told)
     ledger = Ledger(tmp_path / "ledger.jsonl")
     Simulator(always_on(names, 7, 1.0), toy.hosts(devices), Pace(1.0), 6, ledger, lambda model, cycle: {}).run(protocol)
     ledger.close()

@@ -15,7 +15,6 @@ from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.moe.parts import Piece
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
-from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
 
 PARTS = ("expert:0", "expert:1", "head")
@@ -28,7 +27,7 @@ def values(model: dict[str, Piece], _cycle: int = 0) -> dict[str, Any]:
 
 def play(protocol_class, plan, data, cycles, path: Path, owned=OWNED, **start) -> tuple[Any, list[dict[str, Any]]]:
     _, model, devices = toy.make(data)
-    protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), owned, cycles=cycles, **start))
+    protocol = toy.protocol(protocol_class, model, owned, cycles, **start)
     ledger = Ledger(path / "ledger.jsonl")
     Simulator(plan, toy.hosts(devices), Pace(1.0), cycles, ledger, values).run(protocol)
     ledger.close()

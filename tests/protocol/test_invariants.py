@@ -18,7 +18,6 @@ from fedexperts.drive.faults import Faults
 from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
-from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
 from fedexperts.train.device import Device, LocalTraining
 
@@ -43,7 +42,7 @@ def play(
     data = {c: [toy.samples(min(mine, default=0), 8.0, experts=experts)] for c, mine in owned.items()}
     _, model, devices = toy.make(data, values=(0.0,) * experts, local=local)
     parts = {c: frozenset(f"expert:{m}" for m in mine) for c, mine in owned.items()}
-    protocol = protocol_class(Start(model, tuple(data), frozenset({"head"}), parts, cycles=cycles, **start))
+    protocol = toy.protocol(protocol_class, model, parts, cycles, **start)
     ledger = Ledger(path / "ledger.jsonl")
     simulator = Simulator(
         plan,

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedexperts.drive.comparison import medians
 from fedexperts.ledger import summary
 from fedexperts.report.alignment import WHOLE, heatmap_figure, load_figure, periods, sat_out_table
 from fedexperts.report.compare_html import client_figure, curve_figure, write_comparison
+from fedexperts.runs.comparison import medians
 
 CLIENTS = ("a", "b")
 USE = {"per_device": {c: {"radio_J": 0.0, "compute_J": 0.0, "idle_J": 0.0} for c in CLIENTS}}

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from fedexperts.data.objective import Judged, total
-from fedexperts.drive.comparison import medians
 from fedexperts.ledger import summary
 from fedexperts.report.compare_html import client_figure, curve_figure
 from fedexperts.report.html import cluster_figure, energy_figure, progress_figure
 from fedexperts.report.table import accuracy_table, comparison_table, results_table, written
+from fedexperts.runs.comparison import medians
 
 TASKS = {"a": "spearman", "b": "accuracy"}
 

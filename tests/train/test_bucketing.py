@@ -17,7 +17,7 @@ from fedexperts.data.choice import MultipleChoice
 from fedexperts.data.classify import Classification
 from fedexperts.data.language import CausalLM
 from fedexperts.data.source import ends, lengths, take, trimmed
-from fedexperts.drive.prepare import prepare
+from fedexperts.method.methods import prepare
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
 from fedexperts.train.batches import POOL, epoch_batches

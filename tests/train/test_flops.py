@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import small
-from fedexperts.drive.checkpoint import Packer
 from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.load import new_model
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
+from fedexperts.runs.checkpoint import Packer
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
 from toy import Plain

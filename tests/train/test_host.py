@@ -13,7 +13,6 @@ import pytest
 import fedexperts
 import toy
 from fedexperts.contact.plan import Contact, ContactPlan
-from fedexperts.drive.checkpoint import Packer, unpack
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.faults import Faults
 from fedexperts.drive.simulate import Simulator
@@ -22,6 +21,7 @@ from fedexperts.moe.parts import Piece
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
+from fedexperts.runs.checkpoint import Packer, unpack
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.host import Host, LocalHost
 from fedexperts.train.process import ProcessHost
@@ -122,4 +122,4 @@ def test_the_server_s_side_knows_no_device() -> None:
     """What decides, keeps time, judges and saves does not know of `Device`; only what builds the devices does."""
     root = Path(fedexperts.__file__).parent
     users = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if "train.device import Device" in p.read_text()}
-    assert users <= {"drive/prepare.py", "drive/network.py"}
+    assert users <= {"setup/prepare.py", "setup/devices.py"}

@@ -34,10 +34,11 @@ def command(
     """Show relevance (27)-(29), the experts of each cluster (Algorithm 1), γ and what it suggests."""
     import torch
 
-    from ..drive.align import most_experts
-    from ..drive.experts_from import check_layers, choice_report, choices, layer_numbers
-    from ..drive.prepare import counted, prepare
-    from ..drive.split import assignment_report, split_experts
+    from ..method.capacity import most_experts
+    from ..method.methods import prepare
+    from ..method.owners import assignment_report, split_experts
+    from ..setup.experts_from import check_layers, choice_report, choices, layer_numbers
+    from ..setup.prepare import counted
 
     torch.set_num_threads(1)
     loaded = load(scenario, None, seed, set_)

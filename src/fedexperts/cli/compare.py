@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.progress import TaskID
 
-from ..drive.lock import is_free
 from ..errors import InputError
 from ..report.compare_html import write_comparison
 from ..report.network_html import network_tables, write_tables
 from ..report.table import comparison_table
+from ..runs.lock import is_free
 from ..scenario import Scenario
 from .common import advance, console, numbers, output, print_json, progress_bars, reached
 from .run import Json, ScenarioPath, Set, load
@@ -31,11 +31,12 @@ def command(
     json: Json = False,
 ) -> None:
     """Run a scenario with several protocols or policies and seeds; one table, one report."""
-    from ..drive import comparison
+    from ..method.methods import METHODS
+    from ..runs import comparison
 
     loaded = load(scenario, None, None, set_)
     directory = out or Path("runs") / f"{loaded.name}-compare"
-    if loaded.protocol == "networked" and not protocol and not policy:
+    if METHODS[loaded.protocol].fills_tables and not protocol and not policy:
         fill_tables(loaded, tau, clients, seeds, directory, resume, json)
         return
     kind, named = comparison.variants(loaded, _names(protocol), _names(policy))
@@ -65,7 +66,7 @@ def command(
 
 def fill_tables(scenario: Scenario, tau: str, clients: str, seeds: int, out: Path, resume: bool, json: bool) -> None:
     """The tables of the Networked MoE paper."""
-    from ..drive import network_comparison as tables
+    from ..runs import networked_tables as tables
 
     _check_free(out, resume)
     partitions, counts = tables.partitions(tau), numbers("--clients", clients) if clients else []

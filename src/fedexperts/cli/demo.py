@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..drive.lock import claimed, is_free
 from ..errors import InputError
 from ..report.html import write_report
 from ..report.table import results_table
+from ..runs.lock import claimed, is_free
 from ..scenario import Scenario
 from ..writing import on_disk
 from .common import advance, console, output, print_json, progress_bars
@@ -27,7 +27,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Tune an MoE on handwritten digits over a satellite schedule, with every protocol and a γ ≈ 1 control."""
-    from ..drive.many import folder, run_many
+    from ..runs.parallel import folder, run_many
 
     if out.exists() and not (out.is_dir() and is_free(out)):
         if not force or not (out / "initial").is_dir():
@@ -118,7 +118,7 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
     """Warm the model up once; every run then starts from the same checkpoint, ``out/initial``."""
     import torch
 
-    from ..drive.prepare import prepare
+    from ..method.methods import prepare
 
     torch.set_num_threads(1)
     prepared = prepare(scenario)
@@ -139,8 +139,9 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
 
 def before_training(scenario: Scenario) -> dict[str, Any]:
     """Trial pass and Algorithm 1 on the warmed-up model."""
-    from ..drive.prepare import counted, prepare
-    from ..drive.split import assignment_report, split_experts
+    from ..method.methods import prepare
+    from ..method.owners import assignment_report, split_experts
+    from ..setup.prepare import counted
 
     prepared = prepare(scenario)
     counts = counted(prepared.trials())

@@ -24,7 +24,7 @@ def command(
     """Judge a model by the test data of a scenario's clusters, beside what needs no model."""
     import torch
 
-    from ..drive.judge import judge_model
+    from ..runs.judge import judge_model
 
     torch.set_num_threads(1)
     document = judge_model(model, task, cluster, baselines)

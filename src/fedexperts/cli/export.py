@@ -21,7 +21,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Write a run's final model as a plain checkpoint, or its adapters as PEFT loads them."""
-    from ..drive.export import export
+    from ..runs.export import export
 
     document = export(run, form, to)
     if json:

@@ -12,10 +12,10 @@ from rich.text import Text
 from ..contact.interchange import EXPORTS, plan_text
 from ..contact.plan import ContactPlan
 from ..contact.schedule import best_passes, contact_rows, statistics, tracks, verdict
-from ..drive.orbit import Orbit, network_plan, orbit
 from ..errors import InputError
 from ..report.plan_html import write_plan
 from ..scenario import Network
+from ..setup.plan import Orbit, network_plan, orbit
 from .common import console, output, print_json
 from .run import Json, ScenarioPath, Set
 
@@ -66,7 +66,7 @@ def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[s
     """The plan as plain data: what ``--json`` prints and ``plan.html`` shows."""
     size_B = PAPER_UPLOAD_B
     if network.model is not None:
-        from ..drive.prepare import upload_B
+        from ..setup.model import upload_B
 
         size_B = upload_B(network.model, network)
     clusters = statistics(plan, found.stations if found else ())

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..drive.sums import SUMS, damage
 from ..errors import InputError
 from ..ledger import summary
 from ..report.html import write_report
 from ..report.table import results_table
+from ..runs.sums import SUMS, damage
 from ..writing import check_replaceable
 from .common import Force, console, output, print_json
 from .run import Json

@@ -30,7 +30,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Run a scenario: train a model over its contact plan."""
-    from ..drive import run as drive_run
+    from ..runs import run as module
 
     loaded = load(scenario, protocol, seed, set_)
     with progress_bars() as bars:
@@ -41,7 +41,7 @@ def command(
                 advance(bars, bar, line["cycle"], reached(line["accuracy"], line.get("metric", "accuracy")))
 
         try:
-            result = drive_run.run(loaded, out, resume=resume, listener=show)
+            result = module.run(loaded, out, resume=resume, listener=show)
         except KeyboardInterrupt:
             console.print("interrupted; go on with the same command and --resume")
             raise typer.Exit(130) from None

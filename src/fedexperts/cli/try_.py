@@ -27,7 +27,7 @@ def command(
     """Let models answer prompts (greedy), or label them; of a run also the model that it began with (Table II)."""
     import torch
 
-    from ..drive.asked import ask
+    from ..runs.answers import ask
 
     torch.set_num_threads(1)
     document = ask(models, [*prompt, *map(_read, prompt_file)], max_new_tokens)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from ..units import Array
-from .link import LOWEST_ELEVATION_DEG
+from .budget import LOWEST_ELEVATION_DEG
 from .site import Site
 
 GRID_DEG = np.linspace(LOWEST_ELEVATION_DEG, 89.9, 86)

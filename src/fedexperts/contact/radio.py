@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from ..errors import InputError
 from ..units import STANDARD_NOISE_TEMPERATURE_K, Array, decibel
 from .atmosphere import slant_loss_dB
-from .link import (
+from .budget import (
     atmospheric_loss_dB,
     free_space_loss_dB,
     mean_efficiency,

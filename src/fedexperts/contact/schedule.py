@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .link import doppler_Hz, rate_segments
+from .budget import doppler_Hz, rate_segments
 from .orbit import Satellite
 from .passes import passes
 from .plan import Contact, ContactPlan, Rates, few_enough

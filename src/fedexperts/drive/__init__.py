@@ -1,1 +1,1 @@
-"""Running a protocol: simulated time, checkpoints, whole runs from a scenario."""
+"""Simulated time: contacts, transfers, training, energy and faults of a protocol on a contact plan."""

@@ -26,7 +26,7 @@ from .classes import DeviceClass
 from .cluster import Pace
 from .energy import shown
 from .faults import NO_FAULTS, Faults
-from .link import Effect, SimulatedLink, Visit
+from .visit import Effect, SimulatedLink, Visit
 
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
 MANY_STEPS = 100_000

@@ -75,8 +75,7 @@ class Alignment:
 class Aligned(Rounds):
     """The server's side: scores, the round's assignment, and aggregation over those who trained an expert."""
 
-    def __init__(self, start: Start):
-        told: Alignment = start.alignment
+    def __init__(self, start: Start, told: Alignment):
         super().__init__(start, {name: client.samples for name, client in told.clients.items()})
         self._told, self._shared = told, start.shared
         self.experts = tuple(in_order(filter(is_expert, start.model)))

@@ -5,28 +5,52 @@ training them while it is out of contact.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..moe.parts import in_order, is_expert
 from ..train.task import Task, Update
 from .aggregate import Averaging, Returned, Sent, averaged, grouped, picked, settled
 from .link import Link, Start
 
+Split = Callable[[Mapping[str, tuple[NDArray[np.int64], int]], int], dict[str, frozenset[str]]]
+"""From (counts_LM, tokens) of each cluster, and a number that tells splits apart, to the owners."""
+
+
+@dataclass(frozen=True)
+class Resplit:
+    """When and how Algorithm 1 is repeated.
+
+    Attributes:
+        split: the new owners; None: never.
+        every_cycles: after that many cycles again; 0: never.
+        trial_samples: samples per device in a trial pass.
+    """
+
+    split: Split | None = None
+    every_cycles: int = 0
+    trial_samples: int = 0
+
+    def due(self, cycle: int, done: int, cycles: int) -> bool:
+        """Whether the trial for the split after the ``done``-th belongs into this cycle (the last of R, but not of all)."""
+        return self.split is not None and self.every_cycles > 0 and self.every_cycles * (done + 1) <= cycle + 1 < cycles
+
 
 class ExpertOwners(ABC):
     """The state that both versions share: the global model, who owns which expert, and which gate was sent to whom."""
 
-    def __init__(self, start: Start):
+    def __init__(self, start: Start, resplit: Resplit = Resplit()):  # frozen
         self.model = dict(start.model)
         self.clusters = start.clusters
         self.shared = start.shared
         self.owned = {cluster: frozenset(parts) for cluster, parts in start.owned.items()}
         self.sent: Sent = {}
         self.returned: Returned = {}
-        self.tail_from = start.cycles - start.gate_tail_cycles
-        self._resplit = Resplit(start)
+        self._cycles, self._resplit = start.cycles, resplit
         self._how = Averaging(start.lora, start.weights, start.overlap)
         self._first_cycle = start.first_cycle
         self.target: dict[str, str] = {}  # expert part -> next owner, while a re-split is under way
@@ -89,12 +113,13 @@ class ExpertOwners(ABC):
 
     async def trial(self, link: Link) -> None:
         """Every R cycles each cluster counts its routing once, on θ_t as it came down; when all have, Algorithm 1 is run."""
-        wanted = self._resplit.due(link.cycle, self.splits)
+        wanted = self._resplit.due(link.cycle, self.splits, self._cycles)
         if not wanted or link.cluster in self.counts or self.target:
             return
-        self.counts[link.cluster] = await link.trial(self._resplit.samples)
+        self.counts[link.cluster] = await link.trial(self._resplit.trial_samples)
         if len(self.counts) == len(self.clusters):
             self.splits += 1
+            assert self._resplit.split is not None  # else no trial is due
             owned = self._resplit.split(self.counts, self.splits)
             self.target = {part: cluster for cluster, parts in owned.items() for part in parts}
             self.counts = {}
@@ -129,7 +154,17 @@ class EmsFl(ExpertOwners):
 
 
 class EnhancedEmsFl(ExpertOwners):
-    """Enhanced EMS-FL: the gate is masked to the own experts and frozen; a gate tail of standard EMS-FL ends the run."""
+    """Enhanced EMS-FL: the gate is masked to the own experts and frozen; a gate tail of standard EMS-FL ends the run.
+
+    Args:
+        start: what every protocol is given.
+        resplit: when and how experts are split again.
+        gate_tail_cycles: how many cycles, at the end, tune the gate only.
+    """
+
+    def __init__(self, start: Start, resplit: Resplit = Resplit(), gate_tail_cycles: int = 1):  # frozen
+        super().__init__(start, resplit)
+        self.tail_from = start.cycles - gate_tail_cycles
 
     def order(self, mine: frozenset[str]) -> Task:
         """Algorithm 3, the else-branch, with the mask (39)."""
@@ -149,20 +184,3 @@ class EnhancedEmsFl(ExpertOwners):
         if mine:
             await link.train(replace(order, rounds=link.rounds_left(task=order)))  # local update
         await link.leave(order)  # else-branch: local expert update
-
-
-class Resplit:
-    """When and how Algorithm 1 is repeated; holds settings only."""
-
-    def __init__(self, start: Start):
-        self.every_cycles, self.samples, self.algorithm = start.every_cycles, start.trial_samples, start.split
-        self.cycles = start.cycles
-
-    def due(self, cycle: int, done: int) -> bool:
-        """Whether the trial for the split after the ``done``-th belongs into this cycle (the last of R, but not of all)."""
-        return self.every_cycles > 0 and self.every_cycles * (done + 1) <= cycle + 1 < self.cycles
-
-    def split(self, counts: Mapping[str, Any], number: int) -> dict[str, frozenset[str]]:
-        """The new owners."""
-        owned: dict[str, frozenset[str]] = self.algorithm(counts, number)
-        return owned

@@ -16,7 +16,7 @@ Rules that every protocol and every link keep:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -87,7 +87,7 @@ class ServerProtocol(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """What a protocol is given before the first contact.
+    """What every protocol is given before the first contact.
 
     Attributes:
         model: θ_0 as pieces of version 0.
@@ -95,16 +95,11 @@ class Start:
         shared: parts trained in contact by whoever is there, e.g. ``{"gate"}``.
         owned: the expert parts of each cluster (Algorithm 1).
         cycles: orbital cycles that the run will have.
-        gate_tail_cycles: how many of them, at the end, tune the gate only (enhanced EMS-FL).
-        split: for re-splitting, from (counts_LM, tokens) of each cluster and a seed to a new ``owned``.
-        every_cycles: re-split every that many cycles; 0: never.
-        trial_samples: samples per device in a trial pass.
+        samples: how many the devices of each link have.
         lora: how experts are adapted; None where their full parameters are trained.
         weights, overlap: how the server averages, see `aggregate.Averaging`.
         first_cycle: ``"met"``: clusters rest until their first contact; ``"paper"``: they train from the start.
         max_rounds: local rounds that a device makes at most, in contact or out of it.
-        alignment: what ``protocol = "aligned"`` is told, see `aligned.Alignment`.
-        stages: what ``protocol = "networked"`` is told, see `networked.Stages`.
     """
 
     model: Mapping[str, Piece]
@@ -112,14 +107,9 @@ class Start:
     shared: frozenset[str]
     owned: Mapping[str, frozenset[str]]
     cycles: int
-    gate_tail_cycles: int = 1
-    split: Any = None
-    every_cycles: int = 0
-    trial_samples: int = 0
+    samples: Mapping[str, int] = field(default_factory=dict)
     lora: LoRA | None = None
     weights: Literal["devices", "samples"] = "devices"
     overlap: Literal["add", "mean"] = "add"
     first_cycle: Literal["met", "paper"] = "met"
     max_rounds: int | None = None
-    alignment: Any = None
-    stages: Any = None

@@ -43,8 +43,7 @@ class Stages:
 class Networked(Rounds):
     """The server's side of the training; inference needs no server."""
 
-    def __init__(self, start: Start):
-        told: Stages = start.stages
+    def __init__(self, start: Start, told: Stages):
         super().__init__(start, dict(told.samples))
         self._told = told
         self.own = dict(zip(self.clients, in_order(filter(is_expert, start.model)), strict=False))

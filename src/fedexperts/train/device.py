@@ -27,7 +27,7 @@ from .codec import Codec
 from .frozen import FrozenLayers, Kept, compute, kept_B
 from .gating import normalise_gradients
 from .holding import Holding
-from .network import Member
+from .member import Member
 from .task import Task
 
 Experts = Mapping[str, tuple[Tensors, Tensors | None]]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..moe.parts import Piece, Tensors, in_order, is_expert
 from .device import Device, Experts
+from .member import Member, NetworkClient
 from .task import Task, Update
 
 
@@ -59,6 +60,9 @@ class Host(Protocol):
 
     def begin(self, model: dict[str, Piece]) -> None:
         """θ_0, version 0 everywhere."""
+
+    def join(self, client: NetworkClient) -> None:
+        """Become a client of a Networked MoE, which is a device alone."""
 
     def lacks(self, pieces: Collection[Piece]) -> list[Piece]:
         """Those that not every device holds.
@@ -141,6 +145,10 @@ class LocalHost:
         """See `Host`."""
         for device in self.group.values():
             device.held = dict(model)
+
+    def join(self, client: NetworkClient) -> None:
+        """See `Host`."""
+        self._first.member = Member(client)
 
     def lacks(self, pieces: Collection[Piece]) -> list[Piece]:
         """See `Host`."""

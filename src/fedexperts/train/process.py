@@ -15,6 +15,7 @@ import torch
 from ..moe.parts import Piece, Tensors
 from .device import Experts
 from .host import Host, Trained, Trial
+from .member import NetworkClient
 from .task import Task, Update
 
 
@@ -81,6 +82,10 @@ class ProcessHost:
     def begin(self, model: dict[str, Piece]) -> None:
         """See `Host`."""
         self._ask("begin", model)
+
+    def join(self, client: NetworkClient) -> None:
+        """See `Host`."""
+        self._ask("join", client)
 
     def lacks(self, pieces: Collection[Piece]) -> list[Piece]:
         """See `Host`."""

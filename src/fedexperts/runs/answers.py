@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..moe.answer import answers, classifies
 from ..moe.checkpoint import resolve
 from ..moe.load import has_tokenizer
-from .finished import initial_folder, is_run, model_folder, scenario_of
+from .ended import initial_folder, is_run, model_folder, scenario_of
 
 
 @dataclass(frozen=True)

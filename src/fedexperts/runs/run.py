@@ -14,56 +14,43 @@ import logging
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
-from ..data.objective import evaluate
 from ..errors import InputError
 from ..ledger import Ledger, Listener, beginning, summary
+from ..method.method import Beginning, Method, start
+from ..method.methods import METHODS, own
 from ..moe.checkpoint import resolve
 from ..moe.load import copy_tokenizer
-from ..moe.parts import GATE, Piece, Tensors, in_order, is_expert
-from ..protocol.aligned import Aligned
-from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
+from ..moe.parts import Piece, in_order
 from ..protocol.link import ServerProtocol, Start
-from ..protocol.networked import Networked
-from ..protocol.sync import Sync
 from ..scenario import Scenario
-from ..train.host import Trial, latest
+from ..train.host import latest
 from ..writing import on_disk, write_whole
 from . import checkpoint
-from .align import alignment, most_experts
-from .baselines import baselines
-from .clients import personal
-from .cluster import Pace
+from ..setup.baselines import baselines
+from ..drive.cluster import Pace
 from .directory import FILES, appended, check_directory, header, seal
 from .export import ADAPTERS, save_adapters
-from .faults import Faults
-from .finished import FOLDER, what_lacks
-from .inference import install_average, network_facts
+from ..drive.faults import Faults
+from .ended import FOLDER, what_lacks
 from .lock import LEFTOVERS, LOCK, claimed
-from .network import privacy_facts, shares_matrices, stages
-from .prepare import Judges, Prepared, counted, prepare
+from ..setup.devices import Judges
+from ..setup.prepare import Prepared, trial_B
 from .rates import apart_from_rates, changed_rates, rates
-from .samples import reads_text
-from .simulate import Simulator
-from .split import assignment_report, check_caps, split_experts
+from ..setup.samples import reads_text
+from ..drive.simulate import Simulator
 from .sums import SUMS
 
 log = logging.getLogger(__name__)
-PROTOCOLS: dict[str, Callable[[Start], ServerProtocol]] = {
-    "sync": Sync,
-    "ems-fl": EmsFl,
-    "ems-fl-enhanced": EnhancedEmsFl,
-    "aligned": Aligned,
-    "networked": Networked,
-}
 CHECKPOINT_EVERY_S = 2.0
 """Wall-clock seconds between checkpoints at least; results do not depend on it."""
 GO_ON = "make room, or mend what is said there, and go on with the same command and --resume"
@@ -103,8 +90,8 @@ def run(
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     if isinstance(protocol, str):
         scenario = scenario.changed(protocol=protocol)
-    build = protocol if callable(protocol) else PROTOCOLS[scenario.protocol]
-    label = getattr(build, "__name__", "custom") if callable(protocol) else scenario.protocol
+    method = own(protocol, scenario) if callable(protocol) else METHODS[scenario.protocol]
+    label = getattr(protocol, "__name__", "custom") if callable(protocol) else scenario.protocol
     directory = Path(out) if out else Path("runs") / f"{scenario.name}-{label}-{scenario.seed}"
     check_directory(directory, scenario, label, resume)
     with ExitStack() as stack:
@@ -112,27 +99,18 @@ def run(
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)
         torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
-        prepared = _prepare(scenario)
+        prepared = method.prepare(scenario)
+        if not prepared.lora:  # what adapters take is known when they are attached
+            method.check(prepared)
         if not there:
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)
         with on_disk(directory, GO_ON):
-            _finish(prepared, build, label, directory, listener)
+            _finish(prepared, method, label, directory, listener)
         return Result(directory, summary(directory / "ledger.jsonl"))
 
 
-def _prepare(scenario: Scenario) -> Prepared:
-    prepared = prepare(scenario)
-    if not prepared.lora:  # what adapters take is known when they are attached
-        _check_capacity(prepared)
-    if shares_matrices(scenario):
-        privacy_facts(scenario)  # refuses where there is no accountant
-    return prepared
-
-
-def _finish(
-    prepared: Prepared, build: Callable[[Start], ServerProtocol], label: str, directory: Path, listener: Listener | None
-) -> None:
+def _finish(prepared: Prepared, method: Method, label: str, directory: Path, listener: Listener | None) -> None:
     """Begin a run, or go on with it, unless it has ended; a run that is refused as it begins leaves nothing."""
     begun = (directory / "scenario.toml").exists()
     if begun and (lacks := what_lacks(directory)) is None:
@@ -148,7 +126,7 @@ def _finish(
     if not begun or (directory / "scenario.toml").read_text() != text:  # going on with other rates
         write_whole(directory / "scenario.toml", text)
     try:
-        _Run(prepared, build, label, directory, listener).play()
+        _Run(prepared, method, label, directory, listener).play()
     except InputError:
         if not begun and not (directory / "checkpoints").exists():
             for name in FILES:
@@ -156,32 +134,12 @@ def _finish(
         raise
 
 
-def _check_capacity(prepared: Prepared) -> None:
-    """Refuse loads that clients, or experts that clusters, cannot carry."""
-    if prepared.scenario.by_client:
-        alignment(prepared)
-    elif (most := most_experts(prepared)) is not None:
-        check_caps(prepared.scenario.assignment.policy, list(most.values()), sum(map(is_expert, prepared.view.parts)))
-
-
 class _Run:
     """The parts of a run that live as long as it does."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        build: Callable[[Start], ServerProtocol],
-        label: str,
-        directory: Path,
-        listener: Listener | None,
-    ):
-        self.prepared, self.build, self.label, self.directory, self.listener = (
-            prepared,
-            build,
-            label,
-            directory,
-            listener,
-        )
+    def __init__(self, prepared: Prepared, method: Method, label: str, directory: Path, listener: Listener | None):
+        self.prepared, self.method, self.label = prepared, method, label
+        self.directory, self.listener = directory, listener
         self.scenario = prepared.scenario
         self.scenario_sha256 = hashlib.sha256((header(label) + apart_from_rates(self.scenario)).encode()).hexdigest()
         self.checkpoints = directory / "checkpoints"
@@ -215,11 +173,10 @@ class _Run:
 
     def _play(self, saved: dict[str, Any] | None) -> dict[str, Piece]:
         self.runtime.write(json.dumps({FOLDER: str(self.scenario.base.resolve())}) + "\n")
-        self.trial_uplink_B = 0
         if not saved or self.prepared.lora:  # weights under adapters are in no checkpoint, but repeat bit for bit
             self.prepared.begin()
-        owned = saved["owned"] if saved else self._begin()
-        protocol = self.protocol = self.build(self._start(owned))
+        begun = Beginning(saved["owned"]) if saved else self._begin()
+        protocol = self.protocol = self.method.protocol(self.prepared, start(self.prepared, begun.owned))
         train = self.scenario.train
         self.simulator = Simulator(
             self.prepared.plan,
@@ -231,8 +188,8 @@ class _Run:
             train.final_flush,
             faults=Faults(**self.scenario.faults.model_dump(), seed=self.scenario.seed),
             kinds=self.prepared.kinds,
-            trial_B=self._trial_B,
-            first_uplink_B=self.trial_uplink_B,
+            trial_B=partial(trial_B, self.scenario),
+            first_uplink_B=begun.uplink_B,
             owners=self.prepared.owners,
         )
         if saved:
@@ -241,7 +198,7 @@ class _Run:
             self._say_rates(saved["rates"])
         else:
             self.ledger.write("evaluate", 0, cycle=0, **self.simulator.books.totals, **self._evaluate(protocol.model, 0))
-        self.simulator.run(protocol, lambda: self._pause(protocol, owned))
+        self.simulator.run(protocol, lambda: self._pause(protocol, begun.owned))
         return protocol.model
 
     def _say_rates(self, before: dict[str, float]) -> None:
@@ -252,8 +209,8 @@ class _Run:
             for name, rate in other.items():
                 log.warning("warning: going on with %s = %g (%g before)", name, rate, before[name])
 
-    def _begin(self) -> dict[str, frozenset[str]]:
-        """Trial pass and Algorithm 1, before round 0 (Algorithms 2 and 3: "Initialize")."""
+    def _begin(self) -> Beginning:
+        """What there is to know before the first contact, in the ledger's first lines."""
         prepared, train = self.prepared, self.scenario.train
         host = next(iter(prepared.hosts.values()))
         self.ledger.write(
@@ -275,44 +232,7 @@ class _Run:
         )
         if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
             self.ledger.write("baselines", 0, clusters=baselines(self.scenario, prepared.data))
-        if shares_matrices(self.scenario):
-            self.ledger.write("privacy", 0, **privacy_facts(self.scenario))
-        if self.scenario.by_client:
-            return {}
-        trials = prepared.trials()
-        counts = counted(trials)
-        owned = split_experts(self.scenario, counts, most_experts(prepared))
-        if self.label != "sync":  # the baseline has no use for the trial; for it the report is only there to be read
-            self.trial_uplink_B = sum(self._trial_B(one) for rows in trials.values() for one in rows)
-        report = assignment_report(self.scenario, counts, owned)
-        self.ledger.write("assignment", 0, trial_uplink_B=self.trial_uplink_B, **report)
-        return owned
-
-    def _trial_B(self, trial: Trial) -> int:
-        """Counts are uploaded, or, as the paper may mean, the trial samples themselves."""
-        return trial.counts_LM.nbytes if self.scenario.assignment.trial == "device" else trial.samples_B
-
-    def _start(self, owned: dict[str, frozenset[str]]) -> Start:
-        scenario = self.scenario
-        cycles = min(scenario.train.cycles, len(self.prepared.plan.cycle_ends_s))
-        return Start(
-            model=self.prepared.model,
-            clusters=tuple(self.prepared.hosts),
-            shared=frozenset(scenario.train.shared),
-            owned=owned,
-            cycles=cycles,
-            gate_tail_cycles=scenario.train.gate_tail_cycles,
-            split=lambda counts, number: split_experts(scenario, counts, most_experts(self.prepared), number),
-            every_cycles=scenario.assignment.every_cycles,
-            trial_samples=scenario.assignment.trial_samples,
-            lora=self.prepared.lora,
-            weights=scenario.train.weights,
-            overlap=scenario.train.overlap or ("mean" if scenario.plan.kind == "always-on" else "add"),
-            first_cycle=scenario.train.first_cycle,
-            max_rounds=scenario.train.max_rounds,
-            alignment=alignment(self.prepared) if scenario.protocol == "aligned" else None,
-            stages=stages(self.prepared) if scenario.protocol == "networked" else None,
-        )
+        return self.method.begin(prepared, self.ledger)
 
     def _evaluate(self, model: dict[str, Piece], cycle: int | None) -> dict[str, Any]:
         """Facts for the ledger: of a cycle on the validation data, at the end (None) on the test data, beside these."""
@@ -336,22 +256,9 @@ class _Run:
 
     def _judged(self, model: dict[str, Piece], judges: Judges) -> dict[str, Any]:
         self._install(model)
-        prepared = self.prepared
-        if isinstance(self.protocol, Networked):
-            return network_facts(prepared, judges)
-        facts = evaluate(prepared.view, prepared.objectives, judges.own)
-        if isinstance(self.protocol, Aligned):
-            facts |= personal(prepared.view, prepared.objectives, judges.own, self.protocol.placement(), self._gates())
-        return facts
+        return self.method.judge(self.prepared, self.protocol, judges)
 
-    def _gates(self) -> dict[str, Tensors]:
-        """Gates that belong to clients alone."""
-        if self.scenario.alignment.gate != "per-client":
-            return {}
-        own = {name: host.own(GATE)[1] for name, host in self.prepared.hosts.items()}
-        return {name: gate for name, gate in own.items() if gate is not None}
-
-    def _pause(self, protocol: ServerProtocol, owned: dict[str, frozenset[str]]) -> None:
+    def _pause(self, protocol: ServerProtocol, owned: Mapping[str, frozenset[str]]) -> None:
         if time.monotonic() - self.saved_at_s < CHECKPOINT_EVERY_S:
             return
         self.number += 1
@@ -361,7 +268,7 @@ class _Run:
             "rates": rates(self.scenario),
             "ledger_B": self.ledger.position(),
             "ledger_sha256": self.ledger.sha256.hexdigest(),
-            "owned": owned,
+            "owned": dict(owned),
             "protocol": {k: v for k, v in vars(protocol).items() if not k.startswith("_")},
             "simulator": self.simulator.state(),
         }
@@ -377,8 +284,7 @@ class _Run:
                 self._install(self.prepared.model)
                 self._write("base")
         self._install(model)
-        if scenario.protocol == "networked" and scenario.networked.control == "local":
-            install_average(self.prepared)
+        self.method.finish(self.prepared)
         self.prepared.view.merge()
         self._write("model")
 

@@ -20,7 +20,7 @@ from ..scenario import Scenario
 from ..tables import Adapters
 from ..writing import kind, on_disk, reason
 from .checkpoint import remove
-from .finished import check_ended, initial_folder, scenario_of
+from .ended import check_ended, initial_folder, scenario_of
 
 ADAPTERS = "adapters.safetensors"
 """In a run directory: the final adapters and whatever else was trained, as ``<part>/<name>``."""

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.special import exp1, i0e
 
-from fedexperts.contact import link
-from fedexperts.contact.link import (
+from fedexperts.contact import budget
+from fedexperts.contact.budget import (
     atmospheric_loss_dB,
     beamwidth_deg,
     capacity_B,
@@ -349,13 +349,13 @@ def test_ergodic_at_the_ends():
 
 def test_series_and_expansion_meet():
     snr = np.linspace(-30, 60, 19)
-    below, above = ergodic_bps(1.0, snr, 0.999999 * link.SERIES_K_LIMIT), ergodic_bps(1.0, snr, link.SERIES_K_LIMIT)
+    below, above = ergodic_bps(1.0, snr, 0.999999 * budget.SERIES_K_LIMIT), ergodic_bps(1.0, snr, budget.SERIES_K_LIMIT)
     assert np.allclose(below, above, rtol=1e-7)
 
 
 def test_scaled_exponential_integral_does_not_jump_where_the_expansion_begins():
     n = np.array([1, 2, 10, 1000, 11000.0])[:, None]
-    below, above = link._scaled_expn(n, 1 / np.array([[499.999]])), link._scaled_expn(n, 1 / np.array([[500.001]]))
+    below, above = budget._scaled_expn(n, 1 / np.array([[499.999]])), budget._scaled_expn(n, 1 / np.array([[500.001]]))
     assert np.allclose(below / above, 1 + 0.002 / (n + 500), rtol=1e-8)
 
 

@@ -13,7 +13,7 @@ from ..reading import read_bytes, read_text
 from ..scenario import Scenario
 from ..writing import kind, reason
 from .export import ADAPTERS
-from .finished import scenario_of, what_lacks
+from .ended import scenario_of, what_lacks
 from .lock import is_free
 from .rates import apart_from_rates, changed_rates, rates, shown
 from .sums import write_sums

@@ -1,12 +1,15 @@
-"""EMS-FL's splitting of experts over clusters: relevance from a trial pass, Algorithm 1 or a policy, and the report of it."""
+"""EMS-FL, its enhanced form and the synchronous baseline: who owns which expert is decided before the first contact.
+
+Relevance comes from a trial pass; Algorithm 1 or a policy splits the experts over the clusters, and a report tells of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..assign.policies import owners
 from ..assign.relevance import (
@@ -21,11 +24,75 @@ from ..assign.relevance import (
 )
 from ..assign.split import Split, split
 from ..errors import InputError
-from ..moe.parts import expert, expert_index, in_order
+from ..ledger import Ledger
+from ..moe.parts import expert, expert_index, in_order, is_expert
+from ..protocol.ems_fl import EmsFl, EnhancedEmsFl, Resplit
+from ..protocol.link import Start
+from ..protocol.sync import Sync
 from ..scenario import Scenario
+from ..setup.prepare import Counts, Prepared, counted, prepare, trial_B
+from .capacity import most_experts
+from .method import Beginning, Method
 
-Counts = Mapping[str, tuple[NDArray[np.int64], int]]
-"""Per cluster: counts_LM of a trial pass and its number of tokens."""
+
+def check(prepared: Prepared) -> None:
+    """Refuse a split that clusters cannot carry, and a plan without a cycle for experts.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if (most := most_experts(prepared)) is not None:
+        check_caps(prepared.scenario.assignment.policy, list(most.values()), sum(map(is_expert, prepared.view.parts)))
+
+
+def _prepare_enhanced(scenario: Scenario) -> Prepared:
+    prepared = prepare(scenario)
+    tail, cycles = scenario.train.gate_tail_cycles, len(prepared.plan.cycle_ends_s)
+    if tail >= min(scenario.train.cycles, cycles):
+        raise InputError(
+            f"train.gate_tail_cycles = {tail}: the plan has only {cycles} orbital cycles, so no expert would be trained; make "
+            "the plan longer or the tail shorter"
+        )
+    return prepared
+
+
+def begin(prepared: Prepared, ledger: Ledger, uploads: bool = True) -> Beginning:
+    """Trial pass and Algorithm 1, before round 0 (Algorithms 2 and 3: "Initialize"); ``uploads``: it is done over the link."""
+    trials = prepared.trials()
+    counts = counted(trials)
+    owned = split_experts(prepared.scenario, counts, most_experts(prepared))
+    sent_B = sum(trial_B(prepared.scenario, one) for rows in trials.values() for one in rows) if uploads else 0
+    ledger.write("assignment", 0, trial_uplink_B=sent_B, **assignment_report(prepared.scenario, counts, owned))
+    return Beginning(owned, sent_B)
+
+
+def resplit(prepared: Prepared) -> Resplit:
+    """When and how experts are split again during a run."""
+    scenario, table = prepared.scenario, prepared.scenario.assignment
+
+    def again(counts: Counts, number: int) -> dict[str, frozenset[str]]:
+        return split_experts(scenario, counts, most_experts(prepared), number)
+
+    return Resplit(again, table.every_cycles, table.trial_samples)
+
+
+def _ems_fl(prepared: Prepared, start: Start) -> EmsFl:
+    return EmsFl(start, resplit(prepared))
+
+
+def _enhanced(prepared: Prepared, start: Start) -> EnhancedEmsFl:
+    return EnhancedEmsFl(start, resplit(prepared), prepared.scenario.train.gate_tail_cycles)
+
+
+def _sync(prepared: Prepared, start: Start) -> Sync:
+    return Sync(start)
+
+
+OWNERS = partial(Method, check=check, begin=begin, policies=("assignment", ()))
+EMS_FL = OWNERS(prepare, _ems_fl)
+ENHANCED = OWNERS(_prepare_enhanced, _enhanced)
+SYNC = Method(prepare, _sync, check, begin=partial(begin, uploads=False))
+"""The baseline has no use for the trial; for it the report is only there to be read."""
 
 
 def split_experts(

@@ -1,4 +1,4 @@
-"""What alignment needs to know before a run: what a round takes of a client, and what each client can carry."""
+"""What a round takes of a client, and what each client can carry: for alignment, and for splits with bounds."""
 
 from __future__ import annotations
 
@@ -8,43 +8,13 @@ from collections.abc import Mapping
 
 from ..assign.scores import Capacity, Need, experts_that_fit
 from ..contact.plan import ContactPlan
-from ..errors import InputError
-from ..moe.parts import GATE, in_order, is_expert, tensors_B
-from ..protocol.aligned import Alignment, Client
+from ..moe.parts import in_order, is_expert, tensors_B
 from ..scenario import Scenario
+from ..setup.prepare import Prepared
 from ..train.task import Task
-from .prepare import Prepared
 
 ADAMW_FLOATS, FLOAT32_B = 2, 4
 """AdamW keeps two float32 numbers for each trained one."""
-
-
-def alignment(prepared: Prepared) -> Alignment:
-    """What the server is told of the scenario and its clients.
-
-    Raises:
-        InputError: the load bounds ask for more than all clients can carry together.
-    """
-    scenario = prepared.scenario
-    table = scenario.alignment
-    deadline_s = table.deadline_s or default_deadline_s(scenario, prepared.plan)
-    settings = table.model_dump(exclude={"capacity", "deadline_s"})
-    told = Alignment(
-        clients={name: Client(capacity_of(prepared, name), sum(host.samples)) for name, host in prepared.hosts.items()},
-        need=need(prepared, shared_of(scenario)),
-        deadline_s=deadline_s,
-        seed=scenario.seed,
-        estimated=table.capacity == "estimated",
-        **settings,
-    )
-    _check_loads(told, prepared.view.experts)
-    return told
-
-
-def shared_of(scenario: Scenario) -> frozenset[str]:
-    """Shared parts that clients train."""
-    shared = frozenset[str](scenario.train.shared)
-    return shared - {GATE} if scenario.alignment.gate == "frozen" else shared
 
 
 def default_deadline_s(scenario: Scenario, plan: ContactPlan) -> float:
@@ -103,20 +73,6 @@ def _trained_B(prepared: Prepared, part: str) -> int:
     kept_B = ADAMW_FLOATS * FLOAT32_B * numbers if prepared.scenario.train.optimizer == "adamw" else 0
     weights_B = tensors_B(view.parts[part]) if leaves is not view.parts[part] else 0
     return weights_B + 2 * tensors_B(leaves) + kept_B
-
-
-def _check_loads(told: Alignment, experts: int) -> None:
-    """Raises: InputError."""
-    most = min(experts, told.max_experts or experts)
-    carried = sum(experts_that_fit(client.capacity, told.need, told.deadline_s, most)[0] for client in told.clients.values())
-    if told.min_load is not None and told.min_load * experts > carried:
-        raise InputError(
-            f"alignment.min_load = {told.min_load}: {experts} experts would need {told.min_load * experts} places, and all "
-            f"{len(told.clients)} clients together can carry {carried}; lower it to {carried // experts}, or give clients more "
-            "memory_B, rate or deadline_s"
-        )
-    if told.min_load is not None and told.min_load > len(told.clients):
-        raise InputError(f"alignment.min_load = {told.min_load}: must be at most the number of clients, {len(told.clients)}")
 
 
 def most_experts(prepared: Prepared) -> Mapping[str, int] | None:

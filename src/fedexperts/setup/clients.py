@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ..contact.plan import Contact, ContactPlan
-from ..data.objective import Objective, total
-from ..data.source import Samples
-from ..moe.parts import GATE, Tensors
-from ..moe.view import View
+from ..drive.classes import DeviceClass, drawn
 from ..scenario import Scenario
-from .classes import DeviceClass, drawn
 
 
 @dataclass(frozen=True)
@@ -53,34 +48,6 @@ def client_plan(plan: ContactPlan, group: Sequence[Client], scenario: Scenario) 
             if there and table.from_cycle <= cycle < (table.until_cycle or math.inf):
                 contacts.append(_own(contact, client))
     return ContactPlan(tuple(client.name for client in group), tuple(contacts), plan.horizon_s, plan.cycle_ends_s)
-
-
-def personal(
-    view: View,
-    objectives: Mapping[str, Objective],
-    tests: Mapping[str, Samples],
-    placed: Mapping[str, frozenset[str]],
-    gates: Mapping[str, Tensors],
-) -> dict[str, Any]:
-    """How clients do with the experts placed on them and, where they have one, with a gate of their own.
-
-    The global model is in ``view`` and stays there but for the gate. Clients that can hold no expert are left out.
-    """
-    shared = view.export(GATE) if gates else {}
-    judged = {}
-    for client in (client for client in tests if placed[client]):
-        if gates:
-            view.install(GATE, gates.get(client, shared))
-        view.route(placed[client])
-        view.model.eval()
-        judged[client] = objectives[client].judge(view, tests[client])
-    view.route(None)
-    if gates:
-        view.install(GATE, shared)
-    if not judged:
-        return {}
-    accuracy = total(objectives, judged)["accuracy"]
-    return {"personal_accuracy": accuracy, "personal_by_client": {client: one.score for client, one in judged.items()}}
 
 
 def _own(contact: Contact, client: Client) -> Contact:

@@ -12,10 +12,10 @@ from ..errors import InputError
 from ..moe.load import has_tokenizer
 from ..moe.view import View
 from ..scenario import Tasks, read_toml
-from .baselines import baselines
-from .finished import model_folder
-from .prepare import check_fit, check_forward, load_model
-from .samples import datasets
+from ..setup.baselines import baselines
+from .ended import model_folder
+from ..setup.model import check_fit, check_forward, load_model
+from ..setup.samples import datasets
 
 
 def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool = True) -> dict[str, Any]:

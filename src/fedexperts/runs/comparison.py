@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
+from ..method.methods import METHODS
 from ..scenario import Scenario
-from .many import Progress, folder, run_many
+from .parallel import Progress, folder, run_many
 
 Kind = Literal["protocols", "policies"]
-ALIGNED = ("random", "greedy", "balanced", "optimal")
 MEDIANS = {
     "final_accuracy": "final_accuracy",
     "personal_accuracy": "personal_accuracy",
@@ -42,12 +42,12 @@ def variants(scenario: Scenario, protocols: Sequence[str], policies: Sequence[st
         raise InputError(f"{twice[0]}: is given twice; name each protocol or policy once")
     if protocols:
         return "protocols", {name: scenario.changed(protocol=name) for name in protocols}
-    if scenario.protocol == "sync" or (not policies and scenario.protocol != "aligned"):
+    table, usual = METHODS[scenario.protocol].policies or ("", ())
+    if not table or not (policies or usual):
         raise InputError(
             f"protocol = {scenario.protocol!r}: name what to compare, --protocol sync,ems-fl or --policy algorithm-1,balanced"
         )
-    table = "alignment" if scenario.protocol == "aligned" else "assignment"
-    return "policies", {name: scenario.changed(**{table: {"policy": name}}) for name in policies or ALIGNED}
+    return "policies", {name: scenario.changed(**{table: {"policy": name}}) for name in policies or usual}
 
 
 def compare(

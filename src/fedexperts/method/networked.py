@@ -1,4 +1,4 @@
-"""A Networked MoE judged: who asks whom, how well they do together, and what that costs.
+"""Networked MoE: clients joined to a network, what the server is told, what is stated of privacy, and the network judged.
 
 Shapes: T images of a client, D numbers of a latent, E experts, K picks, L labels.
 """
@@ -17,12 +17,110 @@ from torch import Tensor
 
 from ..data.metrics import macro_auc, macro_f1, over_clients
 from ..data.source import Samples
+from ..errors import InputError
+from ..ledger import Ledger
 from ..moe.parts import BACKBONE, expert
-from ..moe.resnet import all_latents, log_mixture
+from ..moe.resnet import NetworkedMoEForImageClassification, all_latents, log_mixture
+from ..protocol.link import ServerProtocol, Start
+from ..protocol.networked import Networked, Stages
+from ..scenario import Scenario
+from ..setup.devices import Judges
+from ..setup.prepare import Prepared
+from ..setup.prepare import prepare as prepare_devices
 from ..train.gating import random_picks
 from ..train.host import latest
-from ..train.network import call_B
-from .prepare import Judges, Prepared
+from ..train.member import NetworkClient, call_B
+from ..train.privacy import guarantee
+from .method import Beginning, Method
+
+NETWORK_FIELDS = ("norm", "sigma", "correlation_samples", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
+
+
+def prepare(scenario: Scenario) -> Prepared:
+    """Clients of a network: each has its expert, by its place, and answers for it.
+
+    Raises:
+        InputError: as `setup.prepare.prepare`; the model is of another kind, has not one expert for each client, or picks more
+            experts than there are; noise is asked for, and the accountant is not installed.
+    """
+    prepared = prepare_devices(scenario, by_client=True, even=True)
+    _check(prepared)
+    if shares_matrices(scenario):
+        privacy_facts(scenario)  # refuses where there is no accountant
+    table = scenario.networked
+    for i, (name, host) in enumerate(prepared.hosts.items()):
+        own = 0 if table.control == "fedavg" else i
+        host.join(NetworkClient(own, **{field: getattr(table, field) for field in NETWORK_FIELDS}))
+        if table.control is None:
+            prepared.owners[expert(own)] = prepared.hosts[name]
+    return prepared
+
+
+def _check(prepared: Prepared) -> None:
+    """Raises: InputError."""
+    table, view, clients = prepared.scenario.networked, prepared.view, len(prepared.hosts)
+    if not isinstance(view.model, NetworkedMoEForImageClassification):
+        raise InputError(
+            f'protocol = "networked": needs a model of model_type "networked_moe" with an extractor, not '
+            f"{type(view.model).__name__}; set model.config or another model.path"
+        )
+    wanted = 1 if table.control == "fedavg" else clients
+    if view.experts != wanted:
+        raise InputError(
+            f"model.config.num_experts = {view.experts}: must be {wanted}, one for each client"
+            f"{' of one averaged classifier' if table.control == 'fedavg' else ''}; change it or the number of devices"
+        )
+    for name, k in (("networked.gate_top_k", table.gate_top_k), ("model.config.num_experts_per_tok", view.top_k)):
+        if k > view.experts and table.control is None:
+            raise InputError(f"{name} = {k}: must be at most the number of clients, {view.experts}; each has one expert")
+    if table.prior is not None and (len(table.prior) != clients or not sum(table.prior) > 0):
+        raise InputError(
+            f"networked.prior = {list(table.prior)}: must be {clients} weights, one for each client, and not all 0"
+        )
+
+
+def stages(prepared: Prepared) -> Stages:
+    """What the server is told of the scenario and its clients."""
+    scenario, config = prepared.scenario, prepared.view.model.config
+    names = (
+        "extractor",
+        "extractor_cycles",
+        "expert_cycles",
+        "gate",
+        "gate_cycles",
+        "gate_participation",
+        "gate_patience",
+        "schedule",
+    )
+    return Stages(
+        samples={name: sum(host.samples) for name, host in prepared.hosts.items()},
+        representation_size=int(config.representation_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
+        seed=scenario.seed,
+        control=scenario.networked.control,
+        **{name: getattr(scenario.networked, name) for name in names},
+    )
+
+
+SIMULATED = "The noise of a simulated run comes from the scenario's seed: it shows what noise costs, and hides nothing."
+
+
+def shares_matrices(scenario: Scenario) -> bool:
+    """Whether clients share correlation matrices in a run."""
+    table = scenario.networked
+    return table.extractor == "fedsc" and table.control is None and table.extractor_cycles > 0
+
+
+def privacy_facts(scenario: Scenario) -> dict[str, Any]:
+    """(ε, δ) of all shared correlation matrices of the run; without noise there is no such guarantee.
+
+    Raises:
+        InputError: noise is asked for, and the accountant is not installed.
+    """
+    table = scenario.networked
+    if table.sigma == 0:
+        return {"sigma": 0.0, "epsilon": None, "note": "no noise on the shared correlation matrices, so no (ε, δ)"}
+    found = guarantee(table.sigma, table.extractor_cycles, table.delta)
+    return {"sigma": table.sigma, "epsilon": round(found.epsilon, 6), "delta": found.delta, "note": f"{found} {SIMULATED}"}
 
 
 def network_facts(prepared: Prepared, judges: Judges) -> dict[str, Any]:
@@ -181,3 +279,25 @@ def _scores(log_p: Mapping[str, Tensor], tests: Mapping[str, Samples]) -> dict[s
         "mean_auc": _rounded(auc.mean),
         "mean_auc_left_out": auc.left_out,
     }
+
+
+def _begin(prepared: Prepared, ledger: Ledger) -> Beginning:
+    if shares_matrices(prepared.scenario):
+        ledger.write("privacy", 0, **privacy_facts(prepared.scenario))
+    return Beginning()
+
+
+def _protocol(prepared: Prepared, start: Start) -> Networked:
+    return Networked(start, stages(prepared))
+
+
+def _judge(prepared: Prepared, protocol: ServerProtocol, judges: Judges) -> dict[str, Any]:
+    return network_facts(prepared, judges)
+
+
+def _finish(prepared: Prepared) -> None:
+    if prepared.scenario.networked.control == "local":
+        install_average(prepared)
+
+
+NETWORKED = Method(prepare, _protocol, begin=_begin, judge=_judge, finish=_finish, fills_tables=True)

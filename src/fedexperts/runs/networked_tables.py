@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError
 from ..ledger import tail
 from ..scenario import Scenario
-from .many import Progress, folder, run_many
+from .parallel import Progress, folder, run_many
 
 EXTRACTORS = ("fedce", "fedsc")
 GATES = ("random", "rolling", "federated")

@@ -1,0 +1,82 @@
+"""What a method is to those who run it: a record of functions, the same for all methods.
+
+A method is a protocol and what it needs beside it. Each stands in a module of its own; `methods` knows them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..data.objective import evaluate
+from ..ledger import Ledger
+from ..protocol.link import ServerProtocol, Start
+from ..scenario import Scenario
+from ..setup.devices import Judges
+from ..setup.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What there was before the first contact: who owns which expert, and the bytes that finding out took up."""
+
+    owned: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    uplink_B: int = 0
+
+
+def nothing(prepared: Prepared) -> None:
+    """Of a step that a method has no use for."""
+
+
+def at_once(prepared: Prepared, ledger: Ledger) -> Beginning:
+    """A method that needs nothing before the first contact."""
+    return Beginning()
+
+
+def judged_by_clusters(prepared: Prepared, protocol: ServerProtocol, judges: Judges) -> dict[str, Any]:
+    """The global model, which is in the view, on each link's data."""
+    return evaluate(prepared.view, prepared.objectives, judges.own)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, as runs, comparisons and the command line ask it.
+
+    Attributes:
+        prepare: plan, model, data and devices of a scenario; raises `InputError` where it cannot work.
+        protocol: the server's side, from what every protocol is told and whatever else this one is told.
+        check: refuses, before any training, what devices cannot carry; of adapters that is known when they are attached.
+        begin: what comes before the first contact, with its lines of the ledger.
+        judge: facts of the model that is in the view.
+        finish: called before the model in the view is saved.
+        policies: the scenario's table that has its ``policy``, and those to compare where none is named.
+        fills_tables: whether a comparison fills the tables of its paper, where nothing is named.
+    """
+
+    prepare: Callable[[Scenario], Prepared]
+    protocol: Callable[[Prepared, Start], ServerProtocol]
+    check: Callable[[Prepared], None] = nothing
+    begin: Callable[[Prepared, Ledger], Beginning] = at_once
+    judge: Callable[[Prepared, ServerProtocol, Judges], dict[str, Any]] = judged_by_clusters
+    finish: Callable[[Prepared], None] = nothing
+    policies: tuple[str, tuple[str, ...]] | None = None
+    fills_tables: bool = False
+
+
+def start(prepared: Prepared, owned: Mapping[str, frozenset[str]]) -> Start:
+    """What every protocol is told."""
+    scenario, train = prepared.scenario, prepared.scenario.train
+    return Start(
+        model=prepared.model,
+        clusters=tuple(prepared.hosts),
+        shared=frozenset(train.shared),
+        owned=owned,
+        cycles=min(train.cycles, len(prepared.plan.cycle_ends_s)),
+        samples={name: sum(host.samples) for name, host in prepared.hosts.items()},
+        lora=prepared.lora,
+        weights=train.weights,
+        overlap=train.overlap or ("mean" if scenario.plan.kind == "always-on" else "add"),
+        first_cycle=train.first_cycle,
+        max_rounds=train.max_rounds,
+    )

@@ -1,0 +1,225 @@
+"""From a scenario to everything a run needs, with every check that can fail before any work starts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contact.plan import Contact, ContactPlan, Direction, PlanError
+from ..data.objective import Objective
+from ..data.source import Samples, Splits
+from ..drive.classes import DeviceClass
+from ..errors import InputError, InputWarning
+from ..moe.lora import LoRA
+from ..moe.parts import Piece, is_expert
+from ..moe.view import View
+from ..scenario import Scenario
+from ..tables import Warmup
+from ..train.device import Device
+from ..train.host import Host, LocalHost, Trial
+from ..train.warmup import WarmUp, warm_up
+from .clients import client_plan, clients
+from .devices import Judges, dealt, device_classes, devices, judges
+from .model import check_fit, check_forward, lora_of, model_view
+from .plan import network_plan
+from .samples import Datasets, datasets
+
+Counts = Mapping[str, tuple[NDArray[np.int64], int]]
+"""Per cluster: counts_LM of a trial pass and its number of tokens."""
+
+
+@dataclass
+class Prepared:
+    """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet.
+
+    What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one. Without
+    validation data ``validation`` is the test data. ``owners`` answer for experts that never go to the server.
+    """
+
+    scenario: Scenario
+    plan: ContactPlan
+    view: View
+    model: dict[str, Piece]
+    hosts: dict[str, Host]
+    tests: Judges
+    validation: Judges
+    data: Datasets
+    kinds: dict[str, DeviceClass]
+    objectives: dict[str, Objective]
+    owners: dict[str, Host] = field(default_factory=dict)
+
+    @property
+    def lora(self) -> LoRA | None:
+        """How experts are adapted."""
+        return lora_of(self.scenario.model)
+
+    def begin(self) -> None:
+        """Train the model on the shared set and attach the adapters; the result is θ_0, version 0 everywhere."""
+        table, seed = self.scenario.warmup, self.scenario.seed
+        if table is not None:
+            warm_up(self.view, self.data.shared, self._recipe(table), seed)
+        if self.lora is not None:
+            self.view.adapt(self.lora, seed)
+        if table is None and self.lora is None:
+            return
+        self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
+        for host in self.hosts.values():
+            host.begin(self.model)
+
+    def _recipe(self, table: Warmup) -> WarmUp:
+        names = (table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
+        chosen = [part for part in self.view.parts if ("experts" if is_expert(part) else part) in table.parts]
+        return WarmUp(*names, parts=tuple(chosen))
+
+    def trials(self) -> dict[str, list[Trial]]:
+        """Trial pass of every cluster before the run (27), by device."""
+        samples = self.scenario.assignment.trial_samples
+        return {name: host.trial(samples) for name, host in self.hosts.items()}
+
+
+def counted(trials: Mapping[str, Sequence[Trial]]) -> Counts:
+    """Counts of trial passes, summed over the devices of each cluster."""
+    return {
+        cluster: (np.sum([one.counts_LM for one in rows], axis=0), sum(one.tokens for one in rows))
+        for cluster, rows in trials.items()
+    }
+
+
+def trial_B(scenario: Scenario, trial: Trial) -> int:
+    """What a device uploads of a trial pass: counts, or, as the paper may mean, the trial samples themselves."""
+    return trial.counts_LM.nbytes if scenario.assignment.trial == "device" else trial.samples_B
+
+
+def prepare(scenario: Scenario, by_client: bool = False, even: bool = False) -> Prepared:
+    """Load and check everything; nothing is trained and nothing is written.
+
+    Args:
+        scenario: what is to be prepared.
+        by_client: whether each device has a link of its own.
+        even: whether models are also judged by even shares of all data.
+
+    Raises:
+        InputError: with the field, the value, the bound and the remedy.
+    """
+    if by_client and scenario.assignment.granularity == "layer":
+        raise InputError('assignment.granularity = "layer": is for EMS-FL; clients are assigned whole experts, use "global"')
+    classes, plan, data = device_classes(scenario), contact_plan(scenario), datasets(scenario)
+    view = model_view(scenario, data.outputs)
+    _check_data(view, data)
+    _check_time(scenario, plan, classes)
+    model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
+    shares = {cluster.name: dealt(cluster, data.splits[cluster.name].train, scenario.seed) for cluster in scenario.cluster}
+    groups = devices(scenario, view, model, data.objectives, shares)
+    links = _links_of_clients if by_client else _links_of_clusters
+    plan, hosts, kinds, objectives = links(scenario, plan, groups, classes, data)
+
+    def judged(held: dict[str, Samples], what: str) -> Judges:
+        return judges(scenario, held, shares, list(hosts), even, what) if by_client else Judges(held, {})
+
+    tests = judged({name: test_of(splits) for name, splits in data.splits.items()}, "test")
+    validation = tests
+    if any(splits.validation is not None for splits in data.splits.values()):
+        validation = judged({name: validation_of(splits) for name, splits in data.splits.items()}, "validation")
+    prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives)
+    if prepared.lora:
+        view.check(prepared.lora)
+    return prepared
+
+
+Links = tuple[ContactPlan, dict[str, Host], dict[str, DeviceClass], dict[str, Objective]]
+"""The plan as the links see it, and by link the devices behind it, their class and what they are trained for."""
+
+
+def _links_of_clusters(
+    scenario: Scenario,
+    plan: ContactPlan,
+    groups: Mapping[str, list[Device]],
+    classes: Mapping[str, DeviceClass],
+    data: Datasets,
+) -> Links:
+    hosts: dict[str, Host] = {name: LocalHost(group) for name, group in groups.items()}
+    return plan, hosts, {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}, data.objectives
+
+
+def _links_of_clients(
+    scenario: Scenario,
+    plan: ContactPlan,
+    groups: Mapping[str, list[Device]],
+    classes: Mapping[str, DeviceClass],
+    data: Datasets,
+) -> Links:
+    """Each device has a link of its own."""
+    names, group = list(groups), clients(scenario, classes)
+    every = [device for name in names for device in groups[name]]
+    hosts: dict[str, Host] = {client.name: LocalHost([device]) for client, device in zip(group, every, strict=True)}
+    kinds = {client.name: client.kind for client in group}
+    return client_plan(plan, group, scenario), hosts, kinds, {one.name: data.objectives[names[one.at]] for one in group}
+
+
+def _check_data(view: View, data: Datasets) -> None:
+    """Raises: InputError, where the model does not fit the data."""
+    for name, splits in data.splits.items():
+        check_fit(view, f"cluster {name!r}", splits.train, data.objectives[name])
+        check_fit(view, f"test data of cluster {name!r}", test_of(splits), data.objectives[name])
+        check_fit(view, f"validation data of cluster {name!r}", validation_of(splits), data.objectives[name])
+    for i, (samples, objective) in enumerate(data.shared):
+        check_fit(view, f"warmup.data[{i}]", samples, objective)
+    name, splits = next(iter(data.splits.items()))
+    check_forward(view, splits.train, data.objectives[name])
+
+
+def contact_plan(scenario: Scenario) -> ContactPlan:
+    """The scenario's contact plan, long enough for the cycles asked for and a final flush; every cluster must be in it."""
+    plan = network_plan(scenario, scenario.train.cycles + 1)
+    if missing := [cluster.name for cluster in scenario.cluster if cluster.name not in plan.reachable]:
+        table = scenario.plan
+        where = f"plan.path = {table.path!r}" if table.kind == "file" else f"the {table.days:g} days of the orbital plan"
+        raise PlanError(
+            f"{where}: no contact for cluster {', '.join(missing)}; add one, use a lower min_elevation_deg, another "
+            "inclination_deg or more days, or drop the cluster"
+        )
+    ways: tuple[Direction, ...] = ("up", "down")
+    for way in ways:
+        if silent := [name for name in plan.reachable if not any(_carries(c, way) for c in plan.contacts if c.cluster == name)]:
+            raise PlanError(
+                f"plan.path = {scenario.plan.path!r}: no contact of cluster {', '.join(silent)} carries anything {way}; give "
+                f'{way}link_bps, or "unlimited"'
+            )
+    for note in plan.notes:
+        warnings.warn(note, InputWarning, stacklevel=2)
+    return plan
+
+
+def _carries(contact: Contact, way: Direction) -> bool:
+    return any((piece.uplink_bps if way == "up" else piece.downlink_bps) > 0 for piece in contact.rates or (contact,))
+
+
+def test_of(splits: Splits) -> Samples:
+    """Test data, which a scenario's data always have."""
+    assert splits.test is not None  # filled by _splits
+    return splits.test
+
+
+def validation_of(splits: Splits) -> Samples:
+    """Validation data, or where there are none the test data."""
+    return test_of(splits) if splits.validation is None else splits.validation
+
+
+def _check_time(scenario: Scenario, plan: ContactPlan, classes: Mapping[str, DeviceClass]) -> None:
+    """Rounds must fit the slots."""
+    table, train = scenario.plan, scenario.train
+    if train.seconds_per_round == "device":
+        if slow := [name for name, kind in classes.items() if not np.isfinite(kind.flops_per_s)]:
+            raise InputError(
+                f'train.seconds_per_round = "device": the speed of {", ".join(slow)} is not known; give '
+                f"[device.{slow[0]}] flops_per_s"
+            )
+    elif table.kind in ("round-robin", "always-on") and train.seconds_per_round > table.slot_s:
+        raise InputError(
+            f"train.seconds_per_round = {train.seconds_per_round:g}: no local round fits a slot of plan.slot_s = "
+            f"{table.slot_s:g}; make the slots longer or the devices faster"
+        )

@@ -23,8 +23,9 @@ from ..assign.scores import (
     updated_usage,
 )
 from ..assign.transport import Bools, Ints
-from ..moe.parts import GATE, in_order, is_expert
+from ..moe.parts import GATE, Piece, in_order, is_expert
 from ..train.task import Task, Update
+from .aggregate import picked
 from .link import Link, Start
 from .rounds import Rounds, experts_of
 
@@ -91,6 +92,18 @@ class Aligned(Rounds):
     def uploads(self) -> frozenset[str]:
         """Experts, and the shared parts that are averaged."""
         return frozenset(self.experts) | self.shared
+
+    def afterwards(self, task: Task) -> Task:
+        """Out of contact a client goes on with the same."""
+        return task
+
+    def pieces(self, client: str, task: Task) -> list[Piece]:
+        """Its experts, and the shared parts."""
+        return picked(self.model, task.parts - task.keeps)
+
+    def takes(self, update: Update) -> bool:
+        """Late updates move the model too."""
+        return True
 
     @property
     def shared(self) -> frozenset[str]:

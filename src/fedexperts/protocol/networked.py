@@ -120,13 +120,8 @@ class Networked(Rounds):
         self.rolled += 1
         return next(client for client in turns if client in present)
 
-    def task_of(self, client: str) -> Task | None:
-        """A matrix is shared once a round at most, or the privacy that was stated would not hold."""
-        task = self.tasks.get(client)
-        return self.afterwards(task) if task is not None and self.last.get(client) == self.round else task
-
     def afterwards(self, task: Task) -> Task:
-        """Out of contact a client goes on with the same, but shares no other matrix."""
+        """The same, but no other matrix is shared: more than one in a round, and the privacy that was stated would not hold."""
         return replace(task, parts=task.parts - {CORRELATION})
 
     def pieces(self, client: str, task: Task) -> list[Piece]:

@@ -10,17 +10,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..moe.lora import LoRA
 from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..train.task import Task, Update
-from .aggregate import Change, moved, picked
+from .aggregate import Change, moved
 from .link import Link, SignalLost, Start
 
-Sent = tuple[Tensors, int, Task, dict[str, float], bool]
-"""Of a part at a version that went to a client: what the server last saw of its training, the round, the task, the client's
-share of each part among those of that round, and whether an update has come."""
+
+@dataclass(frozen=True)
+class Ordered:
+    """A part at a version that went to a client, and what an update of it will count for.
+
+    Attributes:
+        seen: what the server last saw of the client's training from this version.
+        round_: the round of the order.
+        task: the order.
+        shares: the client's share of each part among those who were to train it.
+        counted: whether an update has come.
+    """
+
+    seen: Tensors
+    round_: int
+    task: Task
+    shares: dict[str, float]
+    counted: bool = False
 
 
 class Rounds(ABC):
@@ -38,28 +53,29 @@ class Rounds(ABC):
         self.waiting: set[str] = set()  # those of them whose contact has not ended yet
         self.last: dict[str, int] = {}  # client -> the round in which it was served last
         self.has: dict[str, dict[str, int]] = {}  # client -> part -> the version that has reached it
-        self.sent: dict[str, dict[str, dict[int, Sent]]] = {}  # client -> part -> version
-        self.arrived: list[tuple[str, Update, Sent]] = []  # of this round
+        self.sent: dict[str, dict[str, dict[int, Ordered]]] = {}  # client -> part -> version
+        self.arrived: list[tuple[str, Update, Ordered]] = []  # of this round
 
     @abstractmethod
     def begin(self, link: Link) -> dict[str, Task]:
         """What each client that takes part in round ``self.round`` is to train."""
 
     def task_of(self, client: str) -> Task | None:
-        """What a client does in a contact of this round."""
-        return self.tasks.get(client)
+        """What a client does in a contact of this round: its task, and when it is met again what follows that."""
+        task = self.tasks.get(client)
+        return self.afterwards(task) if task is not None and self.last.get(client) == self.round else task
 
+    @abstractmethod
     def afterwards(self, task: Task) -> Task:
-        """What it goes on with out of contact."""
-        return task
+        """What a client goes on with out of contact."""
 
+    @abstractmethod
     def pieces(self, client: str, task: Task) -> list[Piece]:
         """What a client must have before its task."""
-        return picked(self.model, task.parts - task.keeps)
 
+    @abstractmethod
     def takes(self, update: Update) -> bool:
         """Whether an update still counts."""
-        return True
 
     @abstractmethod
     def note(self, client: str, update: Update, task: Task, counted: bool) -> None:
@@ -70,9 +86,9 @@ class Rounds(ABC):
         """Called at the end of every round, when the model has moved."""
 
     @property
+    @abstractmethod
     def uploads(self) -> frozenset[str]:
         """Parts that clients may deliver: all but those that stay with them."""
-        return frozenset(self.model)
 
     async def contact(self, link: Link) -> None:
         """One client: in the round's first contact all tasks are given; then download, local training, upload."""
@@ -112,8 +128,8 @@ class Rounds(ABC):
         for piece in pieces:
             if piece.part in task.parts:
                 versions = self.sent.setdefault(client, {}).setdefault(piece.part, {})
-                tensors = versions[piece.version][0] if piece.version in versions else piece.tensors
-                versions[piece.version] = tensors, self.round, task, shares, False
+                tensors = versions[piece.version].seen if piece.version in versions else piece.tensors
+                versions[piece.version] = Ordered(tensors, self.round, task, shares)
 
     def served(self, link: Link) -> None:
         """The round ends with the last of its clients, whether they delivered or were lost."""
@@ -141,33 +157,32 @@ class Rounds(ABC):
             part, version = update.piece.part, update.piece.version
             versions = self.sent[client][part]
             sent = versions[version]
-            _, began, task, shares, counted = sent
             kept = {v: s for v, s in versions.items() if v > version}
-            self.sent[client][part] = kept | {version: (update.piece.tensors, began, task, shares, True)}
-            self.note(client, update, task, counted)
+            self.sent[client][part] = kept | {version: replace(sent, seen=update.piece.tensors, counted=True)}
+            self.note(client, update, sent.task, sent.counted)
             if part == CORRELATION:
                 continue  # of each client its own, and no part of the model
             if not self.takes(update):
-                link.log("refuse", part=part, behind=self.round - began)
+                link.log("refuse", part=part, behind=self.round - sent.round_)
                 continue
-            if began == self.round and client in self.waiting:
+            if sent.round_ == self.round and client in self.waiting:
                 self.arrived.append((client, update, sent))
                 continue
             self.model[part], facts = moved(self.model, self.late(update, sent), self._lora, 1.0)
-            link.log("aggregate", part=part, behind=self.round - began, digest=self.model[part].digest, **facts)
+            link.log("aggregate", part=part, behind=self.round - sent.round_, digest=self.model[part].digest, **facts)
 
-    def late(self, update: Update, sent: Sent) -> list[Change]:
+    def late(self, update: Update, sent: Ordered) -> list[Change]:
         """An update that missed its round, with the share that it would have had in it."""
-        part, (since, _, task, shares, _) = update.piece.part, sent
-        if (held := rows(part, task)) is None:
-            return [Change(part, shares[part], update.piece.tensors, since)]
-        return [Change(part, shares[m], update.piece.tensors, since, (expert_index(m)[1],)) for m in held]
+        part, shares = update.piece.part, sent.shares
+        if (held := rows(part, sent.task)) is None:
+            return [Change(part, shares[part], update.piece.tensors, sent.seen)]
+        return [Change(part, shares[m], update.piece.tensors, sent.seen, (expert_index(m)[1],)) for m in held]
 
-    def change(self, update: Update, sent: Sent) -> Change:
+    def change(self, update: Update, sent: Ordered) -> Change:
         """An update of this round."""
-        held = rows(update.piece.part, sent[2])
+        held = rows(update.piece.part, sent.task)
         numbers = None if held is None else tuple(expert_index(m)[1] for m in held)
-        return Change(update.piece.part, float(update.samples), update.piece.tensors, sent[0], numbers)
+        return Change(update.piece.part, float(update.samples), update.piece.tensors, sent.seen, numbers)
 
     def end_round(self, link: Link) -> None:
         """Aggregation: Σ n·Δ / Σ n over those who trained a part; the rest stays."""

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..moe.parts import Piece
+from ..protocol.rounds import Ordered
 from ..train.task import Task, Update
 from .sums import damage, write_sums
 
 log = logging.getLogger(__name__)
-VALUES: dict[str, Any] = {"Piece": Piece, "Task": Task, "Update": Update}
+VALUES: dict[str, Any] = {kind.__name__: kind for kind in (Ordered, Piece, Task, Update)}
+"""Dataclasses that a tree may hold."""
 TAG = "!"
 STATE, TENSORS = "state.json", "tensors.safetensors"
 

@@ -94,7 +94,7 @@ def test_what_is_written_has_the_permissions_of_new_files(here, monkeypatch):
     ("line", "message"),
     [
         ("build merge --base a --experts a --out moe", "name at least two"),
-        ("build merge --base a --experts a b --out c", "is not an empty folder"),
+        ("build merge --base a --experts a b --out c", "already holds files"),
         ("build merge --base a --experts a no --out moe", "no config.json there"),
         ("build merge --base a --experts a b --gate hidden --out moe", "go together"),
         ("build merge --base a --out moe", "--experts"),

@@ -149,6 +149,26 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(scenario: Path, tmp_p
     assert ledger.read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
 
 
+@pytest.mark.filterwarnings("always::fedexperts.errors.InputWarning")
+def test_what_workers_warn_of_is_shown_once_and_as_messages_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"input_ids": [1, 2 + n], "label": 1 + n % 2} for n in range(20)]  # classes from 1
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cluster = [{"name": "a", "data": "x.jsonl", "test": "x.jsonl"}, {"name": "b", "data": "x.jsonl", "test": "x.jsonl"}]
+    path = tmp_path / "s.toml"
+    path.write_text(tomli_w.dumps(small.document(cluster=cluster, train={"cycles": 1})))
+    words = ["compare", str(path), "--protocol", "sync,ems-fl", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["fedexperts", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    stderr = capfd.readouterr().err  # the workers' too
+    assert stderr.count("warning: labels of all clusters: 0 never occurs") == 1
+    assert "InputWarning" not in stderr
+    assert ".py:" not in stderr
+
+
 def printed(table: Any) -> str:
     console = Console(width=80, file=io.StringIO())
     console.print(table)

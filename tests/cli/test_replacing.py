@@ -88,7 +88,7 @@ def test_an_export_that_the_disk_refuses_leaves_nothing_and_one_that_it_takes_ca
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.copytree" if form == "merged" else "fedexperts.runs.export.save", refuse)
+        patch.setattr("shutil.copyfile" if form == "merged" else "fedexperts.runs.export.save", refuse)
         code, said = command(patch, capsys, "export", done, "--format", form, "--to", tmp_path / "to")
     assert (code, (tmp_path / "to").exists()) == (1, False)
     assert "to: No space left on device; make room" in said
@@ -96,6 +96,25 @@ def test_an_export_that_the_disk_refuses_leaves_nothing_and_one_that_it_takes_ca
     assert command(monkeypatch, capsys, "export", done, "--format", form, "--to", to)[0] == 0
     modes = {stat.S_IMODE(path.stat().st_mode) for path in [*to.iterdir(), *done.rglob("*.safetensors")]}
     assert modes == {stat.S_IMODE((done / "scenario.toml").stat().st_mode)}
+
+
+@pytest.mark.parametrize(
+    "words", [("report", "--out"), ("export", "--format", "merged", "--to"), ("export", "--format", "peft", "--to")]
+)
+def test_a_read_only_place_is_wrong_input(
+    words: tuple[str, ...], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    to = tmp_path / "place" / "to"
+    code, said = command(monkeypatch, capsys, words[0], done, *words[1:], to)
+    assert (code, f"{words[-1]} {to}: cannot be written (Read-only file system)" in said) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    code, said = command(monkeypatch, capsys, words[0], done, *words[1:], to)
+    assert (code, f"{tmp_path} cannot be written; name another place" in said) == (2, True)
 
 
 LONG = "x" * 300

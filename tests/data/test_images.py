@@ -90,7 +90,7 @@ BAD_ROWS = {
     "a truncated image": (lambda x: truncated(), r"a.parquet, row 2: is not an image .*truncated"),
     "another size": (lambda x: encoded(x[:6]), r"row 2: an image of 3 × 6 × 8 .*, but .*a.parquet, row 1 has 3 × 8 × 8"),
     "grey among colour": (lambda x: encoded(x[..., 0]), r"a.parquet, row 2: an image of 1 × 8 × 8"),
-    "nothing": (lambda x: None, r"a.parquet, row 2: the image column holds a NoneType"),
+    "nothing": (lambda x: None, r"a.parquet, row 2: the image column has no value; fill it in"),
 }  # fmt: skip
 
 

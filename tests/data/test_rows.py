@@ -333,7 +333,7 @@ def test_classes_of_labels(values, labels, expected):
         ([0, 10**9], None, "row 2: label 1000000000: must be from 0 to 9999"),
         ([0.0, 0.5], None, "row 2: label 0.5: must be a whole number or a text; other numbers need a regression"),
         (["0", "0.5"], None, "row 2: label 0.5: must be a whole number"),
-        ([None], None, "row 1: label None: must be a whole number or a text"),
+        ([None], None, "row 1: label has no value; fill it in, or leave the row out"),
         (["a", ""], None, "row 2: label '': is blank; fill it in, or leave the row out"),
         (["a", " "], ["a", " "], "row 2: label ' ': is blank"),
         ([["a"]], None, r"row 1: label \['a'\]: must be"),

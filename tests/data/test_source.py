@@ -79,7 +79,7 @@ def test_other_keys_of_a_line_are_ignored(tmp_path):
     ],
 )
 def test_a_malformed_line_is_refused_with_file_and_number(tmp_path, line):
-    with pytest.raises(InputError, match=r"a\.jsonl, line 2: .*must be"):
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: .*(must be|has no value; fill it in)"):
         read_jsonl(write(tmp_path / "a.jsonl", GOOD, line, GOOD))
 
 

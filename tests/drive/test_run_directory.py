@@ -355,15 +355,20 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return int(ended.value.code or 0), said.out, said.err
 
 
+READS = ("r", "rb", os.O_RDONLY)
+"""What a full disk does not refuse."""
+
+
 class Operations:
-    """Counts what a run asks of the file system below a folder, and lets something happen before the n-th."""
+    """Counts what a run asks of the file system below a folder, but for reading, and lets something happen before the n-th."""
 
     def __init__(self, below: Path, n: int, happen: Callable[[str], None]):
         self.below, self.n, self.happen, self.count = below, n, happen, 0
 
     def __call__(self, call: Callable[..., Any], path_at: int = 0) -> Callable[..., Any]:
         def counted(*arguments: Any, **named: Any) -> Any:
-            if str(self.below) in str(arguments[path_at]):
+            reads = getattr(call, "__name__", "") == "open" and (arguments[1:2] or ("r",))[0] in READS
+            if str(self.below) in str(arguments[path_at]) and not reads:
                 self.count += 1
                 if self.count == self.n:
                     self.happen(str(arguments[path_at]))

@@ -165,3 +165,50 @@ def test_answers_and_labels_that_count_from_1_are_warned_of_over_all_clusters(fo
     with pytest.warns(InputWarning, match=r"task\.label = 'label': 0 never occurs \(1: 2, 2: 2\).*labels = \[1, 2\]"):
         datasets(scenario(folder, {"text": "text"}, [both("classes")], **TEST_ALONE))
     datasets(scenario(folder, {"text": "text", "labels": [1, 2]}, [both("classes")], **TEST_ALONE))
+
+
+CHOICE = {"kind": "multiple-choice"}
+ONE = {"text": "one", "label": 0}
+ASKED = {"question": "q", "choices": ["a", "b"], "answer": 0}
+MISSING: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
+    "a label": ({"text": "text"}, ONE, {"label": None}, "label has no value"),
+    "a label that is no key": ({"text": "text"}, {"text": "one"}, {}, "label has no value"),
+    "a blank label": ({"text": "text"}, {"text": "one", "label": "x"}, {"label": " "}, "label ' ': is blank"),
+    "a score": ({"text": "text", "metric": "pearson"}, ONE, {"label": None}, "column 'label' has no value"),
+    "a text": ({"text": "text"}, ONE, {"text": None}, "column 'text' has no value"),
+    "a text to learn": ({"kind": "causal-lm", "text": "text"}, ONE, {"text": None}, "column 'text' has no value"),
+    "an option": (CHOICE, ASKED, {"choices": ["a", None]}, "option 2 of 2 (column 'choices') has no value"),
+    "options": (CHOICE, ASKED, {"choices": None}, "column 'choices' has no value"),
+    "a question": (CHOICE, ASKED, {"question": None}, "column 'question' has no value"),
+    "an answer": (CHOICE, ASKED, {"answer": None}, "answer (column 'answer') has no value"),
+    "a blank answer": (CHOICE, ASKED, {"answer": ""}, "answer (column 'answer') is blank"),
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_what_is_missing_is_an_error_of_its_row_and_nothing_is_left_out(kind: str, folder: Path) -> None:
+    """One rule for all kinds of data; the row is that of its own file, also where the labels of all are pooled."""
+    task, good, change, told = MISSING[kind]
+    rows = [{**good, **({} if "label" in good or "answer" in good else {"label": 0})}] * 4
+    jsonl(folder / "good.jsonl", rows)
+    jsonl(folder / "holes.jsonl", [*rows[:2], {**good, **change}, rows[3]])
+    clusters = [both("good"), {"data": "good.jsonl", "test": "holes.jsonl"}]
+    with pytest.raises(InputError) as refused:
+        datasets(scenario(folder, task, clusters))
+    assert str(refused.value).startswith(f"test of cluster 'c1', row 3: {told}; fill it in, or leave the ")
+
+
+def test_a_label_that_is_no_class_is_named_by_its_own_row(folder: Path) -> None:
+    jsonl(folder / "good.jsonl", [ONE] * 4)
+    jsonl(folder / "secret.jsonl", [ONE, ONE, {**ONE, "label": -1}])
+    with pytest.raises(InputError, match=r"^test of cluster 'c1', row 3: label -1: must be from 0"):
+        datasets(scenario(folder, {"text": "text"}, [both("good"), {"data": "good.jsonl", "test": "secret.jsonl"}]))
+
+
+def test_a_missing_token_or_label_of_numbered_samples(folder: Path) -> None:
+    for row, name in (({"input_ids": [1], "label": None}, "label"), ({"input_ids": None, "label": 0}, "input_ids")):
+        jsonl(folder / "numbers.jsonl", [{"input_ids": [1], "label": 0}, row])
+        with pytest.raises(
+            InputError, match=rf"numbers\.jsonl, line 2: '{name}' has no value; fill it in, or leave the row out"
+        ):
+            datasets(scenario(folder, {}, [both("numbers")]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from families import SIZES, batch, plain, saved
-from fedexperts.errors import InputError
+from fedexperts.errors import InputError, RunError
 from fedexperts.moe import written
 from fedexperts.moe.build import merge, upcycle
 from fedexperts.moe.checkpoint import Checkpoint
@@ -383,7 +384,7 @@ def test_numbers_and_folders_are_checked_before_anything_is_read(tmp_path):
         merge(nowhere, [nowhere] * 2, out, top_k=3)
     out.mkdir()
     (out / "mine.txt").write_text("")
-    with pytest.raises(InputError, match="exists and is not an empty folder"):
+    with pytest.raises(InputError, match="already holds files; name another folder"):
         merge(nowhere, [nowhere] * 2, out)
     (out / "mine.txt").unlink()
     with pytest.raises(InputError, match=r"no config\.json there"):
@@ -397,9 +398,9 @@ def test_a_writing_that_fails_leaves_nothing(tmp_path, monkeypatch):
     experts = folders(tmp_path, 2)
 
     def fail(*_: Any, **__: Any) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(written, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="moe: disk full; make room"):
         merge(experts[0], experts, tmp_path / "moe")
     assert not list(tmp_path.glob("moe*"))

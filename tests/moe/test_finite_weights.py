@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,21 @@ def test_models_to_build_from(name, tmp_path):
     assert merge(right[0], [base, right[1]], tmp_path / "moe").experts == 2
 
 
-def test_models_that_are_asked(tmp_path):
-    name = "model.layers.1.self_attn.q_proj.weight"
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.q_proj.weight", "model.layers.0.block_sparse_moe.experts.2.w1.weight"]
+)
+def test_models_that_are_asked(name, tmp_path):
     spoilt(text.saved(tmp_path), name)
-    with pytest.raises(InputError, match=rf"tensor '{name}' has 1 number that is not finite"):
+    with pytest.raises(InputError, match=told(name)):
         answers(tmp_path, tmp_path, ["good day"], 3)
+
+
+def test_the_shard_is_named(tmp_path):
+    text.saved(tmp_path / "whole")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())["weight_map"]
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert len(set(index.values())) > 1
+    spoilt(tmp_path / "shards", name, file=index[name])
+    with pytest.raises(InputError, match=told(name, index[name])):
+        answers(tmp_path / "shards", tmp_path / "whole", ["good day"], 3)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import InputError
-from .common import output, print_json
+from .common import output, print_json, say
 from .run import Json, ScenarioPath, Seed, Set, load
 
 ExpertsFrom = Annotated[
@@ -64,11 +64,11 @@ def command(
         return
     output.print(relevance_table(report))
     output.print(cluster_table(report, loaded.assignment.policy))
-    output.print(report["advice"], markup=False, soft_wrap=True)
+    say(report["advice"], output)
     for name, row in report.get("experts_from", {}).items():
         output.print(choice_table(name, row))
         for line in choice_notes(name, row):
-            output.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(line, output)
 
 
 def relevance_table(report: dict[str, Any]) -> Table:
@@ -80,7 +80,7 @@ def relevance_table(report: dict[str, Any]) -> Table:
     table.add_column("class (Remark 2)")
     for m, part in enumerate(report["experts"]):
         cells = [
-            f"{'[bold]' if kept else '[dim]'}{p:.3f}[/] / {q:.2f}"
+            Text.assemble((f"{p:.3f}", "bold" if kept else "dim"), f" / {q:.2f}")
             for p, q, kept in zip(report["relevance"][m], report["probability"][m], report["truncated"][m], strict=True)
         ]
         table.add_row(part, *cells, report["classes"][m])
@@ -102,7 +102,7 @@ def choice_table(name: str, row: dict[str, Any]) -> Table:
     """A file's experts for a cluster, layer by layer, beside as many of our own."""
     table = Table(title=f"{Path(row['file']).name}: experts chosen for {name}")
     for column in ("layer", "chosen", "most relevant here", "in both", f"owned by {name}", "picks"):
-        table.add_column(escape(column), justify="left" if column in ("chosen", "most relevant here") else "right")
+        table.add_column(column, justify="left" if column in ("chosen", "most relevant here") else "right")
     for layer, of in row["layers"].items():
         picks = "–" if of["picks"] is None else f"{of['picks']:.0%}"
         sets = (", ".join(map(str, of[key])) or "none" for key in ("experts", "ours"))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 from typer.core import TyperCommand
 
-from .common import console, numbers, print_json
+from .common import numbers, print_json, say, warn
 from .run import Json
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def upcycle(
 def show(built: Built, json: bool) -> None:
     """What was written."""
     for note in built.notes:
-        console.print(f"[yellow]warning:[/] {escape(note)}", highlight=False, soft_wrap=True)
+        warn(note)
     document = {
         "out": str(built.out),
         "parameters": built.parameters,
@@ -93,4 +92,4 @@ def show(built: Built, json: bool) -> None:
         print_json(document)
         return
     size = f"{built.parameters:,} parameters, {built.experts} experts in {len(built.layers)} layers, Top-{built.top_k}"
-    console.print(f"{built.out}: {size}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{built.out}: {size}")

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+from rich.text import Text
 
-from ..errors import InputError
+from ..errors import InputError, legible, visible
 from ..report.table import written
 
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that is no page of fedexperts.")]
-console = Console(stderr=True)
-output = Console()
+Force = Annotated[bool, typer.Option("--force", help="Replace files that fedexperts did not write.")]
+
+
+@dataclass(frozen=True)
+class _Visible:
+    """Something to print, without what a terminal would obey: names, paths and texts come from others."""
+
+    inner: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+class _MakeVisible(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Visible(inner) for inner in renderables]
+
+
+console = Console(stderr=True, emoji=False)
+output = Console(markup=False, emoji=False)  # tables hold names as they are; what is bold there is a Text
+for _each in (console, output):
+    _each.push_render_hook(_MakeVisible())
+
+
+def say(text: str, to: Console = console) -> None:
+    """A line of text as it is: without markup, colours or breaks."""
+    to.print(Text(text), soft_wrap=True)
+
+
+def warn(text: str, kind: str = "warning") -> None:
+    """What a user should know."""
+    console.print(Text.assemble((f"{kind}:", "yellow"), f" {legible(text)}"), soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
@@ -45,18 +77,18 @@ def advance(bars: Progress, bar: TaskID, cycles: int, said: str) -> None:
     task = next(task for task in bars.tasks if task.id == bar)
     if not console.is_terminal and (cycles > task.completed or not task.fields["accuracy"]):
         total = "" if task.total is None else f" of {task.total:g}"
-        console.print(f"{escape(task.description)}: cycle {cycles}{total}, {said}", highlight=False, soft_wrap=True)
+        say(f"{task.description}: cycle {cycles}{total}, {said}")
     bars.update(bar, completed=cycles, accuracy=said)
 
 
 def progress_bars() -> Progress:
     """Bars over orbital cycles, with the accuracy, or other metric, reached so far."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("cycles"),
-        TextColumn("{task.fields[accuracy]}"),
+        TextColumn("{task.fields[accuracy]}", markup=False),
         TimeElapsedColumn(),
         console=console,
     )

@@ -14,8 +14,11 @@ from ..report.network_html import network_tables, write_tables
 from ..report.table import comparison_table
 from ..runs.lock import is_free
 from ..scenario import Scenario
-from .common import advance, console, numbers, output, print_json, progress_bars, reached
+from ..writing import check_folder, check_replaceable
+from .common import advance, console, numbers, output, print_json, progress_bars, reached, say
 from .run import Json, ScenarioPath, Set, load
+
+PAGE = "report.html"
 
 
 def command(
@@ -56,12 +59,12 @@ def command(
             console.print("interrupted; go on with the same command and --resume")
             raise typer.Exit(130) from None
     rows = comparison.medians(summaries)
-    write_comparison(comparison.directories(named, seeds, directory), rows, directory / "report.html", loaded.name)
+    write_comparison(comparison.directories(named, seeds, directory), rows, directory / PAGE, loaded.name)
     if json:
         print_json({"directory": str(directory), "target": loaded.evaluation.target, "seeds": seeds, kind: rows})
     else:
         output.print(comparison_table(rows, loaded.evaluation.target))
-        console.print(f"{directory / 'report.html'}: curves, loads and assignments; {directory}/<run>/: the runs")
+        say(f"{directory / PAGE}: curves, loads and assignments; {directory}/<run>/: the runs")
 
 
 def fill_tables(scenario: Scenario, tau: str, clients: str, seeds: int, out: Path, resume: bool, json: bool) -> None:
@@ -83,17 +86,19 @@ def fill_tables(scenario: Scenario, tau: str, clients: str, seeds: int, out: Pat
         except KeyboardInterrupt:
             console.print("interrupted; go on with the same command and --resume")
             raise typer.Exit(130) from None
-    write_tables(document, out / "report.html", scenario.name)
+    write_tables(document, out / PAGE, scenario.name)
     if json:
         print_json({"directory": str(out), **document})
     else:
         output.print(network_tables(document))
-        console.print(f"{out / 'report.html'}: tables, gating heatmaps and costs; {out}/<run>/: the runs")
+        say(f"{out / PAGE}: tables, gating heatmaps and costs; {out}/<run>/: the runs")
 
 
 def _check_free(out: Path, resume: bool) -> None:
-    if not resume and out.exists() and not (out.is_dir() and is_free(out)):
+    check_folder(out, "--out")
+    if not resume and not is_free(out):
         raise InputError(f"--out {out}: already holds files; add --resume to go on with it, or name another folder")
+    check_replaceable(out / PAGE, "--out")
 
 
 def _names(text: str) -> list[str]:

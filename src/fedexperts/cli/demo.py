@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Set
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from ..errors import InputError
 from ..report.html import write_report
 from ..report.table import results_table
-from ..runs.lock import claimed, is_free
+from ..runs.lock import LEFTOVERS, claimed, is_free
 from ..scenario import Scenario
-from ..writing import on_disk
-from .common import advance, console, output, print_json, progress_bars
+from ..writing import check_folder, check_replaceable, on_disk
+from .common import advance, console, output, print_json, progress_bars, say
 from .run import Json
+
+PAGE, INITIAL = "report.html", "initial"
 
 
 def command(
@@ -29,19 +32,20 @@ def command(
     """Tune an MoE on handwritten digits over a satellite schedule, with every protocol and a γ ≈ 1 control."""
     from ..runs.parallel import folder, run_many
 
-    if out.exists() and not (out.is_dir() and is_free(out)):
-        if not force or not (out / "initial").is_dir():
-            raise InputError(f"--out {out}: already holds files; name another folder" + ("" if force else ", or add --force"))
-        with claimed(out):  # or another demo is at work there
-            shutil.rmtree(out)
     scenario = demo_scenario(seed)
-    jobs = warmed_up(scenario, demo_jobs(scenario), out)
+    jobs = demo_jobs(scenario)
+    check_folder(out, "--out")
+    if not is_free(out):
+        if not force:
+            raise InputError(f"--out {out}: already holds files; name another folder, or add --force")
+        remove_earlier(out, {INITIAL, PAGE, *map(folder, jobs)})
+    with claimed(out):  # what cannot be written shows before the warm-up
+        pass
+    jobs = warmed_up(scenario, jobs, out)
     for name in ("ems-fl", "ems-fl, γ ≈ 1"):
         report = before_training(jobs[name])
         gammas = ", ".join(f"{cluster} {gamma:.2f}" for cluster, gamma in report["gamma"].items())
-        console.print(
-            f"[bold]{name}[/]: γ before training: {gammas}\n  {escape(report['advice'])}", highlight=False, soft_wrap=True
-        )
+        console.print(Text.assemble((name, "bold"), f": γ before training: {gammas}\n  {report['advice']}"), soft_wrap=True)
     with progress_bars() as bars:
         bar = {name: bars.add_task(name, total=job.train.cycles, accuracy="") for name, job in jobs.items()}
 
@@ -51,16 +55,29 @@ def command(
         summaries = run_many(jobs, out, progress=show)
     write_report(
         {name: out / folder(name) for name in jobs},
-        out / "report.html",
+        out / PAGE,
         "FedExperts demo: handwritten digits, four domains",
     )
     if json:
         print_json({"directory": str(out), "protocols": summaries})
     else:
         output.print(results_table(summaries))
-        console.print(
-            f"{out / 'report.html'}: accuracy against cycles, steps and MB; {out}/<run>/ledger.jsonl: every transfer and round"
-        )
+        say(f"{out / PAGE}: accuracy against cycles, steps and MB; {out}/<run>/ledger.jsonl: every transfer and round")
+
+
+def remove_earlier(out: Path, names: Set[str]) -> None:
+    """Remove an earlier demo, if the folder holds nothing else.
+
+    Raises:
+        InputError: it does, or another demo is at work there.
+    """
+    if out.is_symlink():
+        raise InputError(f"--out {out}: is a link, which --force does not remove; name the folder itself, or another one")
+    if foreign := sorted({path.name for path in out.iterdir()} - names - LEFTOVERS):
+        raise InputError(f"--out {out}: holds {foreign[0]!r}, which is no part of a demo; move it away, or name another folder")
+    check_replaceable(out / PAGE, "--out")
+    with claimed(out):
+        shutil.rmtree(out)
 
 
 def demo_scenario(seed: int | None = None) -> Scenario:
@@ -124,7 +141,7 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
     prepared = prepare(scenario)
     with console.status("warm-up on the shared set"):
         prepared.begin()
-    initial = (out / "initial").resolve()
+    initial = (out / INITIAL).resolve()
     with on_disk(initial, "make room, and begin again with --force"):
         initial.mkdir(parents=True, exist_ok=True)
         prepared.view.model.save_pretrained(initial)  # type: ignore[operator]  # a Hugging Face model

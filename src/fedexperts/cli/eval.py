@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ..report.table import written
-from .common import console, output, print_json
+from .common import output, print_json, warn
 from .run import Json
 
 
@@ -29,7 +28,7 @@ def command(
     torch.set_num_threads(1)
     document = judge_model(model, task, cluster, baselines)
     for warning in below(document):
-        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        warn(warning)
     if json:
         print_json(document)
     else:
@@ -61,10 +60,10 @@ def eval_table(document: dict[str, Any]) -> Table:
     metrics = list(dict.fromkeys(key for row in clusters.values() for key in row if key not in ("metric", "loss", "count")))
     kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
     total = f"{document['metric']} {written(document['accuracy'], document['metric'])}"
-    table = Table(title=escape(f"{document['model']}: {total}, loss {_number(document['loss'])}"), box=None)
+    table = Table(title=f"{document['model']}: {total}, loss {_number(document['loss'])}", box=None)
     for i, column in enumerate(["cluster", "judged by", "count", "loss", *metrics, *kinds]):
         table.add_column(column, justify="left" if i < 2 else "right", style="dim" if column in kinds else None)
     for name, row in clusters.items():
         values = [*(row.get(metric) for metric in metrics), *(rows.get(name, {}).get(kind) for kind in kinds)]
-        table.add_row(escape(name), row["metric"], str(row["count"]), *map(_number, [row["loss"], *values]))
+        table.add_row(name, row["metric"], str(row["count"]), *map(_number, [row["loss"], *values]))
     return table

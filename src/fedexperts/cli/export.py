@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .common import console, output, print_json
+from .common import output, print_json, say
 from .run import Json
 
 
@@ -27,5 +27,5 @@ def command(
     if json:
         print_json(document)
         return
-    console.print(f"{document['directory']}: load it with", markup=False, highlight=False, soft_wrap=True)
-    output.print(document["load"], markup=False, highlight=False, soft_wrap=True)
+    say(f"{document['directory']}: load it with")
+    say(document["load"], output)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from .common import console, numbers, output, print_json
+from .common import numbers, output, print_json, say
 from .run import Json
 
 PURPOSES = {
@@ -43,7 +42,7 @@ def command(
     output.print(parts_table(model, document))
     output.print(upload_table(document))
     if document["memory_B"] is None:
-        console.print("note: what its layers keep in memory is not known for this model type", highlight=False, soft_wrap=True)
+        say("note: what its layers keep in memory is not known for this model type")
     else:
         output.print(memory_table(document))
 
@@ -53,7 +52,7 @@ def parts_table(model: str, document: dict[str, Any]) -> Table:
     rows = document["parts"]
     experts = [name for name in rows if name.startswith("expert:")]
     total = {key: sum(row[key] for row in rows.values()) for key in ("parameters", "bytes")}
-    table = Table(title=escape(f"{model}: {rounded(total['parameters'])} parameters"), box=None)
+    table = Table(title=f"{model}: {rounded(total['parameters'])} parameters", box=None)
     for column in ("part", "parameters", f"GB in {document['precision']}"):
         table.add_column(column, justify="left" if column == "part" else "right")
     shown = {name: row for name, row in rows.items() if name not in experts}

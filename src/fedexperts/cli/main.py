@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
 import sys
 import warnings
@@ -10,25 +10,22 @@ from typing import TextIO
 
 import click
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from .. import __version__
-from ..errors import Diverged, InputError, InputWarning, RunError
+from ..errors import Diverged, InputError, InputWarning, RunError, legible
+from ..writing import PATHS
 from . import assign, build, compare, demo, eval, export, inspect, plan, report, run, try_
-from .common import console
+from .common import console, warn
 
 INTERRUPTED = 130
-PATHS = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS}
-)
-"""What is wrong with a path that the user gave; other errors are the machine's."""
-
 app = typer.Typer(
     name="fedexperts",
     help="Federated tuning of Mixture-of-Experts models over networks that come and go.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,  # they may hold what is nobody's business
 )
 app.command("demo")(demo.command)
 app.command("run")(run.command)
@@ -66,14 +63,26 @@ def _show(
 ) -> None:
     """A warning of input as a message of the program; others as Python shows them."""
     if issubclass(category, InputWarning):
-        console.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+        warn(str(message))
     else:
         (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+class _Log(logging.Handler):
+    """What the package logs, as messages of the program."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        warn(record.getMessage().removeprefix("warning: "))
+
+
+_log = _Log(logging.WARNING)
 
 
 def main() -> None:
     """Entry point."""
     warnings.showwarning = _show
+    logging.getLogger("fedexperts").addHandler(_log)
     try:
         code = app(standalone_mode=False)
     except InputError as error:
@@ -84,8 +93,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more as it ends
         code = 1
     except OSError as error:
-        code = _refuse(f"{error.filename or 'files'}: {error.strerror or error}", 2 if error.errno in PATHS else 1)
+        told = f"{error.filename or 'files'}: {error.strerror or error}"
+        wrong = error.errno in PATHS
+        code = _refuse(
+            f"{told}; {'correct the path, or name another' if wrong else 'make room, and try again'}", 2 if wrong else 1
+        )
     except click.ClickException as error:
+        vars(error).update(message=legible(error.message))
         error.show()
         code = 2
     except (click.Abort, KeyboardInterrupt):
@@ -96,5 +110,5 @@ def main() -> None:
 
 def _refuse(error: object, code: int) -> int:
     """One message, and the exit code."""
-    console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, emoji=False, soft_wrap=True)
+    console.print(Text.assemble(("error:", "bold red"), f" {legible(str(error))}"), soft_wrap=True)
     return code

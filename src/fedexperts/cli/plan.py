@@ -16,10 +16,12 @@ from ..errors import InputError
 from ..report.plan_html import write_plan
 from ..scenario import Network
 from ..setup.plan import Orbit, network_plan, orbit
-from .common import console, output, print_json
+from ..writing import check_replaceable, on_disk, written_beside
+from .common import Force, output, print_json, say, warn
 from .run import Json, ScenarioPath, Set
 
 MOST_ROWS = 40
+PAGE = "plan.html"
 TRACK_S = 5 * 3600.0
 """So much of the ground tracks is drawn, if the plan is not shorter: elements may not hold beyond it."""
 PAPER_UPLOAD_B = 14_155_776
@@ -31,6 +33,7 @@ def command(
     days: Annotated[float | None, typer.Option(help="Change plan.days.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write plan.html, plan.json and any export there.")] = None,
     export: Annotated[list[str], typer.Option(help=f"Also write the plan as {', '.join(EXPORTS)}.")] = [],  # noqa: B006  # typer's way
+    force: Force = False,
     set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
     json: Json = False,
 ) -> None:
@@ -39,27 +42,29 @@ def command(
         raise InputError(f"--export {', '.join(sorted(unknown))}: unknown format; choose from {', '.join(EXPORTS)}")
     if export and out is None:
         raise InputError("--export needs --out, the folder to write to")
+    formats = {f"plan.{EXPORTS[kind]}": kind for kind in ("json", *export)}
+    if out is not None:
+        check_replaceable(out / PAGE, "--out", force)
+        for name in formats:
+            check_replaceable(out / name, "--out", force, written_beside(out / PAGE))
     network = Network.load(scenario, [*set_, *([f"plan.days={days}"] if days is not None else [])])
     found = orbit(network) if network.plan.kind == "orbit" else None
     plan = found.plan() if found else network_plan(network)
     for warning in plan.notes:
-        console.print(Text.assemble(("warning:", "yellow"), " ", warning), soft_wrap=True)
+        warn(warning)
     document = describe(network, plan, found)
     if out is not None:
-        texts = {
-            f"plan.{EXPORTS[kind]}": plan_text(plan, kind, network.plan.start, network.plan.nodes) for kind in ("json", *export)
-        }
-        write_plan(document, out / "plan.html")
-        for name, text in texts.items():
-            (out / name).write_text(text, encoding="utf-8")
-        console.print(f"{out}: plan.html, {', '.join(texts)}", markup=False)
+        texts = {name: plan_text(plan, kind, network.plan.start, network.plan.nodes) for name, kind in formats.items()}
+        with on_disk(out, "make room, or name another folder", "--out"):
+            write_plan(document, out / PAGE, texts)
+        say(f"{out}: {PAGE}, {', '.join(texts)}")
     if json:
         print_json(document)
     else:
         output.print(contact_table(document))
         output.print(cluster_table(document))
         for name, row in document["clusters"].items():
-            output.print(f"{name}: {row['verdict']}", highlight=False, markup=False)
+            say(f"{name}: {row['verdict']}", output)
 
 
 def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[str, Any]:

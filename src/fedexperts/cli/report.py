@@ -12,8 +12,8 @@ from ..ledger import summary
 from ..report.html import write_report
 from ..report.table import results_table
 from ..runs.sums import SUMS, damage
-from ..writing import check_replaceable
-from .common import Force, console, output, print_json
+from ..writing import check_replaceable, on_disk
+from .common import Force, output, print_json, say
 from .run import Json
 
 
@@ -37,13 +37,14 @@ def command(
         summaries[name] = summary(directory / "ledger.jsonl")  # names the line, where a line is wrong
         if (directory / SUMS).exists() and (why := damage(directory, ["ledger.jsonl"], only="ledger.jsonl")):
             raise InputError(f"{directory}: {why}; mend the run with fedexperts run … --resume")
-    try:
-        write_report(named, out, "runs")
-        table = results_table(summaries)
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{', '.join(map(str, runs))}: lines of a ledger do not belong together ({error!r})") from error
+    with on_disk(out, "make room, or name another place", "--out"):
+        try:
+            write_report(named, out, "runs")
+            table = results_table(summaries)
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise InputError(f"{', '.join(map(str, runs))}: lines of a ledger do not belong together ({error!r})") from error
     if json:
         print_json({"protocols": summaries})
     else:
         output.print(table)
-        console.print(f"{out}")
+        say(f"{out}")

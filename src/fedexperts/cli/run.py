@@ -10,8 +10,10 @@ import typer
 from ..report.html import write_report
 from ..report.table import results_table
 from ..scenario import Scenario
-from .common import advance, console, output, print_json, progress_bars, reached
+from ..writing import check_replaceable
+from .common import advance, output, print_json, progress_bars, reached, say, warn
 
+PAGE = "report.html"
 ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario file.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the scenario.")]
 Seed = Annotated[int | None, typer.Option(help="Change the scenario's seed.")]
@@ -33,6 +35,8 @@ def command(
     from ..runs import run as module
 
     loaded = load(scenario, protocol, seed, set_)
+    directory = module.default_directory(loaded) if out is None else out
+    check_replaceable(directory / PAGE, "--out")
     with progress_bars() as bars:
         bar = bars.add_task(loaded.protocol, total=loaded.train.cycles, accuracy="")
 
@@ -41,18 +45,18 @@ def command(
                 advance(bars, bar, line["cycle"], reached(line["accuracy"], line.get("metric", "accuracy")))
 
         try:
-            result = module.run(loaded, out, resume=resume, listener=show)
+            result = module.run(loaded, directory, resume=resume, listener=show)
         except KeyboardInterrupt:
-            console.print("interrupted; go on with the same command and --resume")
+            say("interrupted; go on with the same command and --resume")
             raise typer.Exit(130) from None
     for warning in warnings(loaded, result.summary):
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
-    write_report({loaded.protocol: result.directory}, result.directory / "report.html", loaded.name)
+        warn(warning)
+    write_report({loaded.protocol: result.directory}, result.directory / PAGE, loaded.name)
     if json:
         print_json({"directory": str(result.directory), "protocols": {loaded.protocol: result.summary}})
     else:
         output.print(results_table({loaded.protocol: result.summary}))
-        console.print(f"{result.directory}: ledger.jsonl, report.html, model/")
+        say(f"{result.directory}: ledger.jsonl, report.html, model/")
 
 
 def warnings(scenario: Scenario, summary: dict[str, Any]) -> list[str]:

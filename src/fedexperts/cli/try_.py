@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
-from .common import console, output, print_json
+from .common import output, print_json, warn
 from .run import Json
 
 LABELS_SHOWN = 3
@@ -32,7 +31,7 @@ def command(
     torch.set_num_threads(1)
     document = ask(models, [*prompt, *map(_read, prompt_file)], max_new_tokens)
     for note in document["notes"]:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+        warn(note, "note")
     if json:
         print_json(document)
     else:

@@ -182,6 +182,8 @@ def _options(row: Mapping[str, Any], columns: Columns, at: str) -> list[str]:
             _option(row[name], f"{at}: option {n} of {len(names)} (column {name!r})") for n, name in enumerate(names, start=1)
         ]
     values = row[columns.options]
+    if missing(values):
+        raise InputError(f"{at}: column {columns.options!r} {_how(values)}; fill it in, or leave the question out")
     if not isinstance(values, list):
         raise InputError(
             f"{at}: column {columns.options!r} holds {short(values)}: must be a list of options; of options in columns "
@@ -210,6 +212,8 @@ def _answer(row: Mapping[str, Any], columns: Columns, options: int, at: str) -> 
         raise InputError(f"{at}: task.label = {columns.answer!r} is no column; the columns are {', '.join(row)}")
     value = row[columns.answer]
     number = _place(value)
+    if missing(value) or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{at}: answer (column {columns.answer!r}) {_how(value)}; fill it in, or leave the question out")
     if number is None:
         raise InputError(f"{at}: answer {short(value)} is neither a whole number nor a single letter; leave the row out")
     if not 0 <= number < options:

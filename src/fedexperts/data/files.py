@@ -10,7 +10,8 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,37 @@ def files(spec: str, base: Path) -> list[Path]:
         return [(base / path).absolute()]
     found = sorted(glob.glob(path, root_dir=base))
     if not found:
-        raise InputError(f"data = {spec!r}: no file matches {str(base / path)!r}; correct the pattern or the folder")
+        raise InputError(
+            f"data = {spec!r}: no file matches {str((base / path).absolute())!r}; correct the pattern or the folder"
+        )
     return [(base / name).absolute() for name in found]
+
+
+@contextmanager
+def as_given(specs: Iterable[str], base: Path) -> Iterator[None]:
+    """Errors within the block name the environment variables of ``specs`` and not what they hold, which may be a secret.
+
+    Raises:
+        InputError: that which the block raises, in other words.
+    """
+    try:
+        yield
+    except InputError as error:
+        told = str(error.args[0])
+        for value, name in _expanded(specs, base):
+            told = told.replace(value, name).replace(repr(value)[1:-1], name)
+        raise InputError(told) from None  # what lies below it has the values too
+
+
+def _expanded(specs: Iterable[str], base: Path) -> list[tuple[str, str]]:
+    """Beginnings of paths up to the end of a variable, as `files` gives them and as they were written; the longest first."""
+    found = set()
+    for spec in specs:
+        for variable in VARIABLE.finditer(spec):
+            given = spec[: variable.end()]
+            path = VARIABLE.sub(lambda one: os.environ.get(one[1].strip("{}"), ""), given)
+            found.add((str((base / path).absolute()), given))
+    return sorted(found, key=lambda pair: (-len(pair[0]), pair))
 
 
 def check(path: Path) -> int:

@@ -122,6 +122,8 @@ def _image(value: Any, where: str) -> Pixels:
     """One image [C, H, W]."""
     if isinstance(value, np.ndarray):
         return value[None] if value.ndim == 2 else value.transpose(2, 0, 1)
+    if value is None:
+        raise InputError(f"{where}: the image column has no value; fill it in, or leave the row out")
     encoded = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(encoded, bytes):
         held = "no bytes" if isinstance(value, dict) else f"a {type(value).__name__}"
@@ -155,7 +157,9 @@ def _parquet(path: Path, image: str, label: str) -> ImageFile:
     rows = read_parquet(path, [image, label])
     labels = [row[label] for row in rows]
     if None in labels:
-        raise InputError(f"{path}, row {labels.index(None) + 1}: column {label!r} has no value; fill it in, or leave it out")
+        raise InputError(
+            f"{path}, row {labels.index(None) + 1}: column {label!r} has no value; fill it in, or leave the row out"
+        )
     return ImageFile(path, [row[image] for row in rows], labels)
 
 

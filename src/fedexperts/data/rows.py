@@ -13,8 +13,10 @@ import csv
 import math
 import re
 import warnings
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,35 +94,54 @@ def numbers(values: Sequence[Any], where: str) -> list[float]:
     return [_number(value, f"{where}, row {row}") for row, value in enumerate(values, start=1)]
 
 
-def label_index(values: Sequence[Any], given: Sequence[Any] | None, where: str) -> tuple[list[int], list[Any]]:
+Place = Callable[[int], str]
+
+
+def pooled(parts: Sequence[tuple[str, int]]) -> Place:
+    """Where a row lies, by its number from 1, in data that are pooled: what each part is called, and how many rows it has."""
+    ends = list(accumulate(rows for _, rows in parts))
+
+    def place(row: int) -> str:
+        part = bisect_left(ends, row)
+        name, rows = parts[part]
+        return f"{name}, row {row - ends[part] + rows}"
+
+    return place
+
+
+def label_index(
+    values: Sequence[Any], given: Sequence[Any] | None, where: str, place: Place | None = None
+) -> tuple[list[int], list[Any]]:
     """The class of every label, counted from 0, and the labels in the order of the classes.
 
     Without a ``given`` list whole numbers are classes already, and texts are sorted: let one call see all the data whose
     classes must agree. With it a label's class is its place in the list; numbers are places where the list holds texts.
-    ``true``, 1.0 and "1" count as 1, the text only if the list does not hold it.
+    ``true``, 1.0 and "1" count as 1, the text only if the list does not hold it. ``place`` says where a row is, if not in
+    ``where``.
 
     Raises:
-        InputError: a label is not in the list or cannot be a class, kinds are mixed, or the list repeats itself.
+        InputError: a label is missing, not in the list or cannot be a class, kinds are mixed, or the list repeats itself.
     """
+    place = place or pooled([(where, len(values))])
     if given is not None and (not given or len(set(given)) < len(given)):
         raise InputError(f"{where}: labels = {list(given)!r}: must name every class once")
     if all(isinstance(value, str) and NUMBER.fullmatch(value) and value not in (given or ()) for value in values):
         values = [float(value) for value in values]
-    labels = [_label(value, f"{where}, row {row}") for row, value in enumerate(values, start=1)]
+    labels = [_label(value, place, row) for row, value in enumerate(values, start=1)]
     if len({type(label) for label in labels}) > 1:
         raise InputError(f"{where}: labels are both numbers and texts ({_examples(labels)}); write all of them in one way")
-    order = list(given) if given is not None else _order(labels, where)
+    order = list(given) if given is not None else _order(labels, where, place)
     by_place = all(isinstance(label, str) for label in order) and not isinstance(next(iter(labels), ""), str)
-    place = {label: index for index, label in enumerate(range(len(order)) if by_place else order)}
+    classes = {label: index for index, label in enumerate(range(len(order)) if by_place else order)}
     for row, label in enumerate(labels, start=1):
-        if label not in place:
+        if label not in classes:
             raise InputError(
-                f"{where}, row {row}: label {files.short(label)} is not one of {_examples(list(place))}; "
+                f"{place(row)}: label {files.short(label)} is not one of {_examples(list(classes))}; "
                 "correct it, or list all labels in `labels`"
             )
     if given is None and not isinstance(next(iter(labels), ""), str):
         warn_of_no_zero(map(int, labels), where)
-    return [place[label] for label in labels], order
+    return [classes[label] for label in labels], order
 
 
 def warn_of_no_zero(labels: Iterable[int], where: str) -> None:
@@ -242,18 +263,23 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def _label(value: Any, where: str) -> int | str:
+def _label(value: Any, place: Place, row: int) -> int | str:
     """A label as a whole number or a text."""
+    if missing(value):
+        what = "has no value" if value is None else f"is {value!r}"
+        raise InputError(f"{place(row)}: label {what}; fill it in, or leave the row out")
     if isinstance(value, str):
         if not value.strip():
-            raise InputError(f"{where}: label {value!r}: is blank; fill it in, or leave the row out")
+            raise InputError(f"{place(row)}: label {value!r}: is blank; fill it in, or leave the row out")
         return value
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    raise InputError(f"{where}: label {files.short(value)}: must be a whole number or a text; other numbers need a regression")
+    raise InputError(
+        f"{place(row)}: label {files.short(value)}: must be a whole number or a text; other numbers need a regression"
+    )
 
 
-def _order(labels: Sequence[Any], where: str) -> list[Any]:
+def _order(labels: Sequence[Any], where: str, place: Place) -> list[Any]:
     """The labels of all classes in order, as the data have them."""
     if len(set(labels)) > MOST_CLASSES:
         raise InputError(f"{where}: {len(set(labels))} different labels; at most {MOST_CLASSES}: is this the label's column?")
@@ -262,7 +288,7 @@ def _order(labels: Sequence[Any], where: str) -> list[Any]:
     for row, label in enumerate(labels, start=1):
         if not 0 <= label < MOST_CLASSES:
             raise InputError(
-                f"{where}, row {row}: label {label}: must be from 0 to {MOST_CLASSES - 1} "
+                f"{place(row)}: label {label}: must be from 0 to {MOST_CLASSES - 1} "
                 "(-1 is often a label that is kept secret); for other numbers list all labels in `labels`"
             )
     return list(range(max(labels) + 1))

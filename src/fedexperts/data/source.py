@@ -81,6 +81,8 @@ def read_jsonl(path: Path) -> Samples:
 def _row(where: str, row: dict[str, Any]) -> tuple[list[int], int]:
     if missing := [name for name in ("input_ids", "label") if name not in row]:
         raise InputError(f'{where}: must be {{"input_ids": [...], "label": n}}; there is no {missing[0]!r}')
+    if empty := [name for name in ("input_ids", "label") if row[name] is None]:
+        raise InputError(f"{where}: {empty[0]!r} has no value; fill it in, or leave the row out")
     ids, label = row["input_ids"], row["label"]
     if not isinstance(ids, list) or not ids:
         raise InputError(f"{where}: input_ids = {short(ids)}: must be a list of at least one token number")

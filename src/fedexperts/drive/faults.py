@@ -10,7 +10,9 @@ import numpy as np
 from ..contact.plan import ContactPlan
 
 MOST_SENDS = 50
-"""A piece is not sent more often than this, whatever the draw."""
+"""So often a contact sends a piece; if that was in vain, the rest of the contact is lost."""
+NEVER = 10**12
+"""Sends of a piece that does not arrive in any plan."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class Faults:
         return closes
 
     def sends(self, *key: object) -> int:
-        """How often a piece has to be sent until it arrives whole; 1 without faults."""
+        """How often a piece has to be sent until it arrives whole, in one contact or in several; 1 without faults."""
         lost = 1 - (1 - self.drop) * (1 - self.corrupt)
         if lost == 0:
             return 1
         rng = np.random.default_rng([self.seed, 7, zlib.crc32(repr(key).encode())])
-        return min(MOST_SENDS, int(rng.geometric(1 - lost)))
+        return NEVER if lost == 1 else min(NEVER, int(rng.geometric(1 - lost)))
 
 
 NO_FAULTS = Faults()

@@ -229,9 +229,9 @@ class Simulator:
         except StopIteration:
             self.open -= 1
             return
-        except SignalLost:
+        except SignalLost as lost:
             self.open -= 1
-            self.ledger.write("lost", t_s, cluster=link.cluster)
+            self.ledger.write("lost", t_s, cluster=link.cluster, **({"reason": str(lost)} if lost.args else {}))
             return
         done_s = t_s + effect.duration_s
 
@@ -244,7 +244,7 @@ class Simulator:
             effect.lost(now_s - t_s)
             self._step(link, coroutine, now_s, SignalLost())
 
-        if done_s <= link.visit.closes_s + TIGHT_S:
-            self._at(max(t_s, min(done_s, link.visit.closes_s)), COMPLETION, complete)  # not a rounding error after the end
+        if done_s <= link.closes_s + TIGHT_S:
+            self._at(max(t_s, min(done_s, link.closes_s)), COMPLETION, complete)  # not a rounding error after the end
         else:
-            self._at(max(t_s, link.visit.closes_s), COMPLETION, lose)
+            self._at(max(t_s, link.closes_s), COMPLETION, lose)

@@ -1,6 +1,7 @@
 """One contact in simulated time: what a protocol awaits, as effects that the simulator lets happen.
 
-Each await is an effect with a duration. It is done when that has passed, or lost with the signal before.
+Each await is an effect with a duration. It is done when that has passed, or lost with the signal before. A transfer that has
+sent a piece too often is done with a loss: the contact ends there.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import types
 from collections import Counter
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from ..contact.plan import Contact
 from ..moe.parts import Piece, in_order
-from ..protocol.link import ServerProtocol
+from ..protocol.link import ServerProtocol, SignalLost
 from ..train.task import Task, Update
 from .books import Books
 from .cluster import Phase, whole_rounds
+from .faults import MOST_SENDS
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,16 @@ class Effect:
 @types.coroutine
 def _wait(effect: Effect) -> Generator[Effect, Any, Any]:
     return (yield effect)
+
+
+def _tried(pieces: Iterable[tuple[int, int]]) -> tuple[int, bool]:
+    """How many bytes of pieces, given as bytes left and bytes of one sending, a contact tries to send, and whether in vain."""
+    tried_B = 0
+    for left_B, size_B in pieces:
+        if left_B > MOST_SENDS * size_B:
+            return tried_B + MOST_SENDS * size_B, True
+        tried_B += left_B
+    return tried_B, False
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class SimulatedLink:
         self.contact, self.cycle, self.cluster = visit.contact, visit.cycle, visit.contact.cluster
         self.state = books.clusters[self.cluster]
         self.host = self.state.host
-        self.now_s = self.contact.start_s
+        self.now_s, self.closes_s = self.contact.start_s, visit.closes_s
 
     @property
     def expected(self) -> tuple[str, ...]:
@@ -86,6 +98,7 @@ class SimulatedLink:
         faults = self.books.faults
         whole_B = {p.part: p.size_B * faults.sends(self.cluster, p.part, p.version) for p in missing}
         left_B = {p.part: whole_B[p.part] - state.heard_B.get((p.part, p.version), 0) for p in missing}
+        tried_B, in_vain = _tried((left_B[p.part], p.size_B) for p in missing)
         began_s = self.now_s
 
         def arrive(room_B: float) -> None:
@@ -102,15 +115,18 @@ class SimulatedLink:
             self.host.receive(complete)
             self._count("send", "downlink_B", [p.part for p in complete], carried_B, [p.version for p in complete])
 
-        def done() -> None:
-            arrive(math.inf)
+        def done() -> SignalLost | None:
+            arrive(tried_B)
+            if in_vain:
+                return self._give_up()
             self._stand(order)
+            return None
 
         def lost(after_s: float) -> None:
             arrive(self.contact.carried_B("down", began_s, self.now_s))
             self._follow(self.now_s)
 
-        await _wait(Effect(self.contact.finish_s("down", began_s, sum(left_B.values())) - began_s, done, lost))
+        await _wait(Effect(self.contact.finish_s("down", began_s, tried_B) - began_s, done, lost))
 
     async def train(self, task: Task) -> None:
         """See `Link`; rounds that end before a loss are done, and then the standing order counts."""
@@ -137,18 +153,19 @@ class SimulatedLink:
         state = self.state
         for device in self.host.devices:
             self._freeze(device, parts)
-        left_B = {
-            device: sum(u.size_B * sends for u, sends in state.outbox[device]) - state.sent_B[device]
-            for device in self.host.devices
-        }
+        tried = {device: _tried(self._left(device)) for device in self.host.devices}
+        left_B = {name: size_B for name, (size_B, _) in tried.items()}
 
         def sent() -> None:
             for size_B, devices in Counter(left_B.values()).items():
                 finish_s = self.contact.finish_s("up", began_s, size_B)
                 state.meter.tx_s += devices * self.contact.sending_s(began_s, min(finish_s, self.now_s))
 
-        def done() -> list[Update]:
+        def done() -> list[Update] | SignalLost:
             sent()
+            if any(in_vain for _, in_vain in tried.values()):
+                count(left_B)
+                return self._give_up()
             updates = [update for device in self.host.devices for update, _ in state.outbox[device]]
             self.host.delivered(updates, parts)
             state.outbox, state.sent_B = {}, {}
@@ -157,13 +174,15 @@ class SimulatedLink:
 
         began_s = self.now_s
 
-        def lost(after_s: float) -> None:
-            sent()
-            room_B = self.contact.carried_B("up", began_s, self.now_s)
-            carried = {name: int(min(size, room_B)) for name, size in left_B.items()}
+        def count(carried: dict[str, int]) -> None:
             for name, size in carried.items():
                 state.sent_B[name] += size
             self._upload(parts, sum(carried.values()), [])
+
+        def lost(after_s: float) -> None:
+            sent()
+            room_B = self.contact.carried_B("up", began_s, self.now_s)
+            count({name: int(min(size, room_B)) for name, size in left_B.items()})
             self._follow(self.now_s)
 
         duration_s = self.contact.finish_s("up", began_s, max(left_B.values(), default=0)) - began_s
@@ -202,6 +221,20 @@ class SimulatedLink:
             self.host.release(gone)
             self.state.last = order
         self.standing = order
+
+    def _give_up(self) -> SignalLost:
+        """The rest of the contact is lost; what has arrived of a piece is not sent again in the next."""
+        self.closes_s = self.now_s
+        self._follow(self.now_s)
+        return SignalLost(f"{MOST_SENDS} sends of a part were in vain")
+
+    def _left(self, name: str) -> Iterator[tuple[int, int]]:
+        """Of a device's snapshots under way: the bytes that have not arrived, and those of one sending."""
+        gone_B = self.state.sent_B[name]
+        for update, sends in self.state.outbox[name]:
+            left_B = max(0, update.size_B * sends - gone_B)
+            gone_B = max(0, gone_B - update.size_B * sends)
+            yield left_B, update.size_B
 
     def _follow(self, from_s: float) -> None:
         """Out of contact from now on: the devices go on with the last order."""

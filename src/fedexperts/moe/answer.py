@@ -65,7 +65,7 @@ def _continuation(model: Any, tokenizer: Any, inputs: Any, max_new_tokens: int) 
 
 def _load(folder: Path, kind: Any) -> Any:
     """The model, in the types that it is stored in; code beside it is never run."""
-    Checkpoint(folder)  # tells what is wrong with config and files, and never loads a pickle
+    checkpoint = Checkpoint(folder)  # tells what is wrong with config and files, and never loads a pickle
     generation = folder / "generation_config.json"
     if generation.exists() and not isinstance(read_json(generation, "model"), dict):
         raise InputError(f"{generation}: must be a table in JSON; copy it again, or remove it")
@@ -75,5 +75,9 @@ def _load(folder: Path, kind: Any) -> Any:
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
         ).eval()
     for name, tensor in model.state_dict().items():
-        check_finite(tensor, name, folder)
+        try:
+            check_finite(tensor, name, folder)
+        except InputError:
+            checkpoint.store.check_finite()  # by the names and files that the tensors lie in
+            raise
     return model

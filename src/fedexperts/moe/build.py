@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModel, MixtralConfig
 
 from ..errors import InputError
+from ..writing import check_empty
 from .checkpoint import Checkpoint
 from .encoder import BertMoEConfig, BertMoEForSequenceClassification
 from .gate_rows import hidden_rows, prompts_of, random_rows
@@ -108,7 +109,7 @@ def merge(
     if len(experts) < 2:
         raise InputError(f"--experts names {len(experts)} folder; name at least two, one for each expert")
     _check_top_k(top_k, len(experts))
-    _check_out(out)
+    check_empty(out, "--out")
     root, sources = dense(base), [dense(path) for path in experts]
     notes = [note for source in sources if not source.path.samefile(root.path) for note in _notes(root, source)]
     if (gate == "hidden") != (prompts is not None):
@@ -152,7 +153,7 @@ def upcycle(
     _check_top_k(top_k, experts)
     if gate_std is not None and not (gate_std >= 0 and math.isfinite(gate_std)):
         raise InputError(f"--gate-std {gate_std}: must be a number of at least 0")
-    _check_out(out)
+    check_empty(out, "--out")
     root = Checkpoint(model)
     if labels is not None:
         _set_labels(root, labels)
@@ -283,11 +284,6 @@ def gate_plan(root: Checkpoint, rows_LED: Sequence[Tensor]) -> Plan:
 def _check_top_k(top_k: int, experts: int) -> None:
     if not 1 <= top_k <= experts:
         raise InputError(f"--top-k {top_k}: must lie between 1 and the number of experts, {experts}")
-
-
-def _check_out(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(f"--out {out}: exists and is not an empty folder; name a new one, or remove it")
 
 
 def _notes(root: Checkpoint, source: Checkpoint) -> Iterator[str]:

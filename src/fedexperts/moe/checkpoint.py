@@ -128,6 +128,16 @@ class Store:
             fill(out, name, None)
         return out
 
+    def check_finite(self) -> None:
+        """One pass over all tensors.
+
+        Raises:
+            InputError: a number is infinite or none, with the tensor and its file.
+        """
+        for name in self.where:
+            if self.dtypes[name] in DTYPES:
+                self.tensor(name)
+
     @contextmanager
     def reading(self) -> Iterator[Fill]:
         """Within the block ``fill(out, name, row)`` copies a tensor, or one row of it, into ``out``, converting its type."""

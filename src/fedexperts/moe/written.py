@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
+from ..writing import on_disk
 from .checkpoint import INDEX, SINGLE, Checkpoint
 from .parts import Tensors
 
@@ -79,10 +80,19 @@ def given(tensor: Tensor) -> Planned:
 
 
 def write(plan: Plan, config: Any, tokenizer: Path, out: Path) -> None:
-    """Write a checkpoint folder: safetensors in shards, config.json and the files of a tokenizer; all or nothing."""
-    out = out.resolve()
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    """Write a checkpoint folder: safetensors in shards, config.json and the files of a tokenizer; all or nothing.
+
+    Raises:
+        InputError: ``out`` cannot be written.
+        RunError: the machine refuses, as a full disk does.
+    """
+    with on_disk(out, "make room, or name another folder", "--out"):
+        _write(plan, config, tokenizer, out.resolve())
+
+
+def _write(plan: Plan, config: Any, tokenizer: Path, out: Path) -> None:
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     unfinished.mkdir(parents=True)
     try:
         _write_shards(plan, unfinished)

@@ -28,7 +28,7 @@ from ..train.task import Task, Update
 
 
 class SignalLost(Exception):  # noqa: N818  # it is an event of the network, not an error of the program
-    """The contact ended before the protocol did."""
+    """The contact ended before the protocol did; the reason, if it is not the signal."""
 
 
 class Link(Protocol):

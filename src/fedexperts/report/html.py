@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
-from ..writing import MARK, write_whole
+from ..writing import mark, write_whole
 from .alignment import heatmap_figure, load_figure, sat_out_table
 from .table import COLUMNS, axis, baseline_rows, cells, goal_of, metric_by_cluster, metric_of
 
@@ -60,7 +60,7 @@ def shown(figures: Sequence[go.Figure]) -> str:
 def write_page(path: Path, title: str, content: str) -> None:
     """A whole page around some content, with our mark; it appears when it is complete."""
     page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">{MARK}<title>{html.escape(title)}</title>
+<html lang="en"><head><meta charset="utf-8">{mark()}<title>{html.escape(title)}</title>
 <style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
 <h1>{html.escape(title)}</h1>
 {content}

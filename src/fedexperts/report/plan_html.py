@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
+from ..writing import mark, write_together
 from .html import COLOURS, STYLE
 from .plan_map import map_figure, reach_of, sites_of
 from .plan_text import clock, colours_of, count, duration, megabytes, number, satellites_of, style
@@ -47,12 +49,18 @@ p.note { margin: 0.2rem 0 0.6rem; max-width: none; }
 """
 
 
-def write_plan(document: Mapping[str, Any], path: Path) -> None:
-    """Write the page for a plan, given as what `fedexperts plan --json` prints."""
+def write_plan(document: Mapping[str, Any], path: Path, beside: Mapping[str, str] = types.MappingProxyType({})) -> None:
+    """Write the page for a plan, given as what `fedexperts plan --json` prints, and files beside it, by name; all or none.
+
+    The page has our mark and the checksums of these files.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
     title = html.escape(f"Contact plan: {document['name']}")
     sections = (_map_section(document), _contact_section(document), _pass_section(document))
     page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><head><meta charset="utf-8">{mark(beside.values())}<title>{title}</title>
 <style>{STYLE}{PLAN_STYLE}</style><script>{get_plotlyjs()}</script></head><body>
 <h1>{title}</h1>
 <p>{_headline(document)}</p>
@@ -61,9 +69,7 @@ def write_plan(document: Mapping[str, Any], path: Path) -> None:
 </body></html>
 """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".unfinished")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_together({path: page, **{path.with_name(name): text for name, text in beside.items()}})
 
 
 # --- the page's parts -------------------------------------------------------------------------------------------------

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..moe.checkpoint import DTYPES, Checkpoint, Store, files_of
+from ..moe.checkpoint import Checkpoint, Store, files_of
 from ..moe.load import copy_tokenizer
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
 from ..moe.written import save
 from ..scenario import Scenario
 from ..tables import Adapters
-from ..writing import kind, on_disk, reason
-from .checkpoint import remove
+from ..writing import check_empty, filled
 from .ended import check_ended, initial_folder, scenario_of
 
 ADAPTERS = "adapters.safetensors"
@@ -47,13 +43,13 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
         RunError: the machine refuses, as a full disk does; nothing is left in ``to`` then.
     """
     check_ended(run)
-    _check_empty(to)
+    check_empty(to, "--to")
     scenario = scenario_of(run)
     autos = {"classification": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
     classifier, auto = scenario.task.classifies, autos.get(scenario.task.kind, "AutoModelForCausalLM")
     if form == "merged":
-        _check_finite(run / "model")
-        with _filled(to):
+        Store(files_of(run / "model")).check_finite()
+        with filled(to, "--to"):
             _copy(run / "model", to)
         return {"format": form, "directory": str(to), "base": None, "load": f"{auto}.from_pretrained({str(to)!r})"}
     base = _write_adapter(run, scenario, to, "SEQ_CLS" if classifier else "CAUSAL_LM")
@@ -62,50 +58,14 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
     return {"format": form, "directory": str(to), "base": base, "load": load}
 
 
-def _check_finite(folder: Path) -> None:
-    store = Store(files_of(folder))
-    for name in (name for name, dtype in store.dtypes.items() if dtype in DTYPES):
-        store.tensor(name)
-
-
-def _check_empty(to: Path) -> None:
-    """Raises: InputError."""
-    if "\0" in str(to):
-        raise InputError(f"--to {str(to)!r}: has a null byte; name another folder")
-    try:
-        mode = to.lstat().st_mode
-        if not stat.S_ISDIR(mode):
-            raise InputError(f"--to {to}: is {kind(mode)}; name another folder")
-        if any(to.iterdir()):
-            raise InputError(f"--to {to}: already holds files; name another folder")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise InputError(f"--to {to}: cannot be written ({reason(error)}); name another folder") from error
-
-
-@contextmanager
-def _filled(to: Path) -> Iterator[None]:
-    """An empty folder to write into, made if need be; what cannot be written whole is taken back."""
-    there = to.exists()
-    with on_disk(to, "make room, or name another folder"):
-        to.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        except BaseException:
-            for path in to.iterdir():
-                remove(path)
-            if not there:
-                to.rmdir()
-            raise
-
-
 def _copy(folder: Path, to: Path) -> None:
     """Copy a checkpoint; the copies have the permissions of new files."""
-    try:
-        shutil.copytree(folder, to, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    except shutil.Error as error:  # says of all files at once what the machine refused
-        raise OSError(None, str(error.args[0][0][2]), str(error.args[0][0][1])) from error
+    for path in sorted(folder.rglob("*")):  # folders before what is in them
+        target = to / path.relative_to(folder)
+        if path.is_dir():
+            target.mkdir()
+        else:
+            shutil.copyfile(path, target)
 
 
 def _write_adapter(run: Path, scenario: Scenario, to: Path, task_type: str) -> str:
@@ -116,7 +76,7 @@ def _write_adapter(run: Path, scenario: Scenario, to: Path, task_type: str) -> s
     parts = parts_of({name: stored.tensor(name) for name in stored.shapes})
     config, tensors = peft_adapter(parts, table.rank, table.alpha)
     config |= {"task_type": task_type, "base_model_name_or_path": base}
-    with _filled(to):
+    with filled(to, "--to"):
         save(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
         (to / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
         copy_tokenizer(run / "model", to)

@@ -7,13 +7,15 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from ..ledger import tail
 from ..scenario import Scenario
 from .directory import check_directory
@@ -31,6 +33,7 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
     """Run every scenario into ``out/<folder of its name>``; return the summaries by name, in the order of the jobs.
 
     When one fails, or the caller is interrupted, the others are ended at once: ``resume`` goes on from their checkpoints.
+    What the runs warn of (`InputWarning`) is warned of here, the same thing once.
 
     Raises:
         InputError: a scenario cannot work, a folder holds another run, or one with other rates, or another process is at work
@@ -51,10 +54,17 @@ def _run_all(jobs: Mapping[str, Scenario], out: Path, resume: bool, progress: Pr
     workers = min(len(jobs), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, context, _follow_parent)
+    told: SimpleQueue[str] = context.SimpleQueue()
+    warned: set[str] = set()
+    pool = ProcessPoolExecutor(workers, context, _begin, (told,))
+
+    def report(names: list[str]) -> None:
+        _pass_on(told, warned)
+        _report(names, out, progress)
+
     try:
         futures = {name: pool.submit(_run, job, out / folder(name), resume) for name, job in jobs.items()}
-        results = _results(futures, lambda names: _report(names, out, progress))
+        results = _results(futures, report)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
@@ -73,6 +83,35 @@ def _results(futures: Mapping[str, Future[Any]], report: Callable[[list[str]], N
             future.result()
         report([name for name, future in futures.items() if future in done or future.running()])
     return {name: future.result() for name, future in futures.items()}
+
+
+def _begin(told: SimpleQueue[str]) -> None:
+    """In a worker: its warnings of input are the parent's to show."""
+    _follow_parent()
+    shown = warnings.showwarning
+
+    def tell(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, InputWarning):
+            told.put(str(message))
+        else:
+            shown(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = tell
+
+
+def _pass_on(told: SimpleQueue[str], warned: set[str]) -> None:
+    """Warn of what the workers have told, the same thing once."""
+    while not told.empty():
+        if (message := told.get()) not in warned:
+            warned.add(message)
+            warnings.warn(InputWarning(message), stacklevel=2)
 
 
 def _follow_parent() -> None:

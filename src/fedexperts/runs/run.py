@@ -92,7 +92,7 @@ def run(
         scenario = scenario.changed(protocol=protocol)
     method = own(protocol, scenario) if callable(protocol) else METHODS[scenario.protocol]
     label = getattr(protocol, "__name__", "custom") if callable(protocol) else scenario.protocol
-    directory = Path(out) if out else Path("runs") / f"{scenario.name}-{label}-{scenario.seed}"
+    directory = Path(out) if out else default_directory(scenario, label)
     check_directory(directory, scenario, label, resume)
     with ExitStack() as stack:
         if there := directory.exists():  # before the work of preparing, which another process may be doing as well
@@ -108,6 +108,11 @@ def run(
         with on_disk(directory, GO_ON):
             _finish(prepared, method, label, directory, listener)
         return Result(directory, summary(directory / "ledger.jsonl"))
+
+
+def default_directory(scenario: Scenario, label: str | None = None) -> Path:
+    """Where a run goes that is not told where."""
+    return Path("runs") / f"{scenario.name}-{label or scenario.protocol}-{scenario.seed}"
 
 
 def _finish(prepared: Prepared, method: Method, label: str, directory: Path, listener: Listener | None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data import choice
 from ..data.baselines import Text, majority, tfidf_choice, tfidf_linear
 from ..data.choice import Columns
+from ..data.files import as_given
 from ..data.rows import columns, read_rows
 from ..data.source import Samples, Splits
 from ..scenario import Tasks
@@ -38,7 +39,8 @@ def _row(scenario: Tasks, cluster: Cluster, task: Task, splits: Splits) -> Row:
     assert cluster.test is not None
     if task.kind == "causal-lm":
         return {"majority": majority(_targets(splits.train), _targets(splits.test), task.metric), "tfidf": None}
-    train, test = (read_rows(spec, scenario.base) for spec in (cluster.data, cluster.test))
+    with as_given((cluster.data, cluster.test), scenario.base):
+        train, test = (read_rows(spec, scenario.base) for spec in (cluster.data, cluster.test))
     if splits.kept is not None:  # what is held out for validation nobody trains on
         train = [train[i] for i in splits.kept.tolist()]
     learnt, asked = (samples["labels"].tolist() for samples in (splits.train, splits.test))

@@ -11,11 +11,12 @@ import torch
 from ..data import choice, classify, images, language
 from ..data.choice import Columns, MultipleChoice
 from ..data.classify import Classification
+from ..data.files import as_given
 from ..data.images import ImageFile
 from ..data.language import CausalLM
 from ..data.metrics import OF_SCORES
 from ..data.objective import Objective
-from ..data.rows import columns, label_index, numbers, read_rows, warn_of_no_zero
+from ..data.rows import columns, label_index, numbers, pooled, read_rows, warn_of_no_zero
 from ..data.source import Samples, Splits, first, hold_out, load
 from ..errors import InputError
 from ..moe.checkpoint import resolve
@@ -49,7 +50,8 @@ def datasets(scenario: Tasks) -> Datasets:
     Raises:
         InputError: with the file, row, field, value and remedy.
     """
-    data, share = _read(scenario), scenario.evaluation.validation
+    with as_given(named(scenario), scenario.base):
+        data, share = _read(scenario), scenario.evaluation.validation
     if not isinstance(share, float) or not share:
         return data
     for cluster in scenario.cluster:
@@ -57,6 +59,13 @@ def datasets(scenario: Tasks) -> Datasets:
             splits = data.splits[cluster.name]
             data.splits[cluster.name] = hold_out(splits, share, scenario.seed, by_label=cluster.partition != "iid")
     return data
+
+
+def named(scenario: Tasks) -> list[str]:
+    """All that a scenario names as data."""
+    given: list[Any] = [scenario.evaluation.validation, *(scenario.warmup.data if scenario.warmup else ())]
+    given += [spec for cluster in scenario.cluster for spec in (cluster.data, cluster.test, cluster.validation)]
+    return [spec for spec in given if isinstance(spec, str)]
 
 
 def validation_file(scenario: Tasks, i: int) -> str | None:
@@ -82,8 +91,12 @@ def _read(scenario: Tasks) -> Datasets:
     valid = [_validation_rows(scenario, i) for i in range(len(scenario.cluster))]
     warm = [_shared_rows(scenario, i) for i in range(len(scenario.warmup.data))] if scenario.warmup else []
     warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
+    names = [f"{of} of cluster {cluster.name!r}" for of in ("data", "test", "validation") for cluster in scenario.cluster]
+    names += [f"warmup.data[{i}]" for i in range(len(warm))]
     read = zip([*tasks, *tasks, *tasks, *warm_tasks], [*train, *test, *(rows or [] for rows in valid), *warm], strict=True)
-    reader.learn_labels([(task, [row[task.label_column] for row in rows if task.label_column in row]) for task, rows in read])
+    reader.learn_labels(
+        [(name, task, _column(rows, task.label_column)) for name, (task, rows) in zip(names, read, strict=True)]
+    )
     objectives: dict[str, Objective] = {}
     splits = {}
     for i, cluster in enumerate(scenario.cluster):
@@ -105,6 +118,11 @@ def _read(scenario: Tasks) -> Datasets:
     return Datasets(objectives, splits, shared, reader.outputs if scenario.task.classifies else None)
 
 
+def _column(rows: Rows, name: str) -> list[Any]:
+    """The values of a column, missing ones too; none where no row has one, which is told when the rows are encoded."""
+    return [row.get(name) for row in rows] if any(name in row for row in rows) else []
+
+
 def reads_text(task: Task) -> bool:
     """Whether samples come from columns of text."""
     return task.text is not None or not task.classifies
@@ -118,21 +136,23 @@ class _Heads:
         self.first: dict[str, int] = {}
         self.outputs = 0
 
-    def learn_labels(self, read: Sequence[tuple[Task, Sequence[Any]]]) -> None:
-        """The label set of every task, over the labels of all its data, and its place in the head."""
-        for task, found in read:
+    def learn_labels(self, read: Sequence[tuple[str, Task, Sequence[Any]]]) -> None:
+        """The label set of every task, over the labels of all its data, which have names, and its place in the head."""
+        parts: dict[str, list[tuple[str, int]]] = {}
+        for name, task, found in read:
             if task.classifies and task.metric not in OF_SCORES:
                 seen = self.labels.setdefault(_key(task), list(task.labels or ()))
                 if not task.labels:
                     seen += found
-        for task, _ in read:
+                    parts.setdefault(_key(task), []).append((name, len(found)))
+        for _, task, _ in read:
             if not task.classifies or _key(task) in self.first:
                 continue
             self.first[_key(task)] = self.outputs
             if task.metric not in OF_SCORES:
-                self.labels[_key(task)] = label_index(
-                    self.labels[_key(task)], task.labels, f"task.label = {task.label_column!r}"
-                )[1]
+                place = pooled(parts[_key(task)]) if _key(task) in parts else None
+                where = f"task.label = {task.label_column!r}"
+                self.labels[_key(task)] = label_index(self.labels[_key(task)], task.labels, where, place)[1]
             self.outputs += 1 if task.metric in OF_SCORES else len(self.labels[_key(task)])
 
     def classification(self, task: Task) -> Classification:
@@ -196,7 +216,7 @@ class _Images(_Heads):
         named = [*zip(tasks, [c.data for c in scenario.cluster], strict=True), *zip(tasks, tests, strict=True)]
         named += zip(warm_tasks, warm, strict=True)
         named += [(task, spec) for task, spec in zip(tasks, valid, strict=True) if spec is not None]
-        self.learn_labels([(task, [x for file in self._files(task, spec) for x in file.labels]) for task, spec in named])
+        self.learn_labels([(str(file.path), task, file.labels) for task, spec in named for file in self._files(task, spec)])
         splits = {}
         for i, (cluster, task) in enumerate(zip(scenario.cluster, tasks, strict=True)):
             train = self._samples(task, cluster.data, self._before(i), cluster.samples, f"cluster {cluster.name!r}: samples")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "fedexperts"
-BASE = {"errors", "units", "reading", "writing"}
+BASE = {"errors", "units", "reading", "writing", "seeds"}
 LOWER = {"contact", "assign", "moe", "data", "train"}
 MAY = {
     "errors": set(),
     "units": set(),
+    "seeds": set(),
     "reading": {"errors"},
     "writing": {"errors"},
     "events": {"errors"},
@@ -35,7 +36,6 @@ MAY = {
 }
 OUTSIDE = {
     "torch": {"contact", "assign", "report", "ledger", "scenario", "tables", "errors", "units", "reading", "writing", "events"},
-    "transformers": set(MAY) - {"moe", "train"},
 }
 
 
@@ -81,3 +81,71 @@ def test_protocols_do_not_import_each_other() -> None:
 def test_one_file_imports_a_library_that_may_be_replaced(library: str, file: str) -> None:
     users = {p.relative_to(ROOT).as_posix() for p in MODULES if any(m.split(".")[0] == library for _, m in imports(p))}
     assert users == {file}
+
+
+def test_only_models_know_hugging_face_and_nobody_flower() -> None:
+    for path in MODULES:
+        known = {module.split(".")[0] for _, module in imports(path)}
+        assert "flwr" not in known
+        assert not known & {"transformers", "peft", "tokenizers"} or package(path) == "moe", path
+
+
+def test_chance_is_drawn_from_named_streams() -> None:
+    for path in MODULES:
+        assert "default_rng([" not in path.read_text() or path.name == "seeds.py", f"{path.name}: use seeds.stream"
+
+
+def cycles(uses: dict[str, set[str]]) -> list[str]:
+    """Modules that lead back to themselves."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = list(uses[start])
+        while todo:
+            if (module := todo.pop()) not in seen:
+                seen.add(module)
+                todo += uses.get(module, ())
+        return seen
+
+    return sorted(module for module in uses if module in reached(module))
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports inside functions and those for types alone count too."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in MODULES}
+    uses: dict[str, set[str]] = {name: set() for name in names}
+    for path in MODULES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = name.split(".")[: -node.level]
+                module = ".".join([*base, *([node.module] if node.module else [])])
+                found = {module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)}
+                uses[name] |= found & names - {name}
+    assert cycles(uses) == []
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+def test_a_concrete_method_is_not_overridden() -> None:
+    """A method is abstract or final, in classes of our own; constructors go on with those of their bases."""
+    classes: dict[str, tuple[list[str], dict[str, bool]]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+                methods = {
+                    one.name: any("abstract" in ast.unparse(mark) for mark in one.decorator_list)
+                    for one in node.body
+                    if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)) and not one.name.startswith("__")
+                }
+                classes[node.name] = bases, methods
+    wrong = []
+    for name, (bases, methods) in classes.items():
+        todo, above = list(bases), []
+        while todo:
+            base = todo.pop()
+            if base in classes:
+                above.append(base)
+                todo += classes[base][0]
+        wrong += [f"{name}.{m} overrides {base}.{m}" for m in methods for base in above if classes[base][1].get(m) is False]
+    assert wrong == []

@@ -24,6 +24,7 @@ from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # no
 from torch import Tensor
 
 from ..errors import InputError
+from ..seeds import Stream, stream
 from . import files
 from .files import check, unpacked_most_B
 from .parquet import read_parquet
@@ -75,7 +76,7 @@ def size(read: Sequence[ImageFile]) -> int:
 
 def some(n: int, first: int, count: int, seed: int) -> list[int]:
     """Numbers of ``count`` of n images: those from ``first`` on in an order that depends on the seed alone."""
-    order = np.random.default_rng([seed, 9]).permutation(n)
+    order = stream(Stream.IMAGES, seed).permutation(n)
     return sorted(order[first : first + count].tolist())
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..seeds import Stream, stream
 from .source import Samples, size, take
 
 Partition = Literal["iid", "by-label", "classes", "tau", "dirichlet"]
@@ -62,7 +63,7 @@ def deal(
             f"{where}: devices = {devices} but its data hold only {n} samples; "
             "every device needs at least one sample: use fewer devices or more data"
         )
-    rng = np.random.default_rng([seed, 3])
+    rng = stream(Stream.DEAL, seed)
     order = rng.permutation(n)
     labels = samples["labels"].numpy()
     if how in ("iid", "by-label"):
@@ -90,7 +91,7 @@ def deal_test(
     n, devices, where = size(test), len(trained), f"{what} data of cluster {cluster!r}"
     if n < devices:
         raise InputError(f"{where}: only {n} samples for {devices} devices; use fewer devices or more {what} data")
-    order = np.random.default_rng([seed, 8]).permutation(n)
+    order = stream(Stream.DEAL_TEST, seed).permutation(n)
     if how == "iid":
         return _taken(test, np.array_split(order, devices))
     labels, learnt = test["labels"].numpy(), [samples["labels"].numpy() for samples in trained]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
+from ..seeds import Stream, stream
 from . import digits
 from .files import files, objects, short
 
@@ -101,7 +102,7 @@ def hold_out(splits: Splits, share: float, seed: int, by_label: bool) -> Splits:
         InputError: nothing would be left of either.
     """
     n = size(splits.train)
-    order = np.random.default_rng([seed, 26]).permutation(n)
+    order = stream(Stream.HOLD_OUT, seed).permutation(n)
     if by_label:
         order = order[np.argsort(splits.train["labels"].numpy()[order], kind="stable")]
     held = np.diff(np.floor(np.arange(n + 1) * share + 1e-9)) > 0  # every so-manieth

@@ -5,9 +5,8 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..contact.plan import ContactPlan
+from ..seeds import Stream, stream
 
 MOST_SENDS = 50
 """So often a contact sends a piece; if that was in vain, the rest of the contact is lost."""
@@ -34,7 +33,7 @@ class Faults:
         """Contacts (by number) whose signal is lost early, and when."""
         if self.early_close == 0:
             return {}
-        rng = np.random.default_rng([self.seed, 6])
+        rng = stream(Stream.EARLY_CLOSE, self.seed)
         closes = {}
         for i, contact in enumerate(plan.contacts):
             happens, share = rng.random(2)
@@ -47,7 +46,7 @@ class Faults:
         lost = 1 - (1 - self.drop) * (1 - self.corrupt)
         if lost == 0:
             return 1
-        rng = np.random.default_rng([self.seed, 7, zlib.crc32(repr(key).encode())])
+        rng = stream(Stream.SENDS, self.seed, zlib.crc32(repr(key).encode()))
         return NEVER if lost == 1 else min(NEVER, int(rng.geometric(1 - lost)))
 
 

@@ -30,6 +30,7 @@ from ..protocol.ems_fl import EmsFl, EnhancedEmsFl, Resplit
 from ..protocol.link import Start
 from ..protocol.sync import Sync
 from ..scenario import Scenario
+from ..seeds import Stream, stream
 from ..setup.prepare import Counts, Prepared, counted, prepare, trial_B
 from .capacity import most_experts
 from .method import Beginning, Method
@@ -107,7 +108,7 @@ def split_experts(
     """
     p = _relevance(scenario, counts)
     owned: dict[str, set[str]] = {name: set() for name in counts}
-    rng = np.random.default_rng([scenario.seed, 5, number])
+    rng = stream(Stream.SPLIT, scenario.seed, number)
     per_layer = scenario.assignment.granularity == "layer"
     for layer, p_MC in enumerate(p if per_layer else p[None]):
         most_C = [len(p_MC) if most is None else most[name] // (len(p) if per_layer else 1) for name in counts]

@@ -24,6 +24,7 @@ from ..assign.scores import (
 )
 from ..assign.transport import Bools, Ints
 from ..moe.parts import GATE, Piece, in_order, is_expert
+from ..seeds import Stream, stream
 from ..train.task import Task, Update
 from .aggregate import picked
 from .link import Link, Start
@@ -132,7 +133,7 @@ class Aligned(Rounds):
     def capacities(self, link: Link) -> tuple[Ints, dict[str, str]]:
         """K_i of those who take part in this round, 0 for the others, and why these sit out."""
         told, sat_out = self._told, {}
-        rng = np.random.default_rng([told.seed, 13, self.round])
+        rng = stream(Stream.PARTICIPANTS, told.seed, self.round)
         capacity_N = np.zeros(len(self.clients), dtype=np.int64)
         present = [client for client in self.clients if client in link.expected]
         drawn = set(rng.permutation(present)[: max(1, round(told.participation * len(present)))])
@@ -160,7 +161,7 @@ class Aligned(Rounds):
     def assign(self, capacity_N: Ints) -> Bools:
         """The round's assignment A_NM."""
         told, M = self._told, len(self.experts)
-        rng = np.random.default_rng([told.seed, 14, self.round])
+        rng = stream(Stream.TIES, told.seed, self.round)
         if told.cold_start and self.round == 0:
             order_N = rng.permutation(len(capacity_N))  # neighbours in a scenario may have data alike
             return coverage(capacity_N[order_N], M)[np.argsort(order_N)]

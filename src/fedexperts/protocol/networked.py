@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from ..moe.parts import BACKBONE, CORRELATION, GATE, Piece, Tensors, in_order, is_expert
+from ..seeds import Stream, stream
 from ..train.fedsc import OFFICIAL, others
 from ..train.task import Task, Update
 from .aggregate import picked
@@ -109,13 +109,13 @@ class Networked(Rounds):
 
     def drawn(self, present: list[str]) -> list[str]:
         """FedGate's client scheduling: ⌈0.7 m⌉ of them in a round."""
-        rng = np.random.default_rng([self._told.seed, 15, self.round])
+        rng = stream(Stream.GATE_PARTICIPANTS, self._told.seed, self.round)
         count = math.ceil(self._told.gate_participation * len(present))
         return sorted((str(c) for c in rng.permutation(present)[:count]), key=self.clients.index)
 
     def turn(self, present: list[str]) -> str:
         """RollGate: the gate goes from client to client in a seeded order, again and again."""
-        order = np.random.default_rng([self._told.seed, 16]).permutation(self.clients)
+        order = stream(Stream.TURNS, self._told.seed).permutation(self.clients)
         turns = [str(order[(self.rolled + i) % len(order)]) for i in range(len(order))]
         self.rolled += 1
         return next(client for client in turns if client in present)

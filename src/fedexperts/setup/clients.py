@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ..contact.plan import Contact, ContactPlan
 from ..drive.classes import DeviceClass, drawn
 from ..scenario import Scenario
+from ..seeds import Stream, stream
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ def clients(scenario: Scenario, kinds: Mapping[str, DeviceClass]) -> list[Client
     found = []
     for at, cluster in enumerate(scenario.cluster):
         for j in range(cluster.devices):
-            kind = kinds[drawn(cluster.device, np.random.default_rng([scenario.seed, 11, at, j]))]
+            kind = kinds[drawn(cluster.device, stream(Stream.CLASS, scenario.seed, at, j))]
             found.append(Client(cluster.name if cluster.devices == 1 else f"{cluster.name}/{j}", at, kind))
     return found
 
@@ -38,7 +37,7 @@ def client_plan(plan: ContactPlan, group: Sequence[Client], scenario: Scenario) 
     Orbital cycles stay those of the clusters. Where the plan has no rates of its own, a link is as fast as its client's class.
     """
     names = [cluster.name for cluster in scenario.cluster]
-    away = {client.name: np.random.default_rng([scenario.seed, 12, i]) for i, client in enumerate(group)}
+    away = {client.name: stream(Stream.AWAY, scenario.seed, i) for i, client in enumerate(group)}
     contacts = []
     for contact in plan.contacts:
         at, cycle = names.index(contact.cluster), plan.cycle_of(contact)

@@ -22,6 +22,7 @@ from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
 from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..moe.view import Batch, View
+from ..seeds import Stream, stream, torch_seed
 from .batches import epoch_batches
 from .codec import Codec
 from .frozen import FrozenLayers, Kept, compute, kept_B
@@ -118,7 +119,7 @@ class Device(Holding):
         The loss is that of the expert alone; the share counts what the gate would pick if it were free, layer by layer, along
         the path that samples take through the experts which the task allows: others need not be there.
         """
-        chosen = np.random.default_rng([*self.key, 1]).permutation(self.samples)[: task.appraisal]
+        chosen = stream(Stream.TRIAL, self.key).permutation(self.samples)[: task.appraisal]
         samples = take(self.data, torch.from_numpy(np.sort(chosen)))
         self._enter(frozenset(), task.route)
         counts_LM, tokens = self.view.observe(
@@ -192,7 +193,7 @@ class Device(Holding):
             if part in self.view.parts:
                 self.view.install(part, piece.tensors)
         self.view.route(None)
-        chosen = np.random.default_rng([*self.key, 1]).permutation(self.samples)[:samples]
+        chosen = stream(Stream.TRIAL, self.key).permutation(self.samples)[:samples]
         return self.view.observe(_chunks(self.objective.inputs(self.data), torch.from_numpy(chosen), self.view.device))
 
     def state(self) -> dict[str, Any]:
@@ -281,7 +282,7 @@ class Device(Holding):
                 self.optimizer_state.setdefault(part, {})[name] = optimizer.state[leaf]
 
     def _seed_round(self) -> None:
-        seed = int(np.random.default_rng([*self.key, 2, self.steps]).integers(2**62))
+        seed = torch_seed(Stream.ROUND, self.key, self.steps)
         torch.manual_seed(seed)
         self.view.seed_noise(seed)
 
@@ -316,7 +317,7 @@ class Device(Holding):
         if self.batch_size == self.samples:
             return torch.arange(self.samples)[None]
         if self._epoch is None or self._epoch[0] != epoch:
-            rng = np.random.default_rng([*self.key, 0, epoch])
+            rng = stream(Stream.BATCHES, self.key, epoch)
             self._epoch = epoch, epoch_batches(rng, self.samples, self.batch_size, self._lengths_N)
         return self._epoch[1]
 

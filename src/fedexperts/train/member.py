@@ -19,6 +19,7 @@ from ..moe.parts import BACKBONE, CORRELATION, Piece, Tensors, expert, file_B
 from ..moe.resnet import all_latents
 from ..moe.routing import load_balance_loss
 from ..moe.view import Batch, View
+from ..seeds import Stream, stream, torch_seed
 from .fedsc import Augmentation, both_views, clipped, correlation, local_loss, two_views
 from .gating import roll_loss, roll_targets
 from .holding import Holding
@@ -168,8 +169,8 @@ def shared_correlation(view: View, data: Batch, client: NetworkClient, weight: T
     The part `CORRELATION` holds a ``matrix``, R̄_{−i} on its way down and R_i on its way up, and the client's ``weight`` q_i.
     """
     model: Any = view.model
-    generator = torch.Generator().manual_seed(int(np.random.default_rng([*key, 21]).integers(2**62)))
-    chosen = np.random.default_rng([*key, 25]).permutation(len(data["labels"]))[: client.correlation_samples]
+    generator = torch.Generator().manual_seed(torch_seed(Stream.VIEWS, key))
+    chosen = stream(Stream.CORRELATION, key).permutation(len(data["labels"]))[: client.correlation_samples]
     views = []
     for chunk in torch.split(data["pixel_values"][torch.from_numpy(np.sort(chosen))], 250):
         one, other = two_views(chunk.to(view.device), Augmentation(), generator)
@@ -177,7 +178,7 @@ def shared_correlation(view: View, data: Batch, client: NetworkClient, weight: T
         views.append(both_views(*z_BD.chunk(2)))
     r_DD = correlation(torch.cat(views)).cpu()
     if client.sigma > 0:
-        rng = np.random.default_rng([*key, 22])
+        rng = stream(Stream.PRIVACY, key)
         noised = noisy(r_DD.double().numpy(), client.sigma, client.norm, len(chosen), rng)
         r_DD = torch.from_numpy(noised).to(r_DD.dtype)
     return {"matrix": r_DD, "weight": weight}
@@ -185,10 +186,10 @@ def shared_correlation(view: View, data: Batch, client: NetworkClient, weight: T
 
 def own_ids(samples: int, client: NetworkClient, experts: int, key: tuple[int, ...]) -> dict[str, Tensor]:
     """RollGate's pseudo labels of a client's samples, and which of them are held back."""
-    targets = roll_targets(np.random.default_rng([*key, 23]), samples, client.own, experts, client.share)
+    targets = roll_targets(stream(Stream.ROLL_TARGETS, key), samples, client.own, experts, client.share)
     held = torch.zeros(samples, dtype=torch.bool)
     count = min(max(1, samples // HELD_BACK), samples - 1)
-    held[torch.from_numpy(np.random.default_rng([*key, 24]).permutation(samples)[:count])] = True
+    held[torch.from_numpy(stream(Stream.ROLL_HELD, key).permutation(samples)[:count])] = True
     return {"ids": targets, "held": held}
 
 

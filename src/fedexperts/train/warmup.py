@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data.objective import Objective
 from ..data.source import Samples, pool, size, trimmed
 from ..moe.view import View
+from ..seeds import Stream, stream
 
 
 def domain_groups(experts: int, domains: int) -> list[list[int]]:
@@ -61,7 +62,7 @@ def warm_up(view: View, shared: Sequence[tuple[Samples, Objective]], recipe: War
     view.model.train()
     leaves = [leaf for _, _, leaf in view.freeze(but=recipe.parts or view.parts)]
     optimizer = torch.optim.AdamW(leaves, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    rng = np.random.default_rng([seed, 4])
+    rng = stream(Stream.WARM_UP, seed)
     loss = torch.zeros(())
     with torch.random.fork_rng(devices=[]), view.gate_logits() as gate_logits:
         torch.manual_seed(seed)

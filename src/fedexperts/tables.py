@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.\-]+$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Load = Literal["all", "own", "stream"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -364,7 +365,9 @@ class Device(Table):
 
     ``compute_J_per_FLOP`` is what computing adds to the idle power. ``memory_B`` is what training may use, ``flops_per_s`` the
     speed that training reaches; ``up_bps`` and ``down_bps`` count where the contact plan has no rates of its own.
-    ``availability`` is the share of contacts for which a client is there (protocols that treat clients one by one).
+    ``availability`` is the share of contacts for which a client is there (protocols that treat clients one by one). ``load`` is
+    how much of the model a device that has a process of its own holds: all of it, its ``own`` experts, or these while others
+    are read from the checkpoint, ``stream``, when a token meets them.
     """
 
     tx_power_W: NonNegative | None = None
@@ -376,6 +379,7 @@ class Device(Table):
     up_bps: Positive | None = None
     down_bps: Positive | None = None
     availability: Annotated[float, Field(gt=0, le=1)] | None = None
+    load: Load | None = None
 
 
 def _classes(value: Any) -> Any:

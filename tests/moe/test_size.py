@@ -311,3 +311,20 @@ def test_temporaries_bound_the_peak(case: str, precision: str) -> None:
         loss_of(view, samples).backward()
     predicted = sum(activations_B(letters, work).values()) + working_B(letters, work, gradients=True)
     assert training.peak == pytest.approx(predicted, rel=0.15)
+
+
+@pytest.mark.parametrize("experts", [[0], [0, 3]])
+def test_what_a_device_loads_changes_its_weights_alone(experts: list[int]) -> None:
+    view = meta_view(MIXTRAL_8X7B)
+    usual, every = (memory(view, experts, 4, Work(1, 384, "bfloat16"), load) for load in (None, "all"))
+    phases = every["ems-fl-enhanced"]
+    assert {phase["weights_B"] for phase in phases.values()} == {usual["ems-fl"]["training"]["weights_B"]}
+    for name, phase in phases.items():
+        ours = usual["ems-fl-enhanced"][name]
+        assert {k: v for k, v in phase.items() if k not in ("weights_B", "total_B")} == {
+            k: v for k, v in ours.items() if k not in ("weights_B", "total_B")
+        }
+    assert every["sync"] == usual["sync"]
+    own, streamed = (memory(view, experts, 4, Work(1, 384, "bfloat16"), load) for load in ("own", "stream"))
+    assert own == {"ems-fl-enhanced": {"training": usual["ems-fl-enhanced"]["training"]}}
+    assert streamed == {"ems-fl-enhanced": usual["ems-fl-enhanced"]}

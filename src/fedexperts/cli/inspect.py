@@ -28,6 +28,12 @@ def command(
     precision: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of weights and activations.")] = "bfloat16",
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once; above 1 they are taken to be padded.")] = 1,
     length: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 384,
+    load: Annotated[
+        Literal["all", "own", "stream"] | None,
+        typer.Option(
+            help="How much of the model the device loads, as [device.<class>] load; default what each protocol allows."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show parts, uploads (Table I) and a device's memory by protocol and phase; reads the config and no weights."""
@@ -35,7 +41,7 @@ def command(
     from ..moe.size import Work, describe
 
     view = meta_view(read_config(model))
-    document = describe(view, numbers("--experts", experts), rank, Work(batch, length, precision, padded=batch > 1))
+    document = describe(view, numbers("--experts", experts), rank, Work(batch, length, precision, padded=batch > 1), load)
     if json:
         print_json({"model": model, **document})
         return

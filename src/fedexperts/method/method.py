@@ -15,6 +15,7 @@ from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
 from ..setup.devices import Judges
 from ..setup.prepare import Prepared
+from ..tables import Load
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ def judged_by_clusters(prepared: Prepared, protocol: ServerProtocol, judges: Jud
     return evaluate(prepared.view, prepared.objectives, judges.own)
 
 
+def everything(scenario: Scenario) -> tuple[Load, ...]:
+    """Devices that train with the gate free meet all experts."""
+    return ("all",)
+
+
 @dataclass(frozen=True)
 class Method:
     """A method, as runs, comparisons and the command line ask it.
@@ -49,6 +55,7 @@ class Method:
         check: refuses, before any training, what devices cannot carry; of adapters that is known when they are attached.
         begin: what comes before the first contact, with its lines of the ledger.
         judge: facts of the model that is in the view.
+        loads: how much of the model devices in processes of their own may load.
         finish: called before the model in the view is saved.
         policies: the scenario's table that has its ``policy``, and those to compare where none is named.
         fills_tables: whether a comparison fills the tables of its paper, where nothing is named.
@@ -59,6 +66,7 @@ class Method:
     check: Callable[[Prepared], None] = nothing
     begin: Callable[[Prepared, Ledger], Beginning] = at_once
     judge: Callable[[Prepared, ServerProtocol, Judges], dict[str, Any]] = judged_by_clusters
+    loads: Callable[[Scenario], tuple[Load, ...]] = everything
     finish: Callable[[Prepared], None] = nothing
     policies: tuple[str, tuple[str, ...]] | None = None
     fills_tables: bool = False

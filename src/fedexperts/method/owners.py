@@ -32,6 +32,7 @@ from ..protocol.sync import Sync
 from ..scenario import Scenario
 from ..seeds import Stream, stream
 from ..setup.prepare import Counts, Prepared, counted, prepare, trial_B
+from ..tables import Load
 from .capacity import most_experts
 from .method import Beginning, Method
 
@@ -89,9 +90,15 @@ def _sync(prepared: Prepared, start: Start) -> Sync:
     return Sync(start)
 
 
+def _loads(scenario: Scenario) -> tuple[Load, ...]:
+    """Behind the masked gate a device needs no others' experts, but for the gate tail and trials, which stream them."""
+    alone: tuple[Load, ...] = () if scenario.train.gate_tail_cycles or scenario.assignment.every_cycles else ("own",)
+    return (*alone, "stream", "all")
+
+
 OWNERS = partial(Method, check=check, begin=begin, policies=("assignment", ()))
 EMS_FL = OWNERS(prepare, _ems_fl)
-ENHANCED = OWNERS(_prepare_enhanced, _enhanced)
+ENHANCED = OWNERS(_prepare_enhanced, _enhanced, loads=_loads)
 SYNC = Method(prepare, _sync, check, begin=partial(begin, uploads=False))
 """The baseline has no use for the trial; for it the report is only there to be read."""
 

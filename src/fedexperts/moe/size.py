@@ -238,7 +238,7 @@ Phase = dict[str, int]
 """Bytes by purpose, and ``total_B``."""
 
 
-def memory(view: View, experts: Collection[int], rank: int, work: Work) -> dict[str, dict[str, Phase]]:
+def memory(view: View, experts: Collection[int], rank: int, work: Work, load: str | None = None) -> dict[str, dict[str, Phase]]:
     """Peak bytes of a device that owns ``experts``, by protocol and phase.
 
     - ``ems-fl-enhanced`` loads its experts alone and trains their adapters behind a masked gate. In the trial pass and the
@@ -246,6 +246,9 @@ def memory(view: View, experts: Collection[int], rank: int, work: Work) -> dict[
       the saved activations); the tail trains the gate and holds everybody's adapters.
     - ``ems-fl`` loads all experts, frozen, and trains its own adapters and, in contact, the gate.
     - ``sync``, the baseline, trains all adapters and the gate.
+
+    With ``load = "all"`` the first loads all experts too; with ``"own"`` or ``"stream"`` it alone can work, and with ``"own"``
+    its training alone.
 
     Weights are at the precision and the gate's gradient too; adapters and their gradients are float32; AdamW. Activations
     assume that every pick meets a trained expert, which owning relevant experts comes close to, and no recomputation.
@@ -263,12 +266,16 @@ def memory(view: View, experts: Collection[int], rank: int, work: Work) -> dict[
     loaded, complete = rest + len(mine) * expert_numbers, rest + full.E * expert_numbers
     adapter, gate = adapter_numbers(view, mine[0], rank), numbers(view.parts[GATE])
     own, every = len(mine) * adapter, full.E * adapter
+    apart, trained = (complete, complete) if load == "all" else (streamed, loaded)
+    enhanced = {
+        "trial": _phase(work, apart, working=working_B(full, work, False)),
+        "training": _training(masked, work, trained, own, own, 0, rank),
+        "gate_tail": _training(full, work, apart, every, 0, gate, rank),
+    }
+    if load in ("own", "stream"):
+        return {"ems-fl-enhanced": {name: phase for name, phase in enhanced.items() if load == "stream" or name == "training"}}
     return {
-        "ems-fl-enhanced": {
-            "trial": _phase(work, streamed, working=working_B(full, work, False)),
-            "training": _training(masked, work, loaded, own, own, 0, rank),
-            "gate_tail": _training(full, work, streamed, every, 0, gate, rank),
-        },
+        "ems-fl-enhanced": enhanced,
         "ems-fl": {
             "trial": _phase(work, complete, working=working_B(full, work, False)),
             "training": _training(full, work, complete, every, own, gate, rank),
@@ -277,7 +284,7 @@ def memory(view: View, experts: Collection[int], rank: int, work: Work) -> dict[
     }
 
 
-def describe(view: View, experts: Collection[int], rank: int, work: Work) -> dict[str, Any]:
+def describe(view: View, experts: Collection[int], rank: int, work: Work, load: str | None = None) -> dict[str, Any]:
     """What ``fedexperts inspect`` prints; ``memory_B`` is None where the memory of this model type is not known.
 
     Raises:
@@ -296,7 +303,7 @@ def describe(view: View, experts: Collection[int], rank: int, work: Work) -> dic
         "precision": work.precision,
         "batch": work.batch,
         "length": work.length,
-        "memory_B": memory(view, experts, rank, work) if config.model_type in FAMILIES else None,
+        "memory_B": memory(view, experts, rank, work, load) if config.model_type in FAMILIES else None,
     }
 
 

@@ -27,6 +27,7 @@ from .. import __version__
 from ..errors import InputError
 from ..ledger import Ledger, Listener, beginning, summary
 from ..method.method import Beginning, Method, start
+from ..method.elsewhere import check_loads
 from ..method.methods import METHODS, own
 from ..moe.checkpoint import resolve
 from ..moe.load import copy_tokenizer
@@ -99,6 +100,8 @@ def run(
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)
         torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
+        if isinstance(protocol, str) or protocol is None:
+            check_loads(scenario)
         prepared = method.prepare(scenario)
         if not prepared.lora:  # what adapters take is known when they are attached
             method.check(prepared)

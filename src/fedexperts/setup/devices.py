@@ -31,7 +31,7 @@ def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
         InputError: a cluster or a ``[device.<class>]`` table names an unknown class.
     """
     used = [name for c in scenario.cluster for name in ([c.device] if isinstance(c.device, str) else c.device)]
-    tables = {name: table.model_dump(exclude_none=True) for name, table in scenario.device.items()}
+    tables = {name: table.model_dump(exclude_none=True, exclude={"load"}) for name, table in scenario.device.items()}
     return {name: device_class(name, **tables.get(name, {})) for name in dict.fromkeys([*used, *scenario.device])}
 
 

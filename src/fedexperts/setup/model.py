@@ -50,7 +50,7 @@ def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
     Raises:
         InputError: there is no such model or accelerator.
     """
-    table, seed, kind = scenario.model, scenario.seed, _kind(scenario.task)
+    table, seed, kind = scenario.model, scenario.seed, kind_of(scenario.task)
     dtype = getattr(torch, table.precision)
     if table.accelerator == "cuda" and not torch.cuda.is_available():
         raise InputError("model.accelerator = 'cuda': no GPU that torch can use is here; use \"cpu\" or install torch for CUDA")
@@ -63,7 +63,8 @@ def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
     return load(path, dtype, seed, outputs).to(table.accelerator)
 
 
-def _kind(task: Task) -> Kind:
+def kind_of(task: Task) -> Kind:
+    """What kind of model a task needs."""
     kinds: dict[str, Kind] = {"classification": "classifier", "image": "image-classifier"}
     return kinds.get(task.kind, "language-model")
 

@@ -1,0 +1,104 @@
+"""A link's devices as they are built where they live, in a process or on a node of their own, with as much of the model as
+``[device.<class>] load`` says.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+
+import torch
+
+from ..errors import InputError, InputWarning
+from ..moe.checkpoint import Checkpoint, resolve
+from ..moe.load import AUTO
+from ..moe.parts import Piece, expert_index
+from ..moe.subset import load_streamed, load_subset
+from ..moe.view import View
+from ..scenario import Scenario
+from ..setup.devices import dealt, devices
+from ..setup.model import kind_of, lora_of
+from ..setup.samples import datasets
+from ..tables import Load
+from ..train.host import Host, LocalHost
+from .methods import METHODS, prepare
+
+
+def check_loads(scenario: Scenario, here: bool = True) -> None:
+    """Refuse what the method cannot do; say that devices in this process share the whole model.
+
+    Raises:
+        InputError: with the table, the value and what is allowed.
+    """
+    allowed = METHODS[scenario.protocol].loads(scenario)
+    for name, table in scenario.device.items():
+        if table.load is not None and table.load not in allowed:
+            raise InputError(
+                f"device.{name}.load = {table.load!r}: protocol = {scenario.protocol!r} lets devices load "
+                f"{' or '.join(allowed)} here; experts alone need the masked gate of ems-fl-enhanced, and no gate tail or new "
+                "split that meets others"
+            )
+        if here and table.load not in (None, "all"):
+            warnings.warn(
+                f"device.{name}.load = {table.load!r}: counts for devices in processes of their own; those of a simulation "
+                "share the whole model",
+                InputWarning,
+                stacklevel=2,
+            )
+
+
+def host(scenario: Scenario, link: str, owned: Collection[str] = ()) -> Host:
+    """The devices behind a link, for the process that calls this: θ_0 is theirs, as everybody's.
+
+    Args:
+        scenario: as the server has it.
+        link: a cluster, or a client where the protocol treats devices one by one.
+        owned: the link's experts, which are those that are loaded where not all are.
+
+    Raises:
+        InputError: as `methods.prepare`; or experts alone are to be loaded of a model that is in no checkpoint.
+    """
+    check_loads(scenario, here=False)
+    load = load_of(scenario, link)
+    if load == "all":
+        prepared = prepare(scenario)
+        prepared.begin()
+        return prepared.hosts[link]
+    data = datasets(scenario)
+    view = partial_view(scenario, owned, load)
+    if lora := lora_of(scenario.model):
+        view.adapt(lora, scenario.seed)
+    model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
+    (cluster,) = (cluster for cluster in scenario.cluster if cluster.name == link)
+    shares = {link: dealt(cluster, data.splits[link].train, scenario.seed)}
+    return LocalHost(devices(scenario, view, model, data.objectives, shares)[link])
+
+
+def load_of(scenario: Scenario, link: str) -> Load:
+    """How much of the model the devices of a cluster load: as their class says, else all."""
+    kinds = [str(cluster.device) for cluster in scenario.cluster if cluster.name == link]
+    tables = [scenario.device[kind] for kind in kinds if kind in scenario.device]
+    return next((table.load for table in tables if table.load is not None), "all")
+
+
+def partial_view(scenario: Scenario, owned: Collection[str], load: Load) -> View:
+    """A model whose resident experts are ``owned`` alone: with their rows of the gate, or with all, and the others streamed.
+
+    Raises:
+        InputError: the scenario's model is in no checkpoint, or is warmed up, or the owned experts are none of one number.
+    """
+    table = scenario.model
+    if table.path is None or scenario.warmup is not None:
+        raise InputError(
+            f"device.load = {load!r}: needs model.path and no [warmup], as weights that are made here are in no file to be "
+            "read in part; save the model first, or load all"
+        )
+    checkpoint = Checkpoint(resolve(table.path, scenario.base))
+    keep = sorted({m for layer, m in map(expert_index, owned)})
+    auto, dtype = AUTO[kind_of(scenario.task)], getattr(torch, table.precision)
+    granularity = scenario.assignment.granularity
+    if load == "own":
+        subset = load_subset(checkpoint, keep, auto, dtype, scenario.seed)
+        return View(subset, table.top1, table.mask, table.noise_std, granularity, kept=keep)
+    streamed = load_streamed(checkpoint, keep, auto, dtype, scenario.seed)
+    return View(streamed, table.top1, table.mask, table.noise_std, granularity, kept=keep, stream=checkpoint)

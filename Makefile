@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: env demo test check slow bench faults clean
+.PHONY: env demo test check slow bench faults fuzz clean
 
 env: $(STAMP)  ## create .venv with the pinned set, development extras included
 
@@ -28,6 +28,9 @@ slow: $(STAMP)  ## the tests that take minutes
 
 faults: $(STAMP)  ## signals lost at every await, uploads cut in two, processes killed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m '' -k 'cut or kill or lost or longer_than or ctrl_c or any_plan' -v
+
+fuzz: $(STAMP)  ## tens of thousands of files made wrong, for every reader; minutes
+	$(BIN)/python tests/fuzz.py
 
 check: $(STAMP)  ## lint, types, docs
 	$(BIN)/ruff check .

@@ -85,12 +85,7 @@ def parse_json(text: str, where: str, most_depth: int = MOST_DEPTH) -> Any:
         InputError: not JSON, nested deeper than ``most_depth``, a key twice in one object, or, with its place, a number from
             1e300 on, an Infinity or NaN, or half of a character.
     """
-    depth = 0
-    for token in _BRACKETS.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0][0], 0)
-        if depth > most_depth:
-            line = text.count("\n", 0, token.start()) + 1
-            raise InputError(f"{where}, line {line}: is nested deeper than {most_depth} levels; is it the right file?")
+    check_depth(text, where, most_depth)
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -104,12 +99,35 @@ def parse_json(text: str, where: str, most_depth: int = MOST_DEPTH) -> Any:
         document = json.loads(text, object_pairs_hook=once, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: is not JSON (line {error.lineno}: {error.msg})") from error
-    for at, value in _leaves(document):
+    for at, value in leaves(document):
         if isinstance(value, (int, float)) and not abs(value) < HUGE:
             raise InputError(f"{where}: {at} = {float(value)}: must be a finite number below {HUGE:g}")
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
             raise InputError(f"{where}: {at} = {value!r}: holds half of a character (an unpaired surrogate); correct it")
     return document
+
+
+def check_depth(text: str, where: str, most_depth: int = MOST_DEPTH) -> None:
+    """Refuse brackets within brackets, for which parsers use their stack, in a text that a parser of others is to read.
+
+    Raises:
+        InputError: nested deeper than ``most_depth``, with the line.
+    """
+    depth = 0
+    for token in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0][0], 0)
+        if depth > most_depth:
+            line = text.count("\n", 0, token.start()) + 1
+            raise InputError(f"{where}, line {line}: is nested deeper than {most_depth} levels; is it the right file?")
+
+
+def short(value: Any) -> str:
+    """A value as errors show it: of thousands of digits, which Python refuses to write, the first in hexadecimal."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = hex(value) if isinstance(value, int) else f"{type(value).__name__} with a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _whole(digits: str) -> int | float:
@@ -118,7 +136,7 @@ def _whole(digits: str) -> int | float:
     return int(digits) if math.isfinite(value) else value
 
 
-def _leaves(document: Any) -> Iterator[tuple[str, Any]]:
+def leaves(document: Any) -> Iterator[tuple[str, Any]]:
     """Values of a document with their places such as ``contacts[3].start_s``; keys too, as values of themselves."""
     waiting = [("", document)]
     while waiting:

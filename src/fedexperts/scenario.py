@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError
-from .reading import MOST_DEPTH, read_text
+from .reading import MOST_DEPTH, leaves, read_text, short
 from .tables import (
     Alignment,
     Assignment,
@@ -82,6 +82,7 @@ class Network(Table):
         document = read_toml(Path(path))
         for override in overrides:
             _override(document, override)
+        _check_sizes(document, "--set")
         return cls.parse(document, Path(path).resolve().parent)
 
     @classmethod
@@ -219,10 +220,29 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
-        raise InputError(f"{path}: is not TOML ({error or 'nested too deep'})") from error
-    if _deep(document):
-        raise InputError(f"{path}: is nested deeper than {MOST_DEPTH} levels; is it the right file?")
+        raise InputError(f"{path}: is not TOML ({_why(error)})") from error
+    _check_sizes(document, str(path))
     return document
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """What is wrong with a text in TOML, also where Python rather than its parser gives up."""
+    if isinstance(error, tomllib.TOMLDecodeError):
+        return str(error)
+    return "nested too deep" if isinstance(error, RecursionError) else "a whole number of thousands of digits"
+
+
+def _check_sizes(document: dict[str, Any], where: str) -> None:
+    """Refuse what is nested too deep, and whole numbers that TOML does not have; those of thousands of digits cannot be shown.
+
+    Raises:
+        InputError: with ``where`` and, of a number, its place.
+    """
+    if _deep(document):
+        raise InputError(f"{where}: is nested deeper than {MOST_DEPTH} levels; is it the right file?")
+    for at, value in leaves(document):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{where}: {at} = {short(value)}: must be a whole number of 64 bits, -2⁶³ to 2⁶³ - 1")
 
 
 def _deep(document: Any) -> bool:
@@ -252,6 +272,8 @@ def _override(document: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
+        raise InputError(f"--set {key.strip()[:80]}: is no value ({_why(error)}); correct it") from error
     *tables, last = key.strip().split(".")
     table = document
     for name in tables:
@@ -270,7 +292,9 @@ def _explain(error: dict[str, Any]) -> str:
     if kind == "missing":
         return f"{where}: is missing; add it"
     message = error["msg"].removeprefix("Value error, ")
+    if isinstance(bound := error.get("ctx", {}).get("le"), float) and bound >= 1e16:  # which pydantic writes with all its zeros
+        message = f"input should be less than or equal to {bound:g}"
     if kind == "value_error":
-        shown = "" if isinstance(given, (dict, BaseModel)) else f" = {given!r}"
+        shown = "" if isinstance(given, (dict, BaseModel)) else f" = {short(given)}"
         return f"{where}{shown}: {message}" if where else message
-    return f"{where} = {given!r}: {message[0].lower()}{message[1:]}"
+    return f"{where} = {short(given)}: {message[0].lower()}{message[1:]}"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.\-]+$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-30, le=1e30)]
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]
+"""Products and quotients of a few such numbers are finite."""
 Load = Literal["all", "own", "stream"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+MOST = 10**9
+"""Of anything that is counted: above what fits any machine, and sums of it stay whole numbers of 64 bits."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Whole = Annotated[int, Field(ge=0, le=MOST)]
+LONGEST_S = 1e10
+"""Of a plan and of all within it: three hundred years."""
 
 
 class Table(BaseModel):
@@ -50,9 +56,9 @@ class Plan(Table):
 class Walker(Table):
     """A Walker shell: ``total`` satellites in ``planes`` planes."""
 
-    total: Annotated[int, Field(ge=1)]
-    planes: Annotated[int, Field(ge=1)]
-    phasing: Annotated[int, Field(ge=0)] = 0
+    total: Count
+    planes: Count
+    phasing: Whole = 0
     altitude_km: float
     inclination_deg: float
     kind: Literal["delta", "star"] = "delta"
@@ -104,7 +110,7 @@ class Radio(Table):
 class Adapters(Table):
     """``model.lora``: experts are trained through low-rank adapters, scaled by ``alpha / rank``."""
 
-    rank: Annotated[int, Field(ge=1)]
+    rank: Annotated[int, Field(ge=1, le=2**20)]
     alpha: Positive
     average: Literal["refactor", "merge", "factors"] = "refactor"
 
@@ -187,9 +193,9 @@ class Warmup(Table):
     """
 
     data: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    samples: Annotated[int, Field(ge=1)] = 100
-    steps: Annotated[int, Field(ge=1)] = 100
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    samples: Count = 100
+    steps: Count = 100
+    batch_size: Count = 32
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.0
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -198,14 +204,16 @@ class Warmup(Table):
 
 
 def _batch_size(value: Any) -> Any:
-    if value != "full" and (type(value) is not int or value < 1):
-        raise ValueError('must be a whole number, 1 or above, or "full" for one batch of all samples')
+    if value != "full" and (type(value) is not int or not 1 <= value <= MOST):
+        raise ValueError(f'must be a whole number from 1 to {MOST:,}, or "full" for one batch of all samples')
     return value
 
 
 def _seconds(value: Any) -> Any:
-    if value != "device" and (type(value) not in (int, float) or not 0 < value < math.inf):
-        raise ValueError('must be above 0, or "device" for what a round takes at the speed of the device\'s class')
+    if value != "device" and (type(value) not in (int, float) or not 1e-3 <= value <= LONGEST_S):
+        raise ValueError(
+            f'must be from 0.001 to {LONGEST_S:g}, or "device" for what a round takes at the speed of the device\'s class'
+        )
     return value if value == "device" else float(value)
 
 
@@ -221,19 +229,19 @@ class Train(Table):
     always-on plan and the sum in others.
     """
 
-    cycles: Annotated[int, Field(ge=1)]
-    local_steps: Annotated[int, Field(ge=1)] = 1
+    cycles: Count
+    local_steps: Count = 1
     batch_size: Annotated[int | Literal["full"], BeforeValidator(_batch_size)] = 32
     bucketing: bool = True
-    cache_MB: NonNegative = 1000.0
+    cache_MB: Annotated[float, Field(ge=0, le=1e9)] = 1000.0
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr_expert: Positive = 1e-3
     lr_gate: Positive = 1e-3
     weight_decay: NonNegative = 0.0
     shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
     seconds_per_round: Annotated[float | Literal["device"], BeforeValidator(_seconds)] = 60.0
-    max_rounds: Annotated[int, Field(ge=1)] | None = None
-    gate_tail_cycles: Annotated[int, Field(ge=0)] = 1
+    max_rounds: Count | None = None
+    gate_tail_cycles: Whole = 1
     final_flush: bool = True
     first_cycle: Literal["met", "paper"] = "met"
     weights: Literal["devices", "samples"] = "devices"
@@ -245,9 +253,9 @@ class Assignment(Table):
 
     policy: Literal["algorithm-1", "balanced", "optimal"] = "algorithm-1"
     threshold: Fraction | None = None
-    trial_samples: Annotated[int, Field(ge=1)] = 64
+    trial_samples: Count = 64
     trial: Literal["device", "server"] = "device"
-    every_cycles: Annotated[int, Field(ge=0)] = 0
+    every_cycles: Whole = 0
     granularity: Literal["global", "layer"] = "global"
     order: Literal["shuffled", "literal"] = "shuffled"
     repair: bool = True
@@ -274,14 +282,14 @@ class Alignment(Table):
     gate: Literal["rows", "per-client", "frozen"] = "rows"
     ties: Literal["random", "first"] = "random"
     cold_start: bool = True
-    patience: Annotated[int, Field(ge=1)] = 3
+    patience: Count = 3
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_experts: Annotated[int, Field(ge=1)] | None = None
-    min_load: Annotated[int, Field(ge=0)] | None = None
-    max_load: Annotated[int, Field(ge=1)] | None = None
+    max_experts: Count | None = None
+    min_load: Whole | None = None
+    max_load: Count | None = None
     capacity: Literal["profile", "estimated"] = "profile"
     deadline_s: Positive | None = None
-    appraisal_samples: Annotated[int, Field(ge=1)] = 64
+    appraisal_samples: Count = 64
 
     @model_validator(mode="after")
     def _bounds(self) -> Alignment:
@@ -303,14 +311,14 @@ class Networked(Table):
     """
 
     extractor: Literal["fedce", "fedsc"] = "fedce"
-    extractor_cycles: Annotated[int, Field(ge=0)] = 10
-    expert_cycles: Annotated[int, Field(ge=0)] = 5
+    extractor_cycles: Whole = 10
+    expert_cycles: Whole = 5
     gate: Literal["random", "rolling", "federated"] = "federated"
-    gate_cycles: Annotated[int, Field(ge=0)] = 5
+    gate_cycles: Whole = 5
     gate_lr: Positive = 1e-2
-    gate_top_k: Annotated[int, Field(ge=1)] = 1
+    gate_top_k: Count = 1
     gate_participation: Annotated[float, Field(gt=0, le=1)] = 0.7
-    gate_patience: Annotated[int, Field(ge=1)] = 2
+    gate_patience: Count = 2
     balance: NonNegative = 0.01
     share: Fraction = 0.7
     prior: Annotated[tuple[NonNegative, ...], Field(strict=False)] | None = None
@@ -318,7 +326,7 @@ class Networked(Table):
     norm: Positive = 1.0
     sigma: NonNegative = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    correlation_samples: Annotated[int, Field(ge=1)] = 256
+    correlation_samples: Count = 256
     schedule: Literal["official", "plain"] = "official"
     control: Literal["local", "fedavg"] | None = None
 
@@ -347,8 +355,8 @@ class Evaluation(Table):
 
     target: Fraction | None = None
     validation: Annotated[float | str, BeforeValidator(_validation)] = 0.2
-    every_cycles: Annotated[int, Field(ge=1)] = 1
-    patience: Annotated[int, Field(ge=1)] = 5
+    every_cycles: Count = 1
+    patience: Count = 5
     min_gain: Fraction = 0.005
 
 
@@ -384,8 +392,8 @@ class Device(Table):
 
 def _classes(value: Any) -> Any:
     if isinstance(value, dict) and value:
-        if wrong := [weight for weight in value.values() if type(weight) not in (int, float) or not 0 < weight < math.inf]:
-            raise ValueError(f"a weight is {wrong[0]!r}: weights of classes must be numbers above 0")
+        if wrong := [weight for weight in value.values() if type(weight) not in (int, float) or not 1e-9 <= weight <= MOST]:
+            raise ValueError(f"a weight is {wrong[0]!r}: weights of classes must be numbers from 1e-9 to {MOST:,}")
         return value
     if not isinstance(value, str) or not value:
         raise ValueError("must be a class of devices, or classes with weights such as { phone = 0.7, jetson = 0.3 }")
@@ -404,7 +412,7 @@ class Place(Table):
     """
 
     name: Name
-    devices: Annotated[int, Field(ge=1)] = 1
+    devices: Count = 1
     latitude_deg: float | None = None
     longitude_deg: float | None = None
     altitude_m: float = 0.0
@@ -412,17 +420,17 @@ class Place(Table):
     data: str | None = None
     test: str | None = None
     validation: str | None = None
-    samples: Annotated[int, Field(ge=1)] | None = None
-    test_samples: Annotated[int, Field(ge=1)] | None = None
+    samples: Count | None = None
+    test_samples: Count | None = None
     partition: Literal["iid", "by-label", "classes", "tau", "dirichlet"] = "iid"
-    classes_per_device: Annotated[int, Field(ge=1)] | None = None
+    classes_per_device: Count | None = None
     tau: Annotated[float, Field(gt=0, le=1)] | None = None
     tau_mode: Literal["table", "prose"] = "table"
     dirichlet_alpha: Positive | None = None
     test_partition: Literal["same", "iid"] = "same"
     device: Annotated[str | dict[str, Any], BeforeValidator(_classes)] = "phone"
-    from_cycle: Annotated[int, Field(ge=0)] = 0
-    until_cycle: Annotated[int, Field(ge=1)] | None = None
+    from_cycle: Whole = 0
+    until_cycle: Count | None = None
     task: dict[str, Any] = {}
 
     @model_validator(mode="after")

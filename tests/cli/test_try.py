@@ -111,7 +111,14 @@ def pickled(folder: Path) -> list[str]:
 BAD = {
     "no prompt": (lambda folder: [str(folder / "start")], r"--prompt: is missing; give one or several"),
     "an empty prompt": (lambda folder: [str(folder / "start"), "--prompt", ""], r"--prompt '': has no tokens"),
-    "no such file": (lambda folder: [str(folder / "start"), "--prompt-file", "none"], r"--prompt-file none: cannot be read"),
+    "a prompt without an end": (
+        lambda folder: [str(folder / "start"), "--prompt-file", "/dev/zero"],
+        r"--prompt-file = '/dev/zero': .*is not a regular file",
+    ),
+    "no such file": (
+        lambda folder: [str(folder / "start"), "--prompt-file", "none"],
+        r"--prompt-file = 'none': cannot be read",
+    ),
     "no such model": (lambda folder: [str(folder / "none"), "--prompt", "x"], r"none.*no config\.json"),
     "no tokenizer": (without_tokenizer, r"no tokenizer can be loaded"),
     "no tokenizer in a run": (digits, r"no tokenizer can be loaded"),

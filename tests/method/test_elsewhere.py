@@ -111,8 +111,8 @@ def test_what_a_method_cannot_do_is_refused(
 
 def test_in_a_simulation_the_whole_model_is_shared_and_that_is_said(checkpoint: Path) -> None:
     with pytest.warns(InputWarning, match=r"device\.phone\.load = 'own': .* share the whole model"):
-        check_loads(scenario(checkpoint, "own"))
-    check_loads(scenario(checkpoint, "all"))  # a warning would be an error
+        check_loads(scenario(checkpoint, "own"), METHODS["ems-fl-enhanced"])
+    check_loads(scenario(checkpoint, "all"), METHODS["ems-fl-enhanced"])  # a warning would be an error
 
 
 def test_weights_that_are_in_no_file_cannot_be_loaded_in_part() -> None:

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import readers
 import text
 from families import batch, plain, saved
 from fedexperts.errors import InputError
-from fedexperts.moe.answer import answers
 from fedexperts.moe.checkpoint import Checkpoint, Store
-from fedexperts.moe.load import load_classifier, load_language_model, load_tokenizer
+from fedexperts.moe.load import load_classifier, load_tokenizer
 from fedexperts.moe.view import View
 from fedexperts.moe.vocabulary import tokenizer_notes
 
@@ -79,11 +79,9 @@ def mutated(original: bytes) -> st.SearchStrategy[bytes]:
     return st.builds(changed, st.sampled_from(paths(document)), JSON, st.booleans())
 
 
-READERS: dict[str, Callable[[Path], Any]] = {
-    "config.json": lambda folder: load_language_model(folder),
-    "tokenizer.json": lambda folder: load_tokenizer(folder),
-    "tokenizer_config.json": lambda folder: load_tokenizer(folder),
-    "generation_config.json": lambda folder: answers(folder, folder, ["good"], 1),
+READERS = {
+    "config.json": readers.READERS["config of a language model"].read,
+    **{name: readers.READERS[name].read for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")},
 }
 
 
@@ -94,7 +92,7 @@ def test_any_json_beside_a_model_is_read_or_refused(model, file, data):
     original = (model / file).read_bytes()
     try:
         (model / file).write_bytes(data.draw(BYTES | mutated(original)))
-        refused_or(lambda: READERS[file](model), file.split("_")[0].removesuffix(".json"))
+        refused_or(lambda: READERS[file](model / file), file.split("_")[0].removesuffix(".json"))
     finally:
         (model / file).write_bytes(original)
 
@@ -211,7 +209,7 @@ def test_files_that_are_no_text_too_deep_or_of_another_kind(file, content, tmp_p
     folder = text.saved(tmp_path)
     (folder / file).write_bytes(content)
     with pytest.raises(InputError, match=file.replace(".", r"\.") + "|no tokenizer can be loaded"):
-        READERS[file](folder)
+        READERS[file](folder / file)
 
 
 def test_a_checkpoint_that_is_whole_computes(tmp_path):

@@ -9,11 +9,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import InputError
+from ..reading import read_text
 from .common import output, print_json, warn
 from .run import Json
 
 LABELS_SHOWN = 3
+MOST_PROMPT_B = 10**6
+"""Of a file with a prompt: above any model's context."""
 
 
 def command(
@@ -39,10 +41,7 @@ def command(
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompt-file {path}: cannot be read as UTF-8 text ({error}); correct the path") from error
+    return read_text(path, "--prompt-file", MOST_PROMPT_B).removesuffix("\n")
 
 
 def answer_table(document: dict[str, Any]) -> Table:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..moe.view import Batch, View
-from .files import short
+from ..reading import short
 from .objective import Judged
 from .rows import missing
 from .source import Samples, size

@@ -58,6 +58,7 @@ def load(domain: str, seed: int) -> tuple[Samples, Samples, Samples]:
 def _split(seed: int) -> tuple[NDArray[np.int64], ...]:
     """Image numbers for training, test and the shared set."""
     labels = load_digits().target
+    seed %= 2**32  # numpy's older generators take no larger ones
     rest, test = train_test_split(np.arange(len(labels)), test_size=TEST, stratify=labels, random_state=seed)
     train, shared = train_test_split(rest, test_size=SHARED, stratify=labels[rest], random_state=seed)
     return train, test, shared

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..reading import parse_json, read_text
+from ..reading import parse_json, read_text, short
 
 VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 PATTERN = re.compile(r"[*?\[]")
@@ -142,12 +142,6 @@ def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         break
     for number, line in content:
         yield _one(line, f"{path}, line {number}")
-
-
-def short(value: Any) -> str:
-    """A value as errors show it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _one(line: str, where: str) -> tuple[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from ..errors import InputError
 from .files import check, unpacked_most_B, unreadable
 
 BATCH = 1024
+BUFFER_B = 2**12
 VALUE_B = 8
 """About what a value takes, of a list too; in the file it may take nothing."""
 
@@ -28,6 +29,11 @@ def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> list[dict[s
     rows: list[dict[str, Any]] = []
     unpacked_B = 0
     try:
+        with ParquetFile(path, buffer_size=BUFFER_B) as file:
+            for i in range(file.metadata.num_row_groups):
+                # No rows: opens every column, and what its metadata get wrong is an exception. Asked for by
+                # ``RowGroupMetaData.column``, as below, it would end the process (Arrow 24).
+                list(file.reader.iter_batches(0, [i], None, False))
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
             _check_names(names, wanted or (), where)

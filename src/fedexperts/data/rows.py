@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError, InputWarning
+from ..reading import short
 from . import files
 from .parquet import read_parquet
 
@@ -136,7 +137,7 @@ def label_index(
     for row, label in enumerate(labels, start=1):
         if label not in classes:
             raise InputError(
-                f"{place(row)}: label {files.short(label)} is not one of {_examples(list(classes))}; "
+                f"{place(row)}: label {short(label)} is not one of {_examples(list(classes))}; "
                 "correct it, or list all labels in `labels`"
             )
     if given is None and not isinstance(next(iter(labels), ""), str):
@@ -236,8 +237,8 @@ def _column(rows: Sequence[Row], name: str, where: str) -> list[Any]:
             raise InputError(f"{where}, row {number}: column {name!r} {what}; fill it in, or leave the row out")
         if _kind(value) != _kind(values[0]):
             raise InputError(
-                f"{where}, row {number}: column {name!r} holds {files.short(value)}, a {_kind(value)}, but a "
-                f"{_kind(values[0])} in row 1 ({files.short(values[0])}); write all of them in one way"
+                f"{where}, row {number}: column {name!r} holds {short(value)}, a {_kind(value)}, but a "
+                f"{_kind(values[0])} in row 1 ({short(values[0])}); write all of them in one way"
             )
     return values
 
@@ -249,7 +250,7 @@ def _kind(value: Any) -> str:
 
 def _text(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"{where} holds {files.short(value)}, a {_kind(value)}; it must be text")
+        raise InputError(f"{where} holds {short(value)}, a {_kind(value)}; it must be text")
     return str(value)
 
 
@@ -259,7 +260,7 @@ def _number(value: Any, where: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: score {files.short(value)}: must be a finite number")
+        raise InputError(f"{where}: score {short(value)}: must be a finite number")
     return number
 
 
@@ -274,9 +275,7 @@ def _label(value: Any, place: Place, row: int) -> int | str:
         return value
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    raise InputError(
-        f"{place(row)}: label {files.short(value)}: must be a whole number or a text; other numbers need a regression"
-    )
+    raise InputError(f"{place(row)}: label {short(value)}: must be a whole number or a text; other numbers need a regression")
 
 
 def _order(labels: Sequence[Any], where: str, place: Place) -> list[Any]:
@@ -297,7 +296,7 @@ def _order(labels: Sequence[Any], where: str, place: Place) -> list[Any]:
 def _examples(values: Sequence[Any]) -> str:
     """A few of the different values."""
     different = list(dict.fromkeys(values))
-    return ", ".join(map(files.short, different[:10])) + (", …" if len(different) > 10 else "")
+    return ", ".join(map(short, different[:10])) + (", …" if len(different) > 10 else "")
 
 
 def _first_line(error: Exception) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
+from ..reading import short
 from ..seeds import Stream, stream
 from . import digits
-from .files import files, objects, short
+from .files import files, objects
 
 Samples = dict[str, Tensor]
 """Tensors with a common first dimension; ``labels`` among them."""

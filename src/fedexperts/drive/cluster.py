@@ -6,11 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..contact.plan import TIGHT_S
+from ..contact.plan import TIGHT_S, ContactPlan
+from ..errors import InputError
 from ..train.host import Host
 from ..train.task import Task, Update
 from .classes import DeviceClass
 from .energy import Meter
+
+MOST_STEPS = 1e12
+"""Of a run: a thousand processors for years."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,26 @@ class Pace:
 def whole_rounds(time_s: float, round_s: float) -> int:
     """Local rounds that end within a time; none where nothing bounds it, or nothing is trained."""
     return max(0, math.floor(time_s / round_s + TIGHT_S)) if math.isfinite(time_s) and math.isfinite(round_s) else 0
+
+
+def check_steps(pace: Pace, plan: ContactPlan, cycles: int, a_round: int) -> None:
+    """Refuse a run that would not end: ``a_round`` is the steps of all devices in a local round.
+
+    Raises:
+        InputError: all rounds that the plan has room for come to more than `MOST_STEPS`.
+    """
+    if pace.seconds_per_round is None or not cycles:
+        return
+    until_s = plan.cycle_ends_s[cycles - 1]
+    rounds = until_s / pace.seconds_per_round
+    if pace.max_rounds is not None:  # in a contact, and in the gap after it
+        rounds = min(rounds, 2.0 * pace.max_rounds * (len(plan.contacts) + 1))
+    if (steps := rounds * a_round) > MOST_STEPS:
+        raise InputError(
+            f"train.seconds_per_round = {pace.seconds_per_round:g}: {until_s:g} s have room for {rounds:.3g} rounds, with "
+            f"{a_round:,} steps on all devices each {steps:.3g} gradient steps; at most {MOST_STEPS:g}: take longer rounds, "
+            "fewer cycles, devices or train.local_steps, or set train.max_rounds"
+        )
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,17 @@ from ..setup.model import kind_of, lora_of
 from ..setup.samples import datasets
 from ..tables import Load
 from ..train.host import Host, LocalHost
+from .method import Method
 from .methods import METHODS, prepare
 
 
-def check_loads(scenario: Scenario, here: bool = True) -> None:
+def check_loads(scenario: Scenario, method: Method, here: bool = True) -> None:
     """Refuse what the method cannot do; say that devices in this process share the whole model.
 
     Raises:
         InputError: with the table, the value and what is allowed.
     """
-    allowed = METHODS[scenario.protocol].loads(scenario)
+    allowed = method.loads(scenario)
     for name, table in scenario.device.items():
         if table.load is not None and table.load not in allowed:
             raise InputError(
@@ -58,7 +59,7 @@ def host(scenario: Scenario, link: str, owned: Collection[str] = ()) -> Host:
     Raises:
         InputError: as `methods.prepare`; or experts alone are to be loaded of a model that is in no checkpoint.
     """
-    check_loads(scenario, here=False)
+    check_loads(scenario, METHODS[scenario.protocol], here=False)
     load = load_of(scenario, link)
     if load == "all":
         prepared = prepare(scenario)

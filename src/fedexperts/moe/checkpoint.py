@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..errors import InputError
-from ..reading import read_json
+from ..reading import read_json, short
 from .config import checked, experts_field, first_line, read_document, refusing
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -54,9 +54,12 @@ def resolve(path_or_name: str, base: Path) -> Path:
     Raises:
         InputError: there is no such folder, and no such name in the cache or on the hub.
     """
-    folder = (base / path_or_name).resolve()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = (base / path_or_name).resolve()
+        if folder.is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, links in a circle
+        raise InputError(f"model.path = {short(path_or_name)}: is no path ({error}); correct it") from error
     what = f"model.path = {path_or_name!r}: no folder {folder}"
     if not HUB_NAME.fullmatch(path_or_name):
         raise InputError(f"{what}, so there is no config.json; give a folder written by save_pretrained, or org/name of a hub")

@@ -170,15 +170,22 @@ def experts_field(config: Any, where: str) -> str:
     return name
 
 
-def check_memory(model: nn.Module, dtype: torch.dtype, where: str) -> None:
-    """Whether a model that has no memory yet would fit into the machine's.
+def machine_B() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_memory(model: nn.Module, dtype: torch.dtype, where: str, copies: int = 1) -> None:
+    """Whether a model that has no memory yet would fit into the machine's, as often as it is held there.
 
     Raises:
         InputError: with both sizes.
     """
     size_B = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-    memory_B = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size_B > memory_B:
+    memory_B = machine_B()
+    if copies * size_B > memory_B:
+        held = "" if copies == 1 else f", and a run holds them {copies} times"
         raise InputError(
-            f"{where}: its weights take {size_B / 1e9:,.1f} GB, this machine has {memory_B / 1e9:,.1f} GB; take a smaller model"
+            f"{where}: its weights take {size_B / 1e9:,.1f} GB, this machine has {memory_B / 1e9:,.1f} GB{held}; take a "
+            "smaller model"
         )

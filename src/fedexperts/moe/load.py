@@ -14,10 +14,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
+from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
-from ..reading import read_json, read_text
+from ..reading import check_depth, read_json, read_text, short
 from .config import check_memory, parsed, refusing
 from .families import check_family
 from .subset import load_full
@@ -60,6 +61,11 @@ def load_language_model(path: Path, dtype: torch.dtype = torch.float32) -> nn.Mo
     return load_full(path, AutoModelForCausalLM, dtype)
 
 
+def lacks_padding(model: nn.Module) -> bool:
+    """Whether a model is a classifier that finds the last token of a sequence by ``pad_token_id``, and has none."""
+    return isinstance(model, GenericForSequenceClassification) and model.config.pad_token_id is None
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer's vocabulary."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"))
@@ -86,11 +92,18 @@ def load_tokenizer(path: Path) -> Any:
         if (path / name).exists() and not isinstance(read_json(path / name, "model.tokenizer"), dict):
             raise InputError(f"{path / name}: must be a table in JSON; copy the tokenizer again")
     if (path / "tokenizer.json").exists():
-        read_text(path / "tokenizer.json", "model.tokenizer", TOKENIZER_B)
+        where = f"model.tokenizer = {str(path / 'tokenizer.json')!r}"
+        check_depth(read_text(path / "tokenizer.json", "model.tokenizer", TOKENIZER_B), where)
     code = "; code that lies beside it is never run" if any(path.glob("*.py")) else ""
     remedy = f"copy tokenizer.json and tokenizer_config.json there, or name another folder{code}"
     with refusing(f"model.tokenizer = {str(path)!r}: no tokenizer can be loaded", remedy):
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        if not isinstance(tokenizer.model_max_length, int | float):  # every call compares with it
+            raise InputError(
+                f"{path / 'tokenizer_config.json'}: model_max_length = {short(tokenizer.model_max_length)}: must be a number; "
+                "correct it, or leave it out"
+            )
+        return tokenizer
 
 
 def new_model(
@@ -107,14 +120,19 @@ def new_model(
         NotMoEError: the model is of a family that the view does not know.
     """
     where = "model.config"
-    labels = config.get("num_labels", outputs)
-    if outputs is not None and labels != outputs:
-        raise InputError(f"{where}: num_labels = {labels!r}: the tasks have {outputs} labels; leave it out")
+    named = config.get("id2label")
+    for field, labels in (
+        ("num_labels", config.get("num_labels")),
+        ("id2label", len(named) if isinstance(named, dict) else None),
+    ):
+        if outputs is not None and labels not in (None, outputs):
+            raise InputError(f"{where}: {field} = {short(config[field])}: the tasks have {outputs} labels; leave it out")
     parsed_config = parsed(config, where, **({} if outputs is None else {"num_labels": outputs}))
     check_family(parsed_config, where)
     with refusing(f"{where}: no model can be built from it", "correct the config"), torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
-            check_memory(AUTO[kind].from_config(parsed_config, dtype=dtype, trust_remote_code=False), dtype, where)
+            blank = AUTO[kind].from_config(parsed_config, dtype=dtype, trust_remote_code=False)
+            check_memory(blank, dtype, where, copies=2)  # the model that computes, and version 0 of its parts
         torch.manual_seed(seed)
         model: nn.Module = AUTO[kind].from_config(parsed_config, dtype=dtype, trust_remote_code=False)
     return model

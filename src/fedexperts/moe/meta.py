@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from ..errors import InputError
 from .checkpoint import HUB_NAME
 from .config import first_line, parsed, read_document, refusing
 from .conv import ConvMoEConfig
+from .encoder import BertMoEConfig
 from .families import check_family
+from .resnet import NetworkedMoEConfig
 from .view import View
+
+IMAGES = (ConvMoEConfig.model_type, NetworkedMoEConfig.model_type)
+"""Model types that know images alone."""
 
 
 def read_config(model: str) -> dict[str, Any]:
@@ -25,15 +31,13 @@ def read_config(model: str) -> dict[str, Any]:
         InputError: there is no such config, the hub cannot be reached, or it is not a config in JSON.
     """
     path = Path(model)
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
-        path = _fetched(model)
-    return read_document(path)
+    path = path / "config.json" if os.path.isdir(path) else path  # of a path that cannot be one, pathlib raises
+    return read_document(path if os.path.isfile(path) else _fetched(model))
 
 
 def _fetched(model: str) -> Path:
     """A hub model's config.json, from the cache or the network."""
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         raise InputError(f"{model}: no config.json there; give a checkpoint folder, a config.json or a hub name")
     if not HUB_NAME.fullmatch(model) or model.endswith(".json"):
         raise InputError(f"{model}: no such file or folder; give a checkpoint folder, a config.json or a hub name, owner/name")
@@ -49,13 +53,13 @@ def _fetched(model: str) -> Path:
 def meta_view(document: dict[str, Any]) -> View:
     """The model that a config describes, as a view without numbers.
 
-    It is a classifier of sequences or images if its architectures say so, else a causal LM; ``conv_moe`` knows images alone.
+    It is a classifier of sequences or images if its architectures say so, else a causal LM; our own types are classifiers.
 
     Raises:
         InputError: the config is inconsistent or of a model type that transformers does not know.
         NotMoEError: the model has no MoE layer that the view knows.
     """
-    where = f"model_type = {document['model_type']!r}"
+    where = f"model_type = {document.get('model_type')!r}"
     config = parsed(document, where)
     check_family(config, where)
     with refusing(f"{where}: no model can be built from this config", "correct the config"), torch.device("meta"):
@@ -64,7 +68,9 @@ def meta_view(document: dict[str, Any]) -> View:
 
 def _auto_class(document: dict[str, Any]) -> Any:
     names = document.get("architectures") or ()
-    if document["model_type"] == ConvMoEConfig.model_type or any(name.endswith("ForImageClassification") for name in names):
+    if document["model_type"] in IMAGES or any(name.endswith("ForImageClassification") for name in names):
         return AutoModelForImageClassification
-    classifier = any(name.endswith("ForSequenceClassification") for name in names)
+    classifier = document["model_type"] == BertMoEConfig.model_type or any(
+        name.endswith("ForSequenceClassification") for name in names
+    )
     return AutoModelForSequenceClassification if classifier else AutoModelForCausalLM

@@ -11,6 +11,7 @@ Shapes: E experts, O features out, I features in, R rank of ours.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from .lora import A, B, projections
-from .parts import BACKBONE, GATE, HEAD, Tensors, expert_index, is_expert
+from .parts import BACKBONE, EXPERT, GATE, HEAD, Tensors, expert_index, is_expert
 
+NAMED = re.compile(rf"{GATE}|{HEAD}|{BACKBONE}|{EXPERT}(\d{{1,4}}\.)?\d{{1,4}}")
+"""Parts as runs write them."""
 Factors = dict[int, tuple[Tensor, Tensor]]
 """Of one projection by expert: a_RI and b_OR."""
 
@@ -33,14 +36,16 @@ def peft_adapter(parts: Mapping[str, Tensors], rank: int, alpha: float) -> tuple
         rank, alpha: of the adapters.
 
     Raises:
-        InputError: the backbone was trained, or the experts are not those of a transformers MoE layer.
+        InputError: the backbone was trained, the experts are not those of a transformers MoE layer, or a factor is missing or
+            has another shape than the rest.
     """
     if BACKBONE in parts:
         raise InputError("train.shared has 'backbone': an adapter cannot hold all that was trained; use --format merged")
-    found = _by_projection(parts)
+    found = _by_projection(parts, rank)
     blocks = [name.removesuffix(".gate_proj") for name in found if name.endswith(".gate_proj")]
     ends = {".".join(name.split(".")[-2:]) for name in blocks}  # as mlp.experts
-    if len(found) != 3 * len(blocks) or len(ends) != 1 or not all(name.endswith(".experts") for name in ends):
+    named = {f"{name}.{matrix}_proj" for name in blocks for matrix in ("gate", "up", "down")}
+    if set(found) != named or len(ends) != 1 or not all(name.endswith(".experts") for name in ends):
         raise InputError(f"{next(iter(found), 'experts')}: PEFT adapts fused experts of transformers only; use --format merged")
     experts = 1 + max(m for factors in found.values() for m in factors)
     tensors: dict[str, Tensor] = {}
@@ -63,11 +68,18 @@ def peft_adapter(parts: Mapping[str, Tensors], rank: int, alpha: float) -> tuple
     return config, {f"base_model.model.{name}": tensor.contiguous() for name, tensor in (tensors | whole).items()}
 
 
-def _by_projection(parts: Mapping[str, Tensors]) -> dict[str, Factors]:
+def _by_projection(parts: Mapping[str, Tensors], rank: int) -> dict[str, Factors]:
     found: dict[str, Factors] = {}
     for part, tensors in parts.items():
         for name in projections(tensors) if is_expert(part) else ():
-            found.setdefault(name, {})[expert_index(part)[1]] = tensors[name + A], tensors[name + B]
+            a_RI, b_OR = tensors[name + A], tensors.get(name + B)
+            if b_OR is None or a_RI.ndim != 2 or b_OR.ndim != 2 or not a_RI.shape[0] == b_OR.shape[1] == rank:
+                raise InputError(f"{part}/{name}: must have two factors of rank {rank}; the file of adapters is damaged")
+            others = found.setdefault(name, {})
+            first_RI, first_OR = next(iter(others.values()), (a_RI, b_OR))
+            if (first_RI.shape, first_OR.shape) != (a_RI.shape, b_OR.shape):
+                raise InputError(f"{part}/{name}: has another shape than other experts; the file of adapters is damaged")
+            others[expert_index(part)[1]] = a_RI, b_OR
     return found
 
 
@@ -93,9 +105,15 @@ def _module(name: str) -> str:
 
 
 def parts_of(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Parts from one file, where tensors are called ``<part>/<name>``."""
+    """Parts from one file, where tensors are called ``<part>/<name>``.
+
+    Raises:
+        InputError: a tensor has another name.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
+        if not NAMED.fullmatch(part) or not name:
+            raise InputError(f"tensor {key!r}: is not called <part>/<name>; the file of adapters is damaged")
         parts.setdefault(part, {})[name] = tensor
     return parts

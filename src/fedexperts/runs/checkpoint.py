@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -83,7 +84,7 @@ def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None) -
             try:
                 tree = unpack(json.loads((at / STATE).read_bytes()), load_file(at / TENSORS))
                 why = fault(tree)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, SafetensorError, RecursionError) as error:
                 why = f"of another version ({error!r})"
         if why is None:
             for message in wrong:

@@ -100,17 +100,26 @@ def run(
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)
         torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
-        if isinstance(protocol, str) or protocol is None:
-            check_loads(scenario)
-        prepared = method.prepare(scenario)
-        if not prepared.lora:  # what adapters take is known when they are attached
-            method.check(prepared)
+        prepared = ready(scenario, method)
         if not there:
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)
         with on_disk(directory, GO_ON):
             _finish(prepared, method, label, directory, listener)
         return Result(directory, summary(directory / "ledger.jsonl"))
+
+
+def ready(scenario: Scenario, method: Method) -> Prepared:
+    """Everything that can be refused before any training, and what it leaves.
+
+    Raises:
+        InputError: with the field, the value, the bound and the remedy.
+    """
+    check_loads(scenario, method)
+    prepared = method.prepare(scenario)
+    if not prepared.lora:  # what adapters take is known when they are attached
+        method.check(prepared)
+    return prepared
 
 
 def default_directory(scenario: Scenario, label: str | None = None) -> Path:

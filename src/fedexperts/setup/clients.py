@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..contact.plan import Contact, ContactPlan
+from ..contact.plan import MOST_CONTACTS, Contact, ContactPlan, PlanError
 from ..drive.classes import DeviceClass, drawn
 from ..scenario import Scenario
 from ..seeds import Stream, stream
@@ -35,7 +35,16 @@ def client_plan(plan: ContactPlan, group: Sequence[Client], scenario: Scenario) 
     """Contacts of clusters as contacts of their clients: of those that have joined, have not left and are not away.
 
     Orbital cycles stay those of the clusters. Where the plan has no rates of its own, a link is as fast as its client's class.
+
+    Raises:
+        PlanError: there are more than `MOST_CONTACTS`; they are counted before they are made.
     """
+    devices = {cluster.name: cluster.devices for cluster in scenario.cluster}
+    if (many := sum(devices[contact.cluster] for contact in plan.contacts)) > MOST_CONTACTS:
+        raise PlanError(
+            f"protocol = {scenario.protocol!r}: every device has contacts of its own, {many:,} in all; at most "
+            f"{MOST_CONTACTS:,}: take fewer devices, fewer cycles (train.cycles) or a shorter plan"
+        )
     names = [cluster.name for cluster in scenario.cluster]
     away = {client.name: stream(Stream.AWAY, scenario.seed, i) for i, client in enumerate(group)}
     contacts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..data.objective import Objective
 from ..data.source import Samples, first
 from ..errors import InputError
 from ..moe.checkpoint import resolve
-from ..moe.load import Kind, load_classifier, load_image_classifier, load_language_model, new_model
+from ..moe.load import Kind, lacks_padding, load_classifier, load_image_classifier, load_language_model, new_model
 from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
 from ..moe.parts import GATE, is_expert
@@ -29,8 +30,9 @@ def upload_B(model: Model, network: Network) -> int:
 
     Of a model on the hub nothing but the config is fetched.
     """
-    path = model.path or ""
-    document = model.config or read_config(str(network.file(path)) if network.file(path).exists() else path)
+    path = network.file(model.path or "")
+    name = str(path) if os.path.exists(path) else model.path or ""
+    document = read_config(name) if model.config is None else model.config
     view = meta_view({**document, "dtype": model.precision})
     if lora := lora_of(model):
         view.adapt(lora, network.seed)
@@ -99,6 +101,11 @@ def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> 
     if "pixel_values" in samples:
         _check_images(config, what, samples["pixel_values"].shape[1:])
         return
+    if lacks_padding(view.model):
+        raise InputError(
+            f"{what}: the model's config has no pad_token_id, by which a classifier finds the last token of a sequence; set "
+            "it, in config.json or model.config, to a number below vocab_size that the data do not hold"
+        )
     sequences = [samples[name] for name in ("input_ids", "question", "option") if name in samples]
     length = _longest(samples)
     most = getattr(config, "max_position_embeddings", length)

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from .. import tables
 from ..contact.interchange import load_plan
-from ..contact.orbit import Satellite, check_up, circular, epoch_warnings, read_omm, read_tle, walker
+from ..contact.orbit import MOST_SATELLITES, Satellite, check_up, circular, epoch_warnings, read_omm, read_tle, walker
 from ..contact.plan import ContactPlan, always_on, round_robin
 from ..contact.radio import Radio, from_preset
 from ..contact.schedule import Station, orbital_plan
@@ -46,6 +46,10 @@ def orbit(network: Network) -> Orbit:
     """
     start = network.plan.start
     assert start is not None  # the scenario's own check
+    if (total := sum(table.walker.total for table in network.satellite if table.walker)) > MOST_SATELLITES:
+        raise InputError(
+            f"satellite.walker: the shells have {total:,} satellites together; at most {MOST_SATELLITES:,}: take smaller shells"
+        )
     satellites = tuple(s for table in network.satellite for s in _satellites(network, table, start))
     names = [satellite.name for satellite in satellites]
     if twice := sorted(name for name, times in Counter(names).items() if times > 1):

@@ -13,6 +13,7 @@ from ..contact.plan import Contact, ContactPlan, Direction, PlanError
 from ..data.objective import Objective
 from ..data.source import Samples, Splits
 from ..drive.classes import DeviceClass
+from ..drive.cluster import Pace, check_steps
 from ..errors import InputError, InputWarning
 from ..moe.lora import LoRA
 from ..moe.parts import Piece, is_expert
@@ -210,7 +211,7 @@ def validation_of(splits: Splits) -> Samples:
 
 
 def _check_time(scenario: Scenario, plan: ContactPlan, classes: Mapping[str, DeviceClass]) -> None:
-    """Rounds must fit the slots."""
+    """Rounds must fit the slots, and come to an end."""
     table, train = scenario.plan, scenario.train
     if train.seconds_per_round == "device":
         if slow := [name for name, kind in classes.items() if not np.isfinite(kind.flops_per_s)]:
@@ -223,3 +224,7 @@ def _check_time(scenario: Scenario, plan: ContactPlan, classes: Mapping[str, Dev
             f"train.seconds_per_round = {train.seconds_per_round:g}: no local round fits a slot of plan.slot_s = "
             f"{table.slot_s:g}; make the slots longer or the devices faster"
         )
+    if train.seconds_per_round != "device":
+        a_round = train.local_steps * sum(cluster.devices for cluster in scenario.cluster)
+        cycles = min(train.cycles, len(plan.cycle_ends_s))
+        check_steps(Pace(train.seconds_per_round, train.max_rounds), plan, cycles, a_round)

@@ -91,6 +91,11 @@ def _read(scenario: Tasks) -> Datasets:
     valid = [_validation_rows(scenario, i) for i in range(len(scenario.cluster))]
     warm = [_shared_rows(scenario, i) for i in range(len(scenario.warmup.data))] if scenario.warmup else []
     warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
+    if warm and not all(map(reads_text, warm_tasks)):
+        raise InputError(
+            f"warmup.data: has {len(warm)} entries for {len(tasks)} clusters, and [task] names no column of text; give one "
+            "entry for each cluster, or text in [task]"
+        )
     names = [f"{of} of cluster {cluster.name!r}" for of in ("data", "test", "validation") for cluster in scenario.cluster]
     names += [f"warmup.data[{i}]" for i in range(len(warm))]
     read = zip([*tasks, *tasks, *tasks, *warm_tasks], [*train, *test, *(rows or [] for rows in valid), *warm], strict=True)

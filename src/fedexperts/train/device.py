@@ -166,7 +166,7 @@ class Device(Holding):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
                 saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # one that a graph has made and holds would keep the graph, and all in it, for good
 
         with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             self._seed_round()

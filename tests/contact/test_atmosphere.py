@@ -11,9 +11,11 @@ import pytest
 from fedexperts.contact.atmosphere import exact_loss_dB, slant_loss_dB
 from fedexperts.contact.budget import atmospheric_loss_dB
 from fedexperts.contact.orbit import circular
-from fedexperts.contact.radio import ZENITH_DB, ZENITH_GHZ, RadioError, from_preset, path_loss_dB, uplink_bps
+from fedexperts.contact.presets import from_preset
+from fedexperts.contact.radio import path_loss_dB, uplink_bps
 from fedexperts.contact.schedule import Station, best_passes, orbital_plan
 from fedexperts.contact.site import Site
+from fedexperts.contact.surroundings import ZENITH_DB, ZENITH_GHZ, RadioError
 from fedexperts.errors import InputError
 
 with_itu = pytest.mark.skipif(find_spec("itur") is None, reason="needs the extra itu (160 MB): pip install -e '.[itu]'")

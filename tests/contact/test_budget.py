@@ -37,21 +37,14 @@ from fedexperts.contact.budget import (
     spot_diameter_m,
     system_temperature_K,
 )
-from fedexperts.contact.radio import (
-    PRESETS,
+from fedexperts.contact.presets import PRESETS, from_preset
+from fedexperts.contact.radio import Radio, downlink_bps, downlink_snr_dB, path_loss_dB, uplink_bps, uplink_share, uplink_snr_dB
+from fedexperts.contact.surroundings import (
     RICIAN_K_DB,
     SHADOWING_STD_DB,
-    Radio,
     RadioError,
-    downlink_bps,
-    downlink_snr_dB,
-    from_preset,
-    path_loss_dB,
     shadowing_std_dB,
     typical_rician_K_dB,
-    uplink_bps,
-    uplink_share,
-    uplink_snr_dB,
     zenith_loss_dB,
 )
 from fedexperts.errors import InputError

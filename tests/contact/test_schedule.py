@@ -13,7 +13,8 @@ from fedexperts.contact.interchange import load_plan, plan_text
 from fedexperts.contact.orbit import circular, walker
 from fedexperts.contact.passes import passes
 from fedexperts.contact.plan import Contact, ContactPlan, PlanError, Rates
-from fedexperts.contact.radio import from_preset, uplink_bps
+from fedexperts.contact.presets import from_preset
+from fedexperts.contact.radio import uplink_bps
 from fedexperts.contact.schedule import Station, best_passes, contact_rows, orbital_plan, statistics, verdict
 from fedexperts.contact.site import Site, look
 

@@ -1,4 +1,4 @@
-"""Radios: the numbers that go into the equations of ``link.py``, as tables, presets and rates over a pass.
+"""Radios: the numbers that go into the equations of ``budget.py``, and rates over a pass.
 
 Sources. TR 38.811 is 3GPP TR 38.811 V15.4.0 (channel models for non-terrestrial networks), TR 38.821 is 3GPP TR 38.821
 V16 (its link budgets are Table 6.1.3.3-1, LEO at 600 km seen at 30°). The EMS-FL paper's budget is in Sec. II-B and V-A:
@@ -16,106 +16,23 @@ take turns. The downlink is a broadcast: one copy serves all devices of the clus
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import InputError
-from ..units import STANDARD_NOISE_TEMPERATURE_K, Array, decibel
+from ..units import STANDARD_NOISE_TEMPERATURE_K, Array
 from .atmosphere import slant_loss_dB
 from .budget import (
     atmospheric_loss_dB,
     free_space_loss_dB,
     mean_efficiency,
-    noise_figure_from_G_over_T_dB,
     noise_power_dBm,
     received_power_dBm,
     snr_dB,
 )
 from .site import Site
-
-
-class RadioError(InputError):
-    """A radio that cannot be."""
-
-
-ZENITH_GHZ = np.array([1, 2, 4, 6, 8, 10, 12, 15, 18, 20, 22, 23, 24, 25, 26, 28, 30, 35, 40.0])
-ZENITH_DB = np.array(
-    [
-        *(0.030, 0.035, 0.039, 0.042, 0.048, 0.053, 0.067, 0.111, 0.184, 0.250),
-        *(0.458, 0.52, 0.52, 0.5, 0.45, 0.32, 0.25, 0.291, 0.4),
-    ]
-)
-"""Zenith attenuation by gases, mean global reference atmosphere: ITU-R P.676 Figure 6, as 3GPP TR 38.811 Sec. 6.6.4
-prescribes; digitised values as in ns-3 (three-gpp-propagation-loss-model). Clear sky: no rain, no cloud. At the
-presets' carriers P.676-12 itself gives 0.02 dB less or the same; beside the water line (15-18, 24-28 GHz) to 0.18 dB less."""
-
-SHADOWING_STD_DB: Mapping[tuple[str, str], tuple[float, ...]] = MappingProxyType(
-    {
-        ("dense-urban", "S"): (3.5, 3.4, 2.9, 3.0, 3.1, 2.7, 2.5, 2.3, 1.2),
-        ("dense-urban", "Ka"): (2.9, 2.4, 2.7, 2.4, 2.4, 2.7, 2.6, 2.8, 0.6),
-        ("urban", "S"): (4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0),
-        ("urban", "Ka"): (4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0),
-        ("suburban", "S"): (1.79, 1.14, 1.14, 0.92, 1.42, 1.56, 0.85, 0.72, 0.72),
-        ("suburban", "Ka"): (1.9, 1.6, 1.9, 2.3, 2.7, 3.1, 3.0, 3.6, 0.4),
-        ("rural", "S"): (1.79, 1.14, 1.14, 0.92, 1.42, 1.56, 0.85, 0.72, 0.72),
-        ("rural", "Ka"): (1.9, 1.6, 1.9, 2.3, 2.7, 3.1, 3.0, 3.6, 0.4),
-    }
-)
-"""Shadow fading in line of sight, σ_SF in dB at 10°, 20° … 90°: TR 38.811 Tables 6.6.2-1 (dense urban), 6.6.2-2 (urban) and
-6.6.2-3 (suburban and rural, one table for both)."""
-
-RICIAN_K_DB: Mapping[tuple[str, str], tuple[float, ...]] = MappingProxyType(
-    {
-        ("suburban", "S"): (11.40, 19.45, 20.80, 21.20, 21.60, 19.75, 12.00, 12.85, 12.85),
-        ("suburban", "Ka"): (8.9, 14.0, 11.3, 9.0, 7.5, 6.6, 5.9, 5.5, 5.4),
-        ("rural", "S"): (24.72, 12.31, 8.05, 6.21, 5.04, 4.42, 3.92, 3.65, 3.59),
-        ("rural", "Ka"): (25.43, 12.72, 8.40, 6.52, 5.24, 4.57, 4.02, 3.70, 3.62),
-    }
-)
-"""Mean Rician factor in line of sight, μ_K in dB at 10°, 20° … 90°: TR 38.811 Tables 6.7.2-5a, -5b, -7a and -7b."""
-
-
-def zenith_loss_dB(carrier_Hz: float) -> float:
-    """Gaseous loss straight up at this carrier, for ``atmospheric_loss_dB`` (ITU-R P.676 Figure 6, clear sky).
-
-    Raises:
-        RadioError: a carrier outside the table's 1-40 GHz.
-    """
-    if not ZENITH_GHZ[0] <= carrier_Hz / 1e9 <= ZENITH_GHZ[-1]:
-        raise RadioError(f"carrier_Hz = {carrier_Hz:g}: the table of zenith losses has 1e9 to 4e10; set radio.zenith_loss_dB")
-    return float(np.interp(carrier_Hz / 1e9, ZENITH_GHZ, ZENITH_DB))
-
-
-def shadowing_std_dB(elevation_deg: ArrayLike, carrier_Hz: float, environment: str = "rural") -> Array:
-    """Standard deviation of lognormal shadowing in line of sight, at the nearest tabulated elevation as TR 38.811 does.
-
-    Below 10° the value for 10° holds; below 13 GHz the S-band row is used, from there the Ka-band row (as ns-3 splits).
-
-    Raises:
-        RadioError: an environment that the tables do not have.
-    """
-    return _by_elevation(SHADOWING_STD_DB, elevation_deg, carrier_Hz, environment)
-
-
-def typical_rician_K_dB(elevation_deg: ArrayLike, carrier_Hz: float, environment: str = "rural") -> Array:
-    """Mean Rician factor in line of sight, at the nearest tabulated elevation; as ``shadowing_std_dB``."""
-    return _by_elevation(RICIAN_K_DB, elevation_deg, carrier_Hz, environment)
-
-
-def _by_elevation(
-    table: Mapping[tuple[str, str], tuple[float, ...]], elevation_deg: ArrayLike, carrier_Hz: float, environment: str
-) -> Array:
-    row = table.get((environment, "S" if carrier_Hz < 13e9 else "Ka"))
-    if row is None:
-        known = ", ".join(sorted({name for name, _ in table}))
-        raise RadioError(f"environment = {environment!r}: unknown; choose one of {known}")
-    nearest = np.floor(np.clip(np.asarray(elevation_deg, dtype=np.float64), 10, 90) / 10 + 0.5).astype(int) - 1
-    return np.asarray(np.asarray(row, dtype=np.float64)[nearest])
+from .surroundings import RadioError, zenith_loss_dB
 
 
 @dataclass(frozen=True)
@@ -229,98 +146,6 @@ POSITIVE = (
 LOSSES = ("noise_figure_dB", "downlink_noise_figure_dB", "scintillation_loss_dB", "shadowing_margin_dB", "margin_dB")
 GAINS = ("tx_power_dBm", "tx_gain_dB", "rx_gain_dB", "downlink_EIRP_dBm", "downlink_rx_gain_dB")
 FINITE = (*POSITIVE, *LOSSES, *GAINS)
-
-
-def _presets() -> dict[str, Radio]:
-    # EMS-FL Sec. II-B and V-A. 10 dB is the noise figure at which (19) gives the 5 Mb/s that the paper states. It names no
-    # carrier; −160 dB over 600 km is 3.98 GHz. "The downlink transmission process is neglected due to the high-capacity
-    # broadcast capability": no limit; the downlink numbers below only matter when fixed_downlink_bps is set aside.
-    paper = Radio(
-        carrier_Hz=4e9,
-        bandwidth_Hz=5e6,
-        total_bandwidth_Hz=5e9,
-        tx_power_dBm=23.0,
-        tx_gain_dB=0.0,
-        rx_gain_dB=40.0,
-        noise_figure_dB=10.0,
-        downlink_carrier_Hz=4e9,
-        downlink_bandwidth_Hz=30e6,
-        downlink_EIRP_dBm=78.8,
-        downlink_rx_gain_dB=0.0,
-        downlink_noise_figure_dB=7.0,
-        fixed_path_loss_dB=160.0,
-        fixed_rate_bps=5e6,
-        fixed_downlink_bps=math.inf,
-    )
-    # The same radio with the distance that a pass has: a mask of 10° makes contacts of 5 to 8.5 minutes, and a noise figure
-    # of 3 dB brings the mean over a median one (peak at 30°) back to about 5 Mb/s.
-    paper_range = replace(paper, noise_figure_dB=3.0, min_elevation_deg=10.0, fixed_path_loss_dB=None, fixed_rate_bps=None)
-    # TR 38.821 Table 6.1.1.1-1 (set 1, LEO-600, S band: 34 dBW/MHz, 30 dBi, G/T 1.1 dB/K), Table 6.1.1.1-3 (handheld: 23 dBm,
-    # 0 dBi, noise figure 7 dB) and cases SC9 of Table 6.1.3.3-1 (30 MHz down, 360 kHz up, shadowing margin 3 dB, scintillation
-    # 2.2 dB). Rician factor: TR 38.811 Table 6.7.2-7a, rural, 30°. Mask: TR 38.821 Table 4.2-2, service link. G/T, the 360 kHz,
-    # the shadowing margin and the mask are from memory, not checked against the document (test_link.py says what was).
-    handheld = Radio(
-        carrier_Hz=2e9,
-        bandwidth_Hz=360e3,
-        total_bandwidth_Hz=30e6,
-        tx_power_dBm=23.0,
-        tx_gain_dB=0.0,
-        rx_gain_dB=30.0,
-        noise_figure_dB=noise_figure_from_G_over_T_dB(30.0, 1.1),
-        downlink_carrier_Hz=2e9,
-        downlink_bandwidth_Hz=30e6,
-        downlink_EIRP_dBm=34.0 + 30.0 + float(decibel(30.0)),
-        downlink_rx_gain_dB=0.0,
-        downlink_noise_figure_dB=7.0,
-        scintillation_loss_dB=2.2,
-        shadowing_margin_dB=3.0,
-        rician_K_dB=8.05,
-        min_elevation_deg=10.0,
-    )
-    # TR 38.821 Table 6.1.1.1-1 (set 1, LEO-600, Ka band: 4 dBW/MHz, 38.5 dBi, G/T 13 dB/K), Table 6.1.1.1-3 (VSAT of 60 cm:
-    # 33 dBm, 43.2 dBi up, 39.7 dBi down, noise figure 1.2 dB, antenna at 150 K) and case SC6 of Table 6.1.3.3-1 (400 MHz each
-    # way, no shadowing margin, scintillation 0.3 dB). Rician factor: TR 38.811 Table 6.7.2-7b, rural, 30°. Clear sky.
-    # G/T and the mask are from memory.
-    terminal = Radio(
-        carrier_Hz=30e9,
-        bandwidth_Hz=400e6,
-        total_bandwidth_Hz=400e6,
-        tx_power_dBm=33.0,
-        tx_gain_dB=43.2,
-        rx_gain_dB=38.5,
-        noise_figure_dB=noise_figure_from_G_over_T_dB(38.5, 13.0),
-        downlink_carrier_Hz=20e9,
-        downlink_bandwidth_Hz=400e6,
-        downlink_EIRP_dBm=4.0 + 30.0 + float(decibel(400.0)),
-        downlink_rx_gain_dB=39.7,
-        downlink_noise_figure_dB=1.2,
-        downlink_antenna_K=150.0,
-        scintillation_loss_dB=0.3,
-        rician_K_dB=8.40,
-        min_elevation_deg=10.0,
-    )
-    return {"paper": paper, "paper-range": paper_range, "s-band-handheld": handheld, "ka-terminal": terminal}
-
-
-PRESETS: Mapping[str, Radio] = MappingProxyType(_presets())
-
-
-def from_preset(preset: str = "paper", **changes: Any) -> Radio:
-    """A preset with some fields changed, as a scenario's ``[radio]`` table gives it.
-
-    Setting a field that enters a constant of the preset (say ``noise_figure_dB`` beside the paper's fixed rate) does not
-    lift that constant: choose ``paper-range``, or set ``fixed_rate_bps=None``.
-
-    Raises:
-        RadioError: an unknown preset or field, or a value outside its range.
-    """
-    if preset not in PRESETS:
-        raise RadioError(f"radio.preset = {preset!r}: unknown; choose one of {', '.join(PRESETS)}")
-    known = [field.name for field in fields(Radio)]
-    for name in changes:
-        if name not in known:
-            raise RadioError(f"radio.{name}: no such field; known are {', '.join(known)}")
-    return replace(PRESETS[preset], **changes)
 
 
 # Along a pass

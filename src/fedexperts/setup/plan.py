@@ -12,7 +12,8 @@ from .. import tables
 from ..contact.interchange import load_plan
 from ..contact.orbit import MOST_SATELLITES, Satellite, check_up, circular, epoch_warnings, read_omm, read_tle, walker
 from ..contact.plan import ContactPlan, always_on, round_robin
-from ..contact.radio import Radio, from_preset
+from ..contact.presets import from_preset
+from ..contact.radio import Radio
 from ..contact.schedule import Station, orbital_plan
 from ..contact.site import Site
 from ..errors import InputError

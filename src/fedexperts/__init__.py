@@ -5,16 +5,20 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .scenario import Scenario
 
 if TYPE_CHECKING:
     from .runs.run import Result, run
+    from .scenario import Scenario
 
 __all__ = ["InputError", "Result", "Scenario", "__version__", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Training, and with it torch, is loaded by whoever trains."""
+    """Scenarios, and training with torch, are loaded by whoever uses them."""
+    if name == "Scenario":
+        from .scenario import Scenario
+
+        return Scenario
     if name in ("Result", "run"):
         from .runs import run as module
 

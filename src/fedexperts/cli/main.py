@@ -15,29 +15,18 @@ from rich.text import Text
 from .. import __version__
 from ..errors import Diverged, InputError, InputWarning, RunError, legible
 from ..writing import PATHS
-from . import assign, build, compare, demo, eval, export, inspect, plan, report, run, try_
 from .common import console, warn
+from .lazy import LazyGroup
 
 INTERRUPTED = 130
 app = typer.Typer(
     name="fedexperts",
+    cls=LazyGroup,
     help="Federated tuning of Mixture-of-Experts models over networks that come and go.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,  # they may hold what is nobody's business
 )
-app.command("demo")(demo.command)
-app.command("run")(run.command)
-app.command("assign")(assign.command)
-app.command("compare")(compare.command)
-app.command("plan")(plan.command)
-app.command("inspect")(inspect.command)
-app.add_typer(build.app, name="build")
-app.command("eval")(eval.command)
-app.command("export")(export.command)
-app.command("try")(try_.command)
-app.command("report")(report.command)
 
 
 def _version(wanted: bool) -> None:

@@ -13,7 +13,6 @@ from ..contact.interchange import EXPORTS, plan_text
 from ..contact.plan import ContactPlan
 from ..contact.schedule import best_passes, contact_rows, statistics, tracks, verdict
 from ..errors import InputError
-from ..report.plan_html import write_plan
 from ..scenario import Network
 from ..setup.plan import Orbit, network_plan, orbit
 from ..writing import check_replaceable, on_disk, written_beside
@@ -56,6 +55,8 @@ def command(
     if out is not None:
         texts = {name: plan_text(plan, kind, network.plan.start, network.plan.nodes) for name, kind in formats.items()}
         with on_disk(out, "make room, or name another folder", "--out"):
+            from ..report.plan_html import write_plan
+
             write_plan(document, out / PAGE, texts)
         say(f"{out}: {PAGE}, {', '.join(texts)}")
     if json:

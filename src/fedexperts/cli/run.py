@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..report.html import write_report
-from ..report.table import results_table
 from ..scenario import Scenario
 from ..writing import check_replaceable
 from .common import advance, output, print_json, progress_bars, reached, say, warn
@@ -32,6 +30,8 @@ def command(
     json: Json = False,
 ) -> None:
     """Run a scenario: train a model over its contact plan."""
+    from ..report.html import write_report
+    from ..report.table import results_table
     from ..runs import run as module
 
     loaded = load(scenario, protocol, seed, set_)

@@ -1,0 +1,5 @@
+"""``python -m fedexperts`` is ``fedexperts``."""
+
+from .cli.main import main
+
+main()

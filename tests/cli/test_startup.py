@@ -1,0 +1,46 @@
+"""What each command imports before it does its work: help is quick, and who needs no model loads no torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from fedexperts.cli.lazy import PANELS
+
+HEAVY = ("torch", "transformers", "scipy", "sklearn", "plotly", "pydantic", "numpy", "pyarrow", "sgp4")
+
+
+def loaded(*words: str) -> set[str]:
+    """Which heavy packages a command line has loaded when it ends."""
+    code = (
+        "import sys\n"
+        "from fedexperts.cli.main import main\n"
+        f"sys.argv = ['fedexperts', *{words!r}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print('loaded:', *[name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.rsplit("loaded:", 1)[1].split())
+
+
+def test_help_loads_nothing_heavy_and_names_every_command_in_its_group() -> None:
+    assert loaded("--help") == set()
+    done = subprocess.run([sys.executable, "-m", "fedexperts", "--help"], capture_output=True, text=True, check=True)
+    for panel, names in PANELS.items():
+        assert f"─ {panel} " in done.stdout
+        assert all(f"│ {name} " in done.stdout for name in names)
+
+
+PLAN = """
+name = "bare"
+[plan]
+kind = "round-robin"
+[[cluster]]
+name = "lisbon"
+"""
+
+
+def test_commands_that_need_no_model_load_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "bare.toml").write_text(PLAN)
+    assert loaded("plan", str(tmp_path / "bare.toml")) <= {"numpy", "scipy", "pydantic", "sgp4"}
+    assert loaded("report", "--help") <= {"numpy", "pydantic", "plotly"}

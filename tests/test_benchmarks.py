@@ -40,6 +40,7 @@ ROWS = {  # beginnings of lines, in order
     "passes": [r"fedexperts +\d+ ", "sgp4 on our grid", r"skyfield +\d+ ", "Walker 30/30/1"],
     "simulator": [r"ems-fl +\d+ ", r"sync +\d+ "],
     "split": [rf"{case} +{p} " for case in ("demo", "uneven", "unfitted") for p in ("algorithm-1", "balanced", "optimal")],
+    "startup": ["python alone", "fedexperts --help", "plan, no model"],
     "tasks": [
         *["Classification", "plain loop", "trimmed  ", "trimmed, bucketed  "] * 2,
         *["Classification", "plain loop", "trimmed  ", "trimmed, bucketed  ", "trimmed, bucketed, cached"] * 4,

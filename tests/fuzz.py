@@ -35,6 +35,8 @@ from mutate import Reader, mutated
 from readers import READERS
 
 LONGEST_S, MOST_B = 20.0, 2 * 10**9
+PATIENCE = 4
+"""A machine that is that slow is taken for one that hangs."""
 KILL_B = 6 * 10**9
 """From here on the machine is in danger: the reader is stopped."""
 
@@ -128,7 +130,7 @@ class Fuzzing:
         self.process = multiprocessing.get_context("fork").Process(target=child, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
-        self.since_s, self.begun = time.monotonic(), False
+        self.since_s, self.busy_s, self.begun = time.monotonic(), 0.0, False
 
     def step(self) -> bool:
         """Take what the process says; whether it is at work still."""
@@ -144,15 +146,21 @@ class Fuzzing:
             self.fail("tracebacks", f"the process ended with {self.process.exitcode}")
             self.start()
             return True
-        if self.begun and time.monotonic() - self.since_s > LONGEST_S:
+        if self.begun and self.stuck():
             self.stop("slow", f"takes more than {LONGEST_S:g} s")
         elif (size_B := resident_B(self.process.pid)) > KILL_B:
             self.stop("large", f"takes more than {size_B / 1e9:.1f} GB")
         return True
 
+    def stuck(self) -> bool:
+        """Whether a mutation takes too long: by the processor's time where other work is on the machine, or long for any."""
+        waited_s = time.monotonic() - self.since_s
+        worked_s = busy_s(self.process.pid, waited_s) - self.busy_s
+        return waited_s > LONGEST_S and (worked_s > LONGEST_S or waited_s > PATIENCE * LONGEST_S)
+
     def take(self, what: str, why: str, peak_B: int = 0) -> None:
         """What came of a mutation."""
-        self.since_s = time.monotonic()
+        self.since_s, self.busy_s = time.monotonic(), busy_s(self.process.pid, 0.0)
         if what == "wrong":
             raise SystemExit(f"{self.reader.name}: its valid file is not read\n{why}")
         if what == "begun":
@@ -206,6 +214,15 @@ def resident_B(pid: int | None) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, IndexError):
         return 0
+
+
+def busy_s(pid: int | None, otherwise_s: float) -> float:
+    """Processor seconds of a process so far, where the system can tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return otherwise_s
 
 
 def fuzz(readers: list[Reader], count: int, seed: int, only: int | None = None, processes: int = 2) -> dict[str, Counts]:

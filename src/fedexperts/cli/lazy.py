@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 PANELS = {
-    "plan": ("plan", "inspect"),
+    "plan": ("plan", "inspect", "check"),
     "build": ("build",),
     "train": ("demo", "run", "compare", "assign"),
     "judge": ("eval", "try"),

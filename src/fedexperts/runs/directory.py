@@ -12,8 +12,8 @@ from ..errors import InputError
 from ..reading import read_bytes, read_text
 from ..scenario import Scenario
 from ..writing import kind, reason
-from .export import ADAPTERS
 from .ended import scenario_of, what_lacks
+from .export import ADAPTERS
 from .lock import is_free
 from .rates import apart_from_rates, changed_rates, rates, shown
 from .sums import write_sums

@@ -13,9 +13,9 @@ from ..moe.load import has_tokenizer
 from ..moe.view import View
 from ..scenario import Tasks, read_toml
 from ..setup.baselines import baselines
-from .ended import model_folder
 from ..setup.model import check_fit, check_forward, load_model
 from ..setup.samples import datasets
+from .ended import model_folder
 
 
 def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool = True) -> dict[str, Any]:

@@ -24,31 +24,31 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..drive.cluster import Pace
+from ..drive.faults import Faults
+from ..drive.simulate import Simulator
 from ..errors import InputError
 from ..ledger import Ledger, Listener, beginning, summary
-from ..method.method import Beginning, Method, start
 from ..method.elsewhere import check_loads
+from ..method.method import Beginning, Method, start
 from ..method.methods import METHODS, own
 from ..moe.checkpoint import resolve
 from ..moe.load import copy_tokenizer
 from ..moe.parts import Piece, in_order
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
+from ..setup.baselines import baselines
+from ..setup.devices import Judges
+from ..setup.prepare import Prepared, trial_B
+from ..setup.samples import reads_text
 from ..train.host import latest
 from ..writing import on_disk, write_whole
 from . import checkpoint
-from ..setup.baselines import baselines
-from ..drive.cluster import Pace
 from .directory import FILES, appended, check_directory, header, seal
-from .export import ADAPTERS, save_adapters
-from ..drive.faults import Faults
 from .ended import FOLDER, what_lacks
+from .export import ADAPTERS, save_adapters
 from .lock import LEFTOVERS, LOCK, claimed
-from ..setup.devices import Judges
-from ..setup.prepare import Prepared, trial_B
 from .rates import apart_from_rates, changed_rates, rates
-from ..setup.samples import reads_text
-from ..drive.simulate import Simulator
 from .sums import SUMS
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,130 @@
+"""What a run would do, without training: contacts, rounds, steps, bytes, joules, and how long this machine would need.
+
+The protocol runs through the contact plan with Hosts that only count. What depends on what is learnt is left out: bytes between
+clients while a gate is trained on everybody's experts, which clients an alignment prefers, and a rolling gate that ends early.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..drive.cluster import Pace
+from ..drive.faults import Faults
+from ..drive.simulate import Simulator
+from ..ledger import Ledger, read
+from ..method.method import Method, start
+from ..method.methods import METHODS
+from ..moe.parts import in_order
+from ..scenario import Scenario
+from ..setup.prepare import Prepared, trial_B
+from ..train.dry import DryHost
+from ..train.host import Host
+from ..train.task import Task
+from .run import ready
+
+Lines = list[dict[str, Any]]
+
+
+def forecast(scenario: Scenario) -> dict[str, Any]:
+    """What ``fedexperts check --json`` prints.
+
+    Everything that a run checks is checked. Experts are split before a warm-up, which is not done: who owns which may differ.
+
+    Raises:
+        InputError: the scenario cannot work.
+    """
+    torch.set_num_threads(1)
+    method = METHODS[scenario.protocol]
+    prepared = ready(scenario, method)
+    warm_steps = scenario.warmup.steps if scenario.warmup else 0
+    prepared.scenario = scenario.model_copy(update={"warmup": None})
+    prepared.begin()
+    hosts: dict[str, Host] = {name: DryHost(host, prepared.model) for name, host in prepared.hosts.items()}
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "ledger.jsonl"
+        with closing(Ledger(path)) as ledger:
+            _play(prepared, method, hosts, ledger)
+        lines = list(read(path))
+    end = lines[-1]
+    train_s, judge_s = _measured_s(prepared, lines)
+    host = next(iter(prepared.hosts.values()))
+    return {
+        "name": scenario.name,
+        "protocol": scenario.protocol,
+        "cycles": end["cycles"],
+        "ends_s": end["t_s"],
+        "steps": end["steps"],
+        "uplink_B": end["uplink_B"],
+        "downlink_B": end["downlink_B"],
+        "unsent_rounds": end["unsent_rounds"],
+        "warmup_steps": warm_steps,
+        "parts": {
+            part: {"bytes": piece.size_B, "upload_B": host.upload_B(part)}
+            for part, piece in ((part, prepared.model[part]) for part in in_order(prepared.model))
+        },
+        "links": {name: _link(name, host, lines, end) for name, host in prepared.hosts.items()},
+        "wall_s": {"training": train_s, "evaluation": judge_s * (end["cycles"] // scenario.evaluation.every_cycles + 2)},
+    }
+
+
+def _play(prepared: Prepared, method: Method, hosts: dict[str, Host], ledger: Ledger) -> None:
+    scenario, train = prepared.scenario, prepared.scenario.train
+    begun = method.begin(prepared, ledger)
+    Simulator(
+        prepared.plan,
+        hosts,
+        Pace(None if train.seconds_per_round == "device" else train.seconds_per_round, train.max_rounds),
+        train.cycles,
+        ledger,
+        lambda model, cycle: {},
+        train.final_flush,
+        faults=Faults(**scenario.faults.model_dump(), seed=scenario.seed),
+        kinds=prepared.kinds,
+        trial_B=partial(trial_B, scenario),
+        first_uplink_B=begun.uplink_B,
+    ).run(method.protocol(prepared, start(prepared, begun.owned)))
+
+
+def _link(name: str, host: Host, lines: Lines, end: dict[str, Any]) -> dict[str, Any]:
+    mine = [line for line in lines if line.get("cluster") == name]
+    trained = [line for line in mine if line["event"] == "train"]
+    contacts = [line for line in mine if line["event"] == "contact"]
+    return {
+        "devices": len(host.devices),
+        "samples": list(host.samples),
+        "contacts": len(contacts),
+        "first_contact_s": contacts[0]["t_s"] if contacts else None,
+        "rounds": sum(line["rounds"] for line in trained),
+        "steps": sum(line["steps"] for line in trained),
+        "uplink_B": sum(line.get("uplink_B", 0) for line in mine),
+        "downlink_B": sum(line.get("downlink_B", 0) for line in mine),
+        "energy_J_per_device": sum(end["energy_per_device"][name].values()),
+    }
+
+
+def _measured_s(prepared: Prepared, lines: Lines) -> tuple[float, float]:
+    """Seconds of all training ahead and of one evaluation on this machine, from one local round of each kind of task."""
+    steps: dict[tuple[str, tuple[str, ...]], int] = {}
+    for line in (line for line in lines if line["event"] == "train"):
+        key = line["cluster"], tuple(line["parts"])
+        steps[key] = steps.get(key, 0) + line["steps"]
+    train_s = 0.0
+    for (name, parts), count in steps.items():
+        host, known = prepared.hosts[name], frozenset(part for part in parts if part in prepared.view.parts)
+        began_s = time.perf_counter()
+        done = host.train(Task(known), 1, 0.0, {}) if known else None
+        if done is not None and done.steps:
+            train_s += (time.perf_counter() - began_s) * count / done.steps
+    began_s = time.perf_counter()
+    samples = prepared.validation.own
+    for name, objective in prepared.objectives.items():
+        if name in samples:
+            objective.judge(prepared.view, samples[name])
+    return train_s, time.perf_counter() - began_s

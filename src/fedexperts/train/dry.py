@@ -1,0 +1,128 @@
+"""A Host whose devices do not train: they count, and hand back what they have been given.
+
+With it a protocol runs through a contact plan in moments, with its bytes, rounds and joules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from ..moe.parts import Piece, Tensors, in_order
+from .device import Experts
+from .host import Host, Trained, Trial
+from .member import NetworkClient
+from .task import Task, Update
+
+
+class DryHost:
+    """The devices of another Host, whose sizes and costs they have; of a device's training the number of rounds is known.
+
+    An update is the part as it was sent, so that averages leave the model as it is.
+    """
+
+    def __init__(self, real: Host, model: dict[str, Piece]):
+        self.real = real
+        self.held: dict[str, Piece] = dict(model)
+        self.touched: set[str] = set()  # parts trained since they arrived
+        self.pending: dict[str, int] = {}  # part -> rounds that nobody has yet; alike for all devices
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """See `Host`."""
+        return self.real.devices
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """See `Host`."""
+        return self.real.samples
+
+    @property
+    def local_steps(self) -> int:
+        """See `Host`."""
+        return self.real.local_steps
+
+    def begin(self, model: dict[str, Piece]) -> None:
+        """See `Host`."""
+        self.held = dict(model)
+
+    def join(self, client: NetworkClient) -> None:
+        """See `Host`."""
+        self.real.join(client)
+
+    def lacks(self, pieces: Collection[Piece]) -> list[Piece]:
+        """See `Host`."""
+        return [
+            piece
+            for piece in pieces
+            if piece.part in self.touched or piece.part not in self.held or self.held[piece.part].version != piece.version
+        ]
+
+    def receive(self, pieces: Collection[Piece]) -> None:
+        """See `Host`."""
+        for piece in pieces:
+            self.held[piece.part] = piece
+            self.touched.discard(piece.part)
+            self.pending.pop(piece.part, None)
+
+    def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
+        """See `Host`."""
+        self.touched |= task.parts
+        for part in task.parts - task.keeps:
+            self.pending[part] = self.pending.get(part, 0) + rounds
+        return Trained(rounds * self.local_steps * len(self.devices), 0, {device: [] for device in self.devices})
+
+    def flops(self, task: Task) -> list[int]:
+        """See `Host`."""
+        return self.real.flops(task)
+
+    def flops_beside(self, task: Task) -> int:
+        """See `Host`."""
+        return self.real.flops_beside(task)
+
+    def activations_B(self, task: Task) -> int:
+        """See `Host`."""
+        return self.real.activations_B(task)
+
+    def upload_B(self, part: str) -> int:
+        """See `Host`."""
+        return self.real.upload_B(part)
+
+    def snapshot(self, device: str, parts: Collection[str]) -> list[Update]:
+        """See `Host`."""
+        samples = dict(zip(self.devices, self.samples, strict=True))[device]
+        return [
+            Update(device, self.held[part], self.pending[part], samples, self.upload_B(part))
+            for part in in_order(set(parts) & set(self.pending))
+        ]
+
+    def delivered(self, updates: Sequence[Update], parts: Collection[str]) -> None:
+        """See `Host`; devices deliver in step, so the last of a part's updates says what is left of it."""
+        sent = {update.piece.part: update.rounds for update in updates if update.device == self.devices[-1]}
+        for part, rounds in sent.items():
+            left = self.pending.pop(part, 0) - rounds
+            if left > 0:
+                self.pending[part] = left
+
+    def unsent_rounds(self) -> int:
+        """See `Host`."""
+        return max(self.pending.values(), default=0) * len(self.devices)
+
+    def trial(self, samples: int) -> list[Trial]:
+        """See `Host`."""
+        return self.real.trial(samples)
+
+    def own(self, part: str) -> tuple[Tensors, Tensors | None]:
+        """See `Host`."""
+        return self.held[part].tensors, None
+
+    def release(self, parts: Collection[str]) -> None:
+        """See `Host`."""
+
+    def state(self) -> dict[str, Any]:
+        """See `Host`."""
+        return {"held": self.held, "touched": in_order(self.touched), "pending": self.pending}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Host`."""
+        self.held, self.touched, self.pending = state["held"], set(state["touched"]), state["pending"]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import small
 from fedexperts.errors import InputError
 from fedexperts.scenario import Scenario
 
@@ -391,3 +392,27 @@ def test_a_scenario_survives_its_toml(whole):
     again = Scenario.parse(tomllib.loads(text))
     assert again == scenario
     assert again.to_toml() == text
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"trian": {"cycles": 3}}, "trian: unknown key; did you mean train? known are name, seed, plan, satellite"),
+        ({"train": {"cycels": 3}}, "train.cycels: unknown key; did you mean cycles? known are cycles, local_steps"),
+        (
+            {"model": {"config": {}, "lora": {"rnk": 4, "alpha": 1.0, "rank": 2}}},
+            "model.lora.rnk: unknown key; did you mean rank?",
+        ),
+        ({"cluster": [{"name": "a", "devces": 3}]}, r"cluster\[0\].devces: unknown key; did you mean devices? known are name,"),
+        ({"satellite": {"altitude": 3}}, "satellite.*altitude: unknown key; did you mean altitude_km?"),
+        (
+            {"device": {"phone": {"flops": 1.0}}},
+            "device.phone.flops: unknown key; did you mean flops_per_s? known are tx_",
+        ),
+        ({"faults": {"zzz": 1.0}}, "faults.zzz: unknown key; known are drop, corrupt, early_close"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_unknown_key_names_the_nearest_and_all_that_are_known(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said.replace("?", r"\?")):
+        Scenario.parse({**small.document(), **table})

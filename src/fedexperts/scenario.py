@@ -5,10 +5,11 @@ Paths in a scenario are relative to its file. Unknown keys are errors. Each comm
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -91,13 +92,13 @@ class Network(Table):
         known = set(Scenario.model_fields) - {"base"}
         if "base" in document or (cls is not Scenario and not set(document) <= known):
             unknown = sorted(set(document) - known)
-            raise InputError("\n".join(f"{key}: unknown key; remove it or correct its spelling" for key in unknown))
+            raise InputError("\n".join(_unknown(key, key, sorted(known)) for key in unknown))
         try:
             return cls.model_validate({**document, "base": base})
         except ValidationError as error:
             found = error.errors()
             inner = [e for e in found if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)]
-            raise InputError("\n".join(dict.fromkeys(_explain(dict(e)) for e in inner))) from error
+            raise InputError("\n".join(dict.fromkeys(_explain(dict(e), cls) for e in inner))) from error
 
     def changed(self, **tables: Any) -> Self:
         """A checked copy with other values, e.g. ``changed(seed=2, train={"cycles": 3})`` (tables are merged)."""
@@ -283,12 +284,29 @@ def _override(document: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _known(kind: Any, at: Sequence[str | int]) -> list[str]:
+    """Keys of the table at a place of another; nothing where no table is there."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if at and at[0] in kind.model_fields:
+            return _known(kind.model_fields[str(at[0])].annotation, at[1:])
+        return [] if at else [name for name in kind.model_fields if name != "base"]
+    inner = get_args(kind)
+    rest = at[1:] if at and inner and get_origin(kind) in (dict, tuple, list) else at
+    return next((found for one in inner if (found := _known(one, rest))), [])
+
+
+def _unknown(where: str, key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.6)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{where}: unknown key; {hint}{'known are ' + ', '.join(known) if known else 'remove it or correct its spelling'}"
+
+
+def _explain(error: dict[str, Any], cls: type[BaseModel] | None = None) -> str:
     """One line of pydantic's findings in a user's words: field, value, bound, remedy."""
     where = ".".join(f"[{at}]" if isinstance(at, int) else str(at) for at in error["loc"]).replace(".[", "[")
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key; remove it or correct its spelling"
+        return _unknown(where, str(error["loc"][-1]), _known(cls, error["loc"][:-1]) if cls else [])
     if kind == "missing":
         return f"{where}: is missing; add it"
     message = error["msg"].removeprefix("Value error, ")

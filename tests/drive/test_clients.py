@@ -172,7 +172,7 @@ def test_speed_is_learnt_from_how_long_clients_took(tmp_path: Path) -> None:
         ({"device": {"phone": {"up_bps": -1.0}}}, "device.phone.up_bps = -1.0"),
         ({"assignment": {"granularity": "layer"}}, 'assignment.granularity = "layer"'),
         ({"alignment": {"min_load": 4}}, "alignment.min_load = 4: 4 experts would need 16 places"),
-        ({"device": {"own": {"tx_power_W": 1.0}}}, "device = 'own': unknown class"),
+        ({"device": {"own": {"tx_power_W": 1.0}}}, "[device.own]: is not complete"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tables: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -125,7 +125,10 @@ CLUSTERS = small.document()["cluster"]
     ("tables", "says"),
     [
         ({"cluster": [{**CLUSTERS[0], "device": "toaster"}]}, "'toaster': unknown class; known are jetson, laptop, phone, s"),
-        ({"device": {"phnoe": {"tx_power_W": 1.0}}}, r"'phnoe': unknown class.*\[device.phnoe\] with rx_power_W, compute"),
+        (
+            {"device": {"phnoe": {"tx_power_W": 1.0}}},
+            r"\[device.phnoe\]: is not complete, .*; add rx_power_W, compute",
+        ),
         ({"device": {"phone": {"tx_power_W": -1.0}}}, r"device.phone.tx_power_W = -1.0"),
         ({"device": {"phone": {"tx_power_kW": 1.0}}}, r"device.phone.tx_power_kW: unknown key"),
     ],

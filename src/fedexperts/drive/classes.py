@@ -94,6 +94,11 @@ def device_class(name: str, **overrides: float) -> DeviceClass:
     known = {f.name: getattr(CLASSES[name], f.name) for f in fields(DeviceClass)} if name in CLASSES else {"name": name}
     values: dict[str, Any] = {**known, **overrides}
     if missing := [f.name for f in fields(DeviceClass) if f.default is MISSING and f.name not in values]:
+        if overrides:
+            raise InputError(
+                f"[device.{name}]: is not complete, and none of {', '.join(sorted(CLASSES))}, whose numbers can be changed one "
+                f"by one; add {', '.join(missing)}"
+            )
         raise InputError(
             f"device = {name!r}: unknown class; known are {', '.join(sorted(CLASSES))}; choose one of them, or give "
             f"[device.{name}] with {', '.join(missing)}"

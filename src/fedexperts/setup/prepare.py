@@ -177,11 +177,14 @@ def contact_plan(scenario: Scenario) -> ContactPlan:
     """The scenario's contact plan, long enough for the cycles asked for and a final flush; every cluster must be in it."""
     plan = network_plan(scenario, scenario.train.cycles + 1)
     if missing := [cluster.name for cluster in scenario.cluster if cluster.name not in plan.reachable]:
-        table = scenario.plan
-        where = f"plan.path = {table.path!r}" if table.kind == "file" else f"the {table.days:g} days of the orbital plan"
+        table, lost = scenario.plan, ", ".join(missing)
+        if table.kind == "file":
+            raise PlanError(
+                f"plan.path = {table.path!r}: no contact for cluster {lost}; add one to the file, or drop the cluster"
+            )
         raise PlanError(
-            f"{where}: no contact for cluster {', '.join(missing)}; add one, use a lower min_elevation_deg, another "
-            "inclination_deg or more days, or drop the cluster"
+            f"the {table.days:g} days of the orbital plan: no contact for cluster {lost}; use a lower min_elevation_deg, "
+            "another inclination_deg or more days, or drop the cluster"
         )
     ways: tuple[Direction, ...] = ("up", "down")
     for way in ways:

@@ -1,8 +1,10 @@
-"""Checks of the docs that need no run: links lead somewhere, and the README's tree names every module."""
+"""Checks of the docs that need no run: links lead somewhere, the README's tree names every module, pages follow the code."""
 
 import re
 import sys
 from pathlib import Path
+
+import ledger_page
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +42,13 @@ def paper_map_faults() -> list[str]:
     return faults
 
 
+def ledger_faults() -> list[str]:
+    """Whether the page of the ledger is that of the table of events."""
+    same = ledger_page.PAGE.exists() and ledger_page.PAGE.read_text() == ledger_page.page()
+    return [] if same else ["docs/ledger.md: is not what src/fedexperts/events.py says; run python docs/ledger_page.py"]
+
+
 if __name__ == "__main__":
-    found = broken_links() + tree_faults() + paper_map_faults()
-    print("\n".join(found) or "docs: links, tree and paper map agree with the code")
+    found = broken_links() + tree_faults() + paper_map_faults() + ledger_faults()
+    print("\n".join(found) or "docs: links, tree, paper map and the ledger's page agree with the code")
     sys.exit(bool(found))

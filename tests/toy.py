@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedexperts.data.objective import Judged
+from fedexperts.ledger import read
 from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
@@ -47,6 +49,16 @@ class Toy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.moe(x) + self.head["added_to_every_one"]).squeeze(-1)
+
+
+def judged(values: dict[str, float]) -> dict[str, Any]:
+    """Any numbers of a model, as facts of an evaluation."""
+    return {"metrics_by_cluster": {"server": values}}
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """A ledger, with those numbers as facts of their own."""
+    return [{**line, **line.get("metrics_by_cluster", {}).get("server", {})} for line in read(path)]
 
 
 def half_square(output: Tensor, label: Tensor) -> Tensor:

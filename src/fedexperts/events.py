@@ -1,150 +1,387 @@
-"""What a ledger's lines must hold for those who read them; other events and further fields are free."""
+"""The ledger's events: all that is written, field by field, with types, units and meaning.
+
+`EVENTS` is the one table of them. `lines` holds writers and readers to it, and ``docs/ledger.md`` is made from it. A field
+with a default stands in some lines only. A protocol of one's own may write events that are not here, through its link.
+"""
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import InputError
+FORMAT = 2
+"""Of what a run writes: its ledger, its folder and its checkpoints. What names no format is of format 1."""
 
 Number = Annotated[float, Field(ge=-1e300, le=1e300)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Names = list[str]
+Matrix = list[list[Number]]
 
 
-class Line(BaseModel):
-    """Every line."""
+class Values(BaseModel):
+    """Fields, of a line or of an object in it."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
-    t_s: Number
-    event: str
+
+
+class Line(Values):
+    """Every line."""
+
+    t_s: Annotated[Number, "Simulated seconds since the plan's start."]
+    event: Annotated[str, "Its name, as below."]
+
+
+class OfCluster(Line):
+    """A line of one contact, or of what a cluster does between two."""
+
+    cluster: Annotated[str, "The link: a cluster or, where every device is a client of its own, a client."]
 
 
 class Run(Line):
     """What is run; the first line."""
 
-    protocol: str
-    seed: Count
-    clusters: dict[str, Annotated[list[Count], Field(min_length=1)]]
-    target: Number | None
-    plateau: Annotated[list[Number], Field(min_length=2, max_length=2)]
+    format: Annotated[Count, Field(ge=1), "Of the ledger, folder and checkpoints; a line without it is of format 1."]
+    name: Annotated[str, "The scenario's name."]
+    protocol: Annotated[str, "Its name, or that of a class of one's own."]
+    seed: Annotated[Count, "The scenario's seed."]
+    version: Annotated[str, "Of FedExperts."]
+    clusters: Annotated[
+        dict[str, Annotated[list[Count], Field(min_length=1)]], "Of each link the training samples of its devices."
+    ]
+    parts_B: Annotated[dict[str, Count], "Bytes of each part as it is sent down."]
+    upload_B: Annotated[dict[str, Count], "Bytes of each part as a device uploads it."]
+    shared: Annotated[Names, "Parts that whoever is in contact trains."]
+    cycles: Annotated[Count, "As the scenario asks; a plan may end before."]
+    local_steps: Annotated[Count, "Gradient steps of a device in a local round."]
+    target: Annotated[Number | None, "The accuracy to reach on validation data, if one is set."]
+    validation: Annotated[float | str | None, "The share of training data that is held out for it, or where it comes from."]
+    plateau: Annotated[
+        list[Number],
+        Field(min_length=2, max_length=2),
+        "Evaluations that must follow a plateau's first, and the gain that would end it.",
+    ]
 
 
-class Assignment(Line):
-    """Algorithm 1 before round 0."""
+class Rates(Line):
+    """The run goes on from here with other learning rates than before; those that changed."""
 
-    experts: list[str]
-    clusters: list[str]
-    relevance: list[list[Number]]
-    assignment: dict[str, list[int | str]]
-    gamma: dict[str, Number]
-    advice: str
+    lr_expert: Annotated[Number, "Of experts."] = Field(0, alias="train.lr_expert")
+    lr_gate: Annotated[Number, "Of the gate and other shared parts."] = Field(0, alias="train.lr_gate")
+    gate_lr: Annotated[Number, "Of the gate of a Networked MoE."] = Field(0, alias="networked.gate_lr")
 
 
-class Scores(BaseModel):
-    """Baselines of a cluster."""
+class Scores(Values):
+    """What a cluster's task gives without a language model, by the task's metric."""
 
-    model_config = Line.model_config
-    majority: Number | None
-    tfidf: Number | None
+    majority: Annotated[Number | None, "The most frequent answer, or token."]
+    tfidf: Annotated[Number | None, "A linear model on TF-IDF; null where there is none."]
 
 
 class Baselines(Line):
-    """What needs no model."""
+    """Beside results on text: what needs no model. Before the first contact."""
 
-    clusters: dict[str, Scores]
+    clusters: Annotated[dict[str, Scores], "Of each cluster with a task on text."]
 
 
-class Joules(BaseModel):
-    """Joules by use."""
+class Assignment(Line):
+    """Who owns which expert, from a trial pass and Algorithm 1 or a policy. Before the first contact."""
 
-    model_config = Line.model_config
-    radio_J: Number
-    compute_J: Number
-    idle_J: Number
+    trial_uplink_B: Annotated[Count, "Uploads of all devices for the trial; 0 where nothing is made of it."]
+    experts: Annotated[Names, "Rows of the matrices."]
+    clusters: Annotated[Names, "Columns of the matrices."]
+    top_k: Annotated[Count, "Experts that a token is sent to."]
+    threshold: Annotated[Number, "Relevance below it is taken for none."]
+    relevance: Annotated[Matrix, "(27): the share of a cluster's tokens that an expert gets."]
+    truncated: Annotated[Matrix, "(28): relevance, where it reaches the threshold."]
+    probability: Annotated[Matrix, "(29): that a cluster gets an expert."]
+    classes: Annotated[Names, "Of each expert (Remark 2): shared, domain or rare."]
+    assignment: Annotated[
+        dict[str, list[int | str]], "Of each cluster the numbers of its experts; layer.number where they are split by layers."
+    ]
+    alpha: Annotated[dict[str, Number], "Of each cluster: the share of its own tokens that its experts get."]
+    beta: Annotated[dict[str, Number], "Of each cluster: the same share of all clusters' tokens, the mean."]
+    gamma: Annotated[dict[str, Number], "α / β: above 1 experts are specialised."]
+    idle: Annotated[Names, "Clusters without an expert."]
+    advice: Annotated[str, "Whether EMS-FL pays, in words."]
+
+
+class Privacy(Line):
+    """What the correlation matrices that clients share in a run tell of one sample. Before the first contact."""
+
+    sigma: Annotated[Number, "The noise multiplier; 0: no noise."]
+    epsilon: Annotated[Number | None, "ε of all matrices of the run; null without noise."]
+    note: Annotated[str, "The guarantee, and its limits, in words."]
+    delta: Annotated[Number, "δ; not without noise."] = 0
+
+
+class Contact(OfCluster):
+    """A contact begins."""
+
+    satellite: Annotated[str, "Its name in the plan."]
+    until_s: Annotated[Number, "When the plan ends it; faults may end it before."]
+
+
+class Flush(Contact):
+    """A contact after the last cycle begins, which collects what is left (``train.final_flush``)."""
+
+
+class Send(OfCluster):
+    """A broadcast to all devices of the cluster is over, or was cut off."""
+
+    parts: Annotated[Names, "Those that have arrived whole."]
+    downlink_B: Annotated[Count, "All that was sent, in vain or not; one copy, whoever listens."]
+    versions: Annotated[list[Count], "Of the parts."]
+
+
+class Train(OfCluster):
+    """Local rounds of all devices of the cluster are done."""
+
+    phase: Annotated[Literal["connected", "disconnected"], "In contact, or between contacts."]
+    parts: Annotated[Names, "Those that were trained."]
+    rounds: Annotated[Count, "Of each device."]
+    steps: Annotated[Count, "Gradient steps, summed over the devices."]
+    peer_B: Annotated[Count, "Sent between clients that ask each other's experts, where they do."] = 0
+
+
+class Trial(OfCluster):
+    """A trial pass for another split of the experts."""
+
+    tokens: Annotated[Count, "Routed, on all devices."]
+    uplink_B: Annotated[Count, "Of the counts."]
+
+
+class Collect(OfCluster):
+    """An upload of all devices of the cluster is over, or was cut off."""
+
+    parts: Annotated[Names, "Those that have arrived whole from every device; none after a cut."]
+    uplink_B: Annotated[Count, "All that was sent, in vain or not, summed over the devices."]
+    rounds: Annotated[Count, "Local rounds that the updates carry, the most of one device."]
+
+
+class Part(OfCluster):
+    """What became of a part."""
+
+    part: Annotated[str, "Its name."]
+
+
+class Aggregated(Part):
+    """A part of the global model has become another."""
+
+    digest: Annotated[str, "Of the new part."]
+    truncation: Annotated[
+        Number, "What factoring averaged adapters has lost, as a share of their products' norm, where that was done."
+    ] = 0
+
+
+class Aggregate(Aggregated):
+    """EMS-FL and the baseline, on an arrival: (26), (31), (32), (38)."""
+
+    version: Annotated[Count, "That the devices had trained from."]
+    behind: Annotated[Count, "Versions that have come since."]
+
+
+class AggregateRound(Aggregated):
+    """Protocols in rounds, at the end of one: all who trained the part together."""
+
+    clients: Annotated[Count, "How many they are."]
+
+
+class AggregateLate(Aggregated):
+    """Protocols in rounds: what missed its round moves the part when it arrives."""
+
+    behind: Annotated[Count, "Rounds since its own."]
+
+
+class Refuse(Part):
+    """EMS-FL: an update that no version sent belongs to."""
+
+    version: Annotated[Count, "That it was trained from."]
+
+
+class RefuseLate(Part):
+    """Networked MoE: an extractor that missed its stage."""
+
+    behind: Annotated[Count, "Rounds since its own."]
+
+
+class RefuseNumbers(OfCluster):
+    """What has left the finite numbers on a device is given up there."""
+
+    device: Annotated[str, "Its name."]
+    parts: Annotated[Names, "Those that are not finite."]
+    reason: Annotated[str, "In words."]
+
+
+class Lost(OfCluster):
+    """A contact ends before the protocol is done with it."""
+
+    reason: Annotated[str, "In words, where it is not the signal."] = ""
+
+
+class Split(OfCluster):
+    """Experts are split again, as this cluster's trial was the last; owners change at their next contacts."""
+
+    owned: Annotated[dict[str, Names], "Of each cluster its experts from then on."]
+
+
+class HandOver(OfCluster):
+    """A cluster's experts are others from now on."""
+
+    released: Annotated[Names, "Those that it no longer owns."]
+    gained: Annotated[Names, "Those that it owns now."]
+
+
+class Stage(OfCluster):
+    """A round of a Networked MoE begins, with this client's contact."""
+
+    cycle: Annotated[Count, "The round, counted from 0."]
+    stage: Annotated[
+        str, "What is trained: fedce or fedsc, experts, rolling or federated (the gate), a control's name, or rest."
+    ]
+    clients: Annotated[Names, "Those that take part."]
+
+
+class Roll(OfCluster):
+    """A rolling gate has been with every client."""
+
+    held_loss: Annotated[Number, "On what clients hold back, the mean, in nats."]
+    stalled: Annotated[Count, "Rolls in a row without a gain."]
+
+
+class Align(OfCluster):
+    """Who trains what in a round, which begins with this client's contact."""
+
+    cycle: Annotated[Count, "The round, counted from 0."]
+    assigned: Annotated[dict[str, list[Count]], "Of each client that takes part the numbers of its experts."]
+    sat_out: Annotated[dict[str, str], "Of the others why not."]
+
+
+class Round(OfCluster):
+    """What was trained of each expert in a round, which is over."""
+
+    cycle: Annotated[Count, "The round, counted from 0."]
+    load: Annotated[list[Number], "Samples or FLOPs of each expert, as ``alignment.usage`` says."]
+    usage: Annotated[list[Number], "Of each expert, with all rounds before it in ever smaller shares."]
+
+
+class Joules(Values):
+    """Joules of a device, the mean over a link's devices."""
+
+    radio_J: Annotated[Number, "Sending and receiving."]
+    compute_J: Annotated[Number, "Training, evaluations not counted."]
+    idle_J: Annotated[Number, "All other time."]
 
 
 class Energy(Line):
-    """Of a device in the cycle."""
+    """What devices have used since the last such line."""
 
-    per_device: dict[str, Joules]
+    cycle: Annotated[Count, "That ends here, counted from 1; one more for what comes after the last."]
+    per_device: Annotated[dict[str, Joules], "Of each link."]
 
 
-class Metrics(BaseModel):
-    """A model judged by data, if it was; nothing stands for a default."""
+class Even(Values):
+    """A network judged on even shares of all data, like no client's own; fields as in the line around it."""
 
-    model_config = Line.model_config
-    accuracy: Number = 0
-    loss: Number = 0
-    accuracy_by_cluster: dict[str, Number] = {}
-    personal_accuracy: Number | None = None
-    personal_by_client: dict[str, Number] = {}
+    accuracy: Annotated[Number, "Over all clients' images."] = 0
+    loss: Annotated[Number, "Mean, in nats; of ``one_shot`` alone."] = 0
+    accuracy_by_cluster: Annotated[dict[str, Number], "Of each client; of ``one_shot`` alone."] = {}
+    macro_f1: Annotated[Number | None, "Over all clients' images."] = None
+    macro_auc: Annotated[Number | None, "Over all clients' images; null where no class has one."] = None
+    macro_auc_left_out: Annotated[Count, "Classes without an AUC."] = 0
+    mean_f1: Annotated[Number | None, "Macro F1, the mean over clients."] = None
+    mean_auc: Annotated[Number | None, "Macro AUC, the mean over clients; null where none has one."] = None
+    mean_auc_left_out: Annotated[Count, "Clients without an AUC."] = 0
+    local_ratio: Annotated[Number, "The share of picks that stay with the client, the mean over clients."] = 0
+    personal_accuracy: Annotated[Number | None, "Each client with its own expert alone, over all clients' images."] = None
+    accuracy_by_k: Annotated[dict[str, Number], "With other numbers of experts asked."] = {}
+
+
+class OneShot(Even):
+    """Local classifiers averaged once: FedAvg after a single round."""
+
+    even_test: Annotated[Even, "On even shares."] = Even()
+
+
+class Metrics(Values):
+    """A model judged by data, if it was; nothing stands for a default.
+
+    The first six are of every protocol, the next two where clients have experts of their own, the rest of Networked MoE.
+    """
+
+    accuracy: Annotated[Number, "Over all samples; of other metrics, or several, the mean of the scores over clusters."] = 0
+    loss: Annotated[Number, "Mean over what is judged, in nats."] = 0
+    accuracy_by_cluster: Annotated[dict[str, Number], "The score of each link by its metric."] = {}
+    metric: Annotated[str, "What the accuracy is."] = "accuracy"
+    metric_by_cluster: Annotated[dict[str, str], "The metric of each link, unless all are accuracies."] = {}
+    metrics_by_cluster: Annotated[
+        dict[str, dict[str, Number | None]],
+        "All metrics of each link, where a task has several; null where one cannot be told.",
+    ] = {}
+    personal_accuracy: Annotated[Number | None, "Each client with its own experts alone, over all of them."] = None
+    personal_by_client: Annotated[dict[str, Number], "Each client with its own experts alone."] = {}
+    macro_f1: Annotated[Number | None, "Over all clients' images."] = None
+    macro_auc: Annotated[Number | None, "One-vs-rest, over all clients' images; null where no class has one."] = None
+    macro_auc_left_out: Annotated[Count, "Classes without an AUC."] = 0
+    mean_f1: Annotated[Number | None, "Macro F1, the mean over clients."] = None
+    mean_auc: Annotated[Number | None, "Macro AUC, the mean over clients; null where none has one."] = None
+    mean_auc_left_out: Annotated[Count, "Clients without an AUC."] = 0
+    accuracy_by_k: Annotated[dict[str, Number], "With other numbers of experts asked."] = {}
+    local_ratio: Annotated[Number, "The share of picks that stay with the client, the mean over clients."] = 0
+    inference_B: Annotated[Number, "Bytes between clients for one image."] = 0
+    routing: Annotated[Matrix, "Of each client the share of picks that go to each expert."] = []
+    even_test: Annotated[Even, "The same on even shares of all data."] = Even()
+    one_shot: Annotated[OneShot, "Local classifiers averaged once, where each client has its own."] = OneShot()
 
 
 class Judged(Line, Metrics):
     """The global model judged, and what it has cost so far."""
 
-    steps: Count
-    uplink_B: Count
-    downlink_B: Count
+    steps: Annotated[Count, "Gradient steps, summed over all devices."]
+    uplink_B: Annotated[Count, "Sent up by all devices."]
+    downlink_B: Annotated[Count, "Sent down; a broadcast counts once."]
+    peer_B: Annotated[Count, "Sent between clients, where they ask each other."] = 0
 
 
 class Evaluate(Judged):
-    """At the end of a cycle."""
+    """The end of a cycle, on validation data, or test data where there are none; cycle 0 is before the first contact."""
 
-    cycle: Count
+    cycle: Annotated[Count, "Whole cycles so far."]
 
 
 class End(Judged):
-    """When all is over."""
+    """All is over; the model on test data."""
 
-    cycles: Count
-    late: bool
-    unsent_rounds: Count
-    validation: Metrics = Metrics()
-
-
-class Align(Line):
-    """Who trains what in a round."""
-
-    assigned: dict[str, list[Count]]
-    sat_out: dict[str, str]
+    cycles: Annotated[Count, "Whole cycles."]
+    late: Annotated[bool, "Whether something has arrived after the last of them."]
+    unsent_rounds: Annotated[Count, "Local rounds that no contact has carried."]
+    energy_per_device: Annotated[dict[str, Joules], "Of each link, over the whole run."]
+    validation: Annotated[Metrics, "The same model on validation data, where there are some."] = Metrics()
 
 
-class Round(Line):
-    """What was trained of each expert."""
-
-    load: list[Number]
-
-
-EVENTS: dict[str, type[Line]] = {
-    "run": Run,
-    "assignment": Assignment,
-    "baselines": Baselines,
-    "evaluate": Evaluate,
-    "end": End,
-    "energy": Energy,
-    "align": Align,
-    "round": Round,
+EVENTS: dict[str, tuple[type[Line], ...]] = {
+    "run": (Run,),
+    "baselines": (Baselines,),
+    "assignment": (Assignment,),
+    "privacy": (Privacy,),
+    "rates": (Rates,),
+    "contact": (Contact,),
+    "flush": (Flush,),
+    "send": (Send,),
+    "train": (Train,),
+    "trial": (Trial,),
+    "collect": (Collect,),
+    "aggregate": (Aggregate, AggregateRound, AggregateLate),
+    "refuse": (Refuse, RefuseLate, RefuseNumbers),
+    "lost": (Lost,),
+    "split": (Split,),
+    "hand_over": (HandOver,),
+    "stage": (Stage,),
+    "roll": (Roll,),
+    "align": (Align,),
+    "round": (Round,),
+    "energy": (Energy,),
+    "evaluate": (Evaluate,),
+    "end": (End,),
 }
-
-
-def parsed(text: bytes, where: str) -> dict[str, Any]:
-    """A line of a ledger.
-
-    Raises:
-        InputError: it is none, with ``where``, the field and what is wrong with it.
-    """
-    try:
-        line = json.loads(text)
-        event = line.get("event") if isinstance(line, dict) else None
-        (EVENTS.get(event, Line) if isinstance(event, str) else Line).model_validate(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        at = ".".join(map(str, first["loc"])) or "the line"
-        raise InputError(f"{where}: {at}: {first['msg'].lower()}; no run has written this line") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, thousands of digits or brackets
-        raise InputError(f"{where}: is not JSON ({error}); the file is damaged") from error
-    found: dict[str, Any] = line
-    return found
+"""Of each event its forms; a line has one of them."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Diverged, InputError
-from .events import parsed
+from .events import EVENTS
+from .lines import check, parsed
 
 HISTORY = ("cycle", "t_s", "steps", "uplink_B", "energy_J_per_device", "accuracy", "loss", "accuracy_by_cluster")
 PERSONAL = ("personal_accuracy", "personal_by_client")
@@ -38,11 +39,22 @@ class Ledger:
         self.listener = listener
 
     def write(self, event: str, t_s: float, **facts: Any) -> None:
-        """Add one line; keys keep their order.
+        """Add one line of an event in the table; keys keep their order.
 
         Raises:
+            ValueError: there is no such event, a fact lacks, or one is not the event's; nothing is written.
             Diverged: a fact is not finite, which JSON cannot say; nothing is written.
         """
+        check(event, facts.keys())
+        self._append(event, t_s, facts)
+
+    def write_any(self, event: str, t_s: float, **facts: Any) -> None:
+        """`write`, but the table need not know the event: for protocols of one's own."""
+        if event in EVENTS:
+            check(event, facts.keys())
+        self._append(event, t_s, facts)
+
+    def _append(self, event: str, t_s: float, facts: dict[str, Any]) -> None:
         line = {"t_s": round(t_s, 6), "event": event, **facts}
         try:
             text = json.dumps(line, separators=(",", ":"), allow_nan=False)
@@ -122,7 +134,8 @@ def tail(path: Path, event: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     word = json.dumps(event).encode()  # parsing every line of a run under way would cost more than the run
-    found = (parsed(line, f"{path}, line {number}") for number, line in _lines(path) if word in line)
+    wanted = ((number, line) for number, line in _lines(path) if number == 1 or word in line)  # the first says the format
+    found = (parsed(line, f"{path}, line {number}") for number, line in wanted)
     lines = [line for line in found if line["event"] == event]
     return lines[-1] if lines else None
 

@@ -42,7 +42,7 @@ def play(
     _, model, devices = toy.make(DATA)
     protocol = protocol_class(Start(model, tuple(DATA), shared, owned, cycles=cycles))
     ledger = Ledger(path / "ledger.jsonl")
-    Simulator(plan, toy.hosts(devices), pace, cycles, ledger, lambda model, cycle: {"seen": cycle}, **options).run(protocol)
+    Simulator(plan, toy.hosts(devices), pace, cycles, ledger, lambda model, cycle: {"accuracy": 0.0}, **options).run(protocol)
     ledger.close()
     return list(read(path / "ledger.jsonl"))
 
@@ -84,7 +84,7 @@ def test_a_resumed_run_counts_no_round_twice(tmp_path: Path) -> None:
     def build(name: str) -> tuple[EmsFl, Simulator, Ledger]:
         _, model, devices = toy.make(DATA)
         ledger = Ledger(tmp_path / name)
-        simulator = Simulator(plan, toy.hosts(devices), STEADY, 3, ledger, lambda model, cycle: {"seen": cycle})
+        simulator = Simulator(plan, toy.hosts(devices), STEADY, 3, ledger, lambda model, cycle: {"accuracy": 0.0})
         return EmsFl(Start(model, tuple(DATA), frozenset({"head"}), OWNED, cycles=3)), simulator, ledger
 
     protocol, simulator, ledger = build("whole.jsonl")

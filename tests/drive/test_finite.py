@@ -32,7 +32,7 @@ def play(protocol_class: Any, labels: dict[str, list[float]], path: Path) -> tup
     ledger = Ledger(path / "ledger.jsonl")
     try:
         Simulator(
-            round_robin(list(data), 3, 1.0), toy.hosts(devices), Pace(1.0), 2, ledger, lambda model, cycle: {"seen": cycle}
+            round_robin(list(data), 3, 1.0), toy.hosts(devices), Pace(1.0), 2, ledger, lambda model, cycle: {"accuracy": 0.0}
         ).run(protocol)
     finally:
         ledger.close()

@@ -211,7 +211,7 @@ MENDED: dict[str, Callable[[Path], object]] = {
 
 
 def state(at: Path) -> dict[str, Any]:
-    return dict(json.loads((at / "state.json").read_text())["items"])
+    return dict(json.loads((at / "state.json").read_text())["tree"]["items"])
 
 
 @pytest.mark.parametrize("kind", MENDED)

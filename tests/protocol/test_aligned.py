@@ -16,7 +16,7 @@ from fedexperts.assign.scores import Capacity, Need
 from fedexperts.contact.plan import Contact, ContactPlan, always_on
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
-from fedexperts.ledger import Ledger, read
+from fedexperts.ledger import Ledger
 from fedexperts.moe.parts import Piece
 from fedexperts.protocol.aggregate import Change, moved
 from fedexperts.protocol.aligned import Aligned, Alignment, Client
@@ -45,12 +45,12 @@ def play(
     protocol = Aligned(Start(model, tuple(data), shared, {}, cycles=cycles), told)
     ledger = Ledger(path / "ledger.jsonl")
 
-    def values(model: dict[str, Piece], _: int) -> dict[str, float]:
-        return {part: toy.value(model, part) for part in model if part != "gate"}
+    def values(model: dict[str, Piece], _: int) -> dict[str, Any]:
+        return toy.judged({part: toy.value(model, part) for part in model if part != "gate"})
 
     Simulator(plan, toy.hosts(devices), Pace(seconds), cycles, ledger, values, closes_s=closes_s).run(protocol)
     ledger.close()
-    return protocol, list(read(path / "ledger.jsonl"))
+    return protocol, toy.lines_of(path / "ledger.jsonl")
 
 
 def rows(lines: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import toy
 from fedexperts.contact.plan import Contact, ContactPlan, always_on, round_robin
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
-from fedexperts.ledger import Ledger, read
+from fedexperts.ledger import Ledger
 from fedexperts.moe.parts import Piece
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.sync import Sync
@@ -22,7 +22,7 @@ OWNED = {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})}
 
 
 def values(model: dict[str, Piece], _cycle: int = 0) -> dict[str, Any]:
-    return {part: toy.value(model, part) for part in PARTS}
+    return toy.judged({part: toy.value(model, part) for part in PARTS})
 
 
 def play(protocol_class, plan, data, cycles, path: Path, owned=OWNED, **start) -> tuple[Any, list[dict[str, Any]]]:
@@ -31,7 +31,7 @@ def play(protocol_class, plan, data, cycles, path: Path, owned=OWNED, **start) -
     ledger = Ledger(path / "ledger.jsonl")
     Simulator(plan, toy.hosts(devices), Pace(1.0), cycles, ledger, values).run(protocol)
     ledger.close()
-    return protocol, list(read(path / "ledger.jsonl"))
+    return protocol, toy.lines_of(path / "ledger.jsonl")
 
 
 def at_cycles(lines: list[dict[str, Any]]) -> list[tuple[float, ...]]:

@@ -210,7 +210,7 @@ class SimulatedLink:
 
     def log(self, event: str, **facts: Any) -> None:
         """See `Link`."""
-        self.books.ledger.write(event, self.now_s, cluster=self.cluster, **facts)
+        self.books.ledger.write_any(event, self.now_s, cluster=self.cluster, **facts)
 
     async def _wait(self, duration_s: float, done: Callable[[], Any]) -> Any:
         return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.now_s)))

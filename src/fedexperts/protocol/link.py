@@ -72,7 +72,13 @@ class Link(Protocol):
         """End the contact; the devices go on with the task until the next one."""
 
     def log(self, event: str, **facts: Any) -> None:
-        """Write a line to the ledger."""
+        """Write a line to the ledger, with the time and the cluster.
+
+        An event of your own has any name and fields; one of docs/ledger.md must have its fields.
+
+        Raises:
+            ValueError: it has not.
+        """
 
 
 @runtime_checkable

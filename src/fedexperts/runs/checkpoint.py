@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError
+from ..events import FORMAT
 from ..moe.parts import Piece
 from ..protocol.rounds import Ordered
 from ..train.task import Task, Update
@@ -49,7 +50,7 @@ def save(folder: Path, number: int, tree: Any) -> None:
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
-        (temporary / STATE).write_text(json.dumps(document))
+        (temporary / STATE).write_text(json.dumps({"format": FORMAT, "tree": document}))
         save_file(packer.tensors, temporary / TENSORS)
         shutil.copymode(temporary / STATE, temporary / TENSORS)  # safetensors leaves it to its owner alone
         write_sums(temporary, (STATE, TENSORS))
@@ -82,8 +83,12 @@ def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None) -
         why = damage(at, (STATE, TENSORS))
         if why is None:
             try:
-                tree = unpack(json.loads((at / STATE).read_bytes()), load_file(at / TENSORS))
-                why = fault(tree)
+                state = json.loads((at / STATE).read_bytes())
+                if (form := state.get("format", 1)) != FORMAT:
+                    why = f"of format {form}, and this fedexperts goes on from format {FORMAT} alone"
+                else:
+                    tree = unpack(state["tree"], load_file(at / TENSORS))
+                    why = fault(tree)
             except (ValueError, LookupError, TypeError, AttributeError, SafetensorError, RecursionError) as error:
                 why = f"of another version ({error!r})"
         if why is None:

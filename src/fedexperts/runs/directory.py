@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import InputError
+from ..events import FORMAT
 from ..reading import read_bytes, read_text
 from ..scenario import Scenario
 from ..writing import kind, reason
 from .ended import scenario_of, what_lacks
 from .export import ADAPTERS
+from .header import format_of, header
 from .lock import is_free
 from .rates import apart_from_rates, changed_rates, rates, shown
 from .sums import write_sums
 
 FILES, FOLDERS = ("scenario.toml", "ledger.jsonl", "runtime.jsonl"), ("checkpoints", "model", "base")
-
-
-def header(label: str) -> str:
-    """The first line of a run's ``scenario.toml``."""
-    return f"# Resolved scenario of a run with protocol {label}; paths are relative to the original file.\n"
 
 
 def check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> dict[str, float]:
@@ -57,24 +54,31 @@ def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bo
         raise InputError(f"--out {directory}: holds no run to resume (no scenario.toml); leave out --resume to start one")
     if is_free(directory):  # killed before it began
         return {}
-    before = _other_rates(directory, scenario, label)
+    form = format_of(directory)
+    before = _other_rates(directory, scenario, header(label, form))
     for names, right, word in ((FILES, stat.S_ISREG, "a file"), (FOLDERS, stat.S_ISDIR, "a folder")):
         for path in (directory / name for name in names):
             if os.path.lexists(path) and not right(path.stat().st_mode):
                 raise InputError(f"{path}: must be {word} and is {kind(path.stat().st_mode)}; put it back, or remove it")
     if before and what_lacks(directory) is None:
         raise InputError(f"--out {directory}: has ended with {shown(before)}; name another folder for a run with other rates")
+    if form != FORMAT and any((directory / "checkpoints").glob("*")) and (lacks := what_lacks(directory)):
+        raise InputError(
+            f"--out {directory}: holds a run of format {form}, which has not ended or was damaged since ({lacks}), and this "
+            f"fedexperts goes on from checkpoints of format {FORMAT} alone; begin the run again in another folder, or here, "
+            f"with --resume, after removing {directory / 'checkpoints'}"
+        )
     return before
 
 
-def _other_rates(directory: Path, scenario: Scenario, label: str) -> dict[str, float]:
+def _other_rates(directory: Path, scenario: Scenario, head: str) -> dict[str, float]:
     """See `check_directory`."""
     text = read_text(directory / "scenario.toml", "file")
-    if text == header(label) + scenario.to_toml():
+    if text == head + scenario.to_toml():
         return {}
     with suppress(InputError):
         kept = scenario_of(directory)
-        if text == header(label) + kept.to_toml() and apart_from_rates(kept) == apart_from_rates(scenario):
+        if text == head + kept.to_toml() and apart_from_rates(kept) == apart_from_rates(scenario):
             return changed_rates(rates(scenario), rates(kept))
     raise InputError(
         f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, of which only learning rates "

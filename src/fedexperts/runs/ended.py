@@ -9,6 +9,7 @@ from ..ledger import tail
 from ..moe.checkpoint import Checkpoint, resolve
 from ..reading import parse_json, read_text
 from ..scenario import Scenario, read_toml
+from .header import format_of
 from .sums import SUMS, damage
 
 FOLDER = "scenario_folder"
@@ -25,13 +26,14 @@ def is_run(directory: Path) -> bool:
 
 
 def check_ended(directory: Path) -> None:
-    """Refuse what is no run directory, and a run that has not ended or is no longer as it was written.
+    """Refuse what is no run directory, a run that has not ended or is no longer as it was written, and one of a newer format.
 
     Raises:
         InputError: with the remedy.
     """
     if not is_run(directory):
         raise InputError(f"RUN {directory}: holds no scenario.toml; give a run directory, the --out of fedexperts run")
+    format_of(directory)
     if not (directory / "model").is_dir():
         raise InputError(
             f"{directory}: holds a run that has not ended (no model/); end it with fedexperts run … --resume first"

@@ -28,6 +28,7 @@ from ..drive.cluster import Pace
 from ..drive.faults import Faults
 from ..drive.simulate import Simulator
 from ..errors import InputError
+from ..events import FORMAT
 from ..ledger import Ledger, Listener, beginning, summary
 from ..method.elsewhere import check_loads
 from ..method.method import Beginning, Method, start
@@ -44,9 +45,10 @@ from ..setup.samples import reads_text
 from ..train.host import latest
 from ..writing import on_disk, write_whole
 from . import checkpoint
-from .directory import FILES, appended, check_directory, header, seal
+from .directory import FILES, appended, check_directory, seal
 from .ended import FOLDER, what_lacks
 from .export import ADAPTERS, save_adapters
+from .header import header
 from .lock import LEFTOVERS, LOCK, claimed
 from .rates import apart_from_rates, changed_rates, rates
 from .sums import SUMS
@@ -233,6 +235,7 @@ class _Run:
         self.ledger.write(
             "run",
             0,
+            format=FORMAT,
             name=self.scenario.name,
             protocol=self.label,
             seed=self.scenario.seed,

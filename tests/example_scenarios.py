@@ -19,7 +19,7 @@ import text
 from fedexperts.cli.plan import cluster_table, contact_table, describe
 from fedexperts.errors import InputError
 from fedexperts.method.methods import METHODS
-from fedexperts.moe.load import new_model
+from fedexperts.moe.auto import new_model
 from fedexperts.runs.judge import judge_model
 from fedexperts.runs.run import ready
 from fedexperts.scenario import Network, Scenario

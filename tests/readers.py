@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 import families
 import small
@@ -37,13 +38,13 @@ from fedexperts.ledger import summary, tail
 from fedexperts.moe.answer import answers
 from fedexperts.moe.checkpoint import Checkpoint, Store
 from fedexperts.moe.gate_rows import prompts_of
-from fedexperts.moe.load import load_classifier, load_language_model, load_tokenizer
 from fedexperts.moe.lora import A, B
 from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.peft import parts_of, peft_adapter
 from fedexperts.moe.size import Work, describe
+from fedexperts.moe.subset import load_full
+from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes
 from fedexperts.moe.view import View
-from fedexperts.moe.vocabulary import tokenizer_notes
 from fedexperts.runs import checkpoint
 from fedexperts.runs.ended import scenario_of, what_lacks
 from fedexperts.runs.sums import write_sums
@@ -379,8 +380,14 @@ def weights(path: Path) -> None:
 
 PROMPTS = b'["a", "b"]\n["c"]\n'
 MODELS = (
-    Reader("config of a language model", _model("config.json"), beside(lambda f: View(load_language_model(f))), "json", 0.4),
-    Reader("config of a classifier", _classifier, beside(lambda f: View(load_classifier(f))), "json", 0.4),
+    Reader(
+        "config of a language model",
+        _model("config.json"),
+        beside(lambda f: View(load_full(f, AutoModelForCausalLM))),
+        "json",
+        0.4,
+    ),
+    Reader("config of a classifier", _classifier, beside(lambda f: View(load_full(f))), "json", 0.4),
     Reader("config inspected", file("config.json", as_json(small.CONFIG)), inspected, "json", 0.4),
     Reader("tokenizer.json", _model("tokenizer.json"), beside(tokenized), "json", 0.4),
     Reader("tokenizer_config.json", _model("tokenizer_config.json"), beside(tokenized), "json", 0.4),
@@ -388,7 +395,7 @@ MODELS = (
     Reader("generation_config.json", _model("generation_config.json"), beside(lambda f: answers(f, f, ["a"], 1)), "json", 0.2),
     Reader("index of shards", _sharded, beside(Checkpoint), "json"),
     Reader("weights", _model(WEIGHTS), weights),
-    Reader("weights loaded", lambda folder: _classifier(folder).with_name(WEIGHTS), beside(load_classifier), share=0.4),
+    Reader("weights loaded", lambda folder: _classifier(folder).with_name(WEIGHTS), beside(load_full), share=0.4),
     Reader("adapters", _adapters, adapters),
     Reader("prompts", file("prompts.jsonl", PROMPTS), lambda path: prompts_of(path, 2), "lines"),
 )

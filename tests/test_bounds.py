@@ -18,11 +18,12 @@ from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.data.digits import load
 from fedexperts.errors import InputError
 from fedexperts.method.methods import prepare
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.checkpoint import resolve
-from fedexperts.moe.load import load_tokenizer, new_model
 from fedexperts.moe.lora import A, B
 from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.peft import parts_of, peft_adapter
+from fedexperts.moe.tokenizer import load_tokenizer
 from fedexperts.scenario import Network, Scenario
 from fedexperts.setup.clients import client_plan, clients
 from fedexperts.setup.devices import device_classes
@@ -230,7 +231,7 @@ def test_brackets_in_a_tokenizer_are_counted_before_it_is_parsed(tmp_path: Path)
 
 def test_a_tokenizer_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text.tokenizer().save_pretrained(tmp_path)
-    monkeypatch.setattr("fedexperts.moe.load.TOKENIZER_B", 1000)
+    monkeypatch.setattr("fedexperts.moe.tokenizer.TOKENIZER_B", 1000)
     with pytest.raises(InputError, match=r"tokenizer\.json': is larger than 1,000 bytes"):
         load_tokenizer(tmp_path)
 

@@ -6,6 +6,9 @@ Messages quote what a user, a file or another program gave. As texts they are sh
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable
+from typing import TextIO
 
 MOST_MESSAGE, LONG_VALUE, MOST_VALUE = 2000, 300, 240
 """Characters of a message; a value above ``LONG_VALUE`` is cut to ``MOST_VALUE``."""
@@ -59,3 +62,23 @@ class RunError(_Legible, RuntimeError):
 
     What a run had written before stays valid: with ``resume`` it goes on from its last checkpoint.
     """
+
+
+def hear_warnings(hear: Callable[[str], object]) -> None:
+    """From now on `InputWarning` goes to ``hear``, as text; other warnings are shown as before."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, InputWarning):
+            hear(str(message))
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show

@@ -25,13 +25,13 @@ from .tables import (
     Faults,
     Model,
     Name,
-    Networked,
+    NetworkedTable,
     Place,
     Plan,
     Radio,
     Satellite,
     Table,
-    Task,
+    TaskTable,
     Train,
     Warmup,
 )
@@ -127,14 +127,14 @@ class Tasks(Network):
     """A model and what it is judged by; ``fedexperts eval`` reads this and leaves the tables of training alone."""
 
     model: Model
-    task: Task = Task()
+    task: TaskTable = TaskTable()
     warmup: Warmup | None = None
     evaluation: Evaluation = Evaluation()
     cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
 
-    def task_of(self, i: int) -> Task:
+    def task_of(self, i: int) -> TaskTable:
         """The task of the i-th cluster: ``[task]``, and over it what the cluster's own table changes."""
-        return Task.model_validate({**self.task.model_dump(exclude_none=True), **self.cluster[i].task})
+        return TaskTable.model_validate({**self.task.model_dump(exclude_none=True), **self.cluster[i].task})
 
     @model_validator(mode="after")
     def _tasks(self) -> Self:
@@ -164,7 +164,7 @@ class Scenario(Tasks):
     train: Train
     assignment: Assignment = Assignment()
     alignment: Alignment = Alignment()
-    networked: Networked = Networked()
+    networked: NetworkedTable = NetworkedTable()
     faults: Faults = Faults()
     device: dict[Name, Device] = Field(default={})
 

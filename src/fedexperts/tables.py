@@ -139,7 +139,7 @@ class Model(Table):
         return self
 
 
-class Task(Table):
+class TaskTable(Table):
     """``[task]``: what the model is to do; ``task = { … }`` in a cluster changes it for that cluster's data.
 
     ``label`` is the column of labels, or of answers: ``"label"`` and ``"answer"`` if nothing is given. Without ``text``
@@ -171,7 +171,7 @@ class Task(Table):
         return self.kind in ("classification", "image")
 
     @model_validator(mode="after")
-    def _fits(self) -> Task:
+    def _fits(self) -> TaskTable:
         if self.text_pair is not None and self.text is None:
             raise ValueError(f"text_pair = {self.text_pair!r}: needs text, the column of the first sequence")
         if self.kind == "causal-lm" and self.text is None:
@@ -298,7 +298,7 @@ class Alignment(Table):
         return self
 
 
-class Networked(Table):
+class NetworkedTable(Table):
     """``[networked]``: the stages of ``protocol = "networked"``, each so many cycles; together they are ``train.cycles``.
 
     ``gate_lr`` is the learning rate of the gate's stage, ``gate_top_k`` how many experts a sample meets while a federated gate

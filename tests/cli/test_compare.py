@@ -40,7 +40,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def serial(jobs: Mapping[str, Scenario], out: Path, **_: Any) -> dict[str, Any]:
         return {name: run(job, out / folder(name)).summary for name, job in jobs.items()}
 
-    monkeypatch.setattr("fedexperts.runs.comparison.run_many", serial)
+    monkeypatch.setattr("fedexperts.runs.grid.run_many", serial)
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ def test_a_comparison_may_lie_between_brackets(
     def serial(jobs: dict[str, Scenario], out: Path, **_: Any) -> dict[str, Any]:
         return {name: one(job, out / folder(name)).summary for name, job in jobs.items()}
 
-    monkeypatch.setattr("fedexperts.runs.comparison.run_many", serial)
+    monkeypatch.setattr("fedexperts.runs.grid.run_many", serial)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.toml").write_text(tomli_w.dumps(small.document(train={"cycles": 1})))
     code, _, said = command("compare", "s.toml", "--protocol", "sync", "--out", "[/] [bold]")

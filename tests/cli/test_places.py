@@ -184,7 +184,7 @@ def test_a_full_disk_under_build_is_one_message_and_leaves_nothing(
 def test_compare_goes_on_only_where_it_can_write_its_page(
     kind: str, scenario: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedexperts.runs.comparison.run_many", unread)
+    monkeypatch.setattr("fedexperts.runs.grid.run_many", unread)
     page = scenario.parent / "out" / "report.html"
     page.parent.mkdir()
     target, before = make(kind, page), page.lstat()
@@ -199,7 +199,7 @@ def test_compare_goes_on_only_where_it_can_write_its_page(
 def test_a_folder_is_a_folder(
     words: tuple[str, ...], kind: str, scenario: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for work in ("runs.comparison.run_many", "cli.demo.warmed_up"):
+    for work in ("runs.grid.run_many", "cli.demo.warmed_up"):
         monkeypatch.setattr(f"fedexperts.{work}", unread)
     monkeypatch.chdir(scenario.parent)
     target = make(kind, scenario.parent / "out")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedexperts.data.source import first, load, pool, read_jsonl, size, take
 from fedexperts.errors import InputError
-from fedexperts.moe.load import new_model
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.view import View
 
 GOOD = '{"input_ids": [1, 2, 3], "label": 0}'

@@ -14,7 +14,7 @@ import small
 from fedexperts import InputError
 from fedexperts.cli.assign import choice_notes
 from fedexperts.cli.main import app
-from fedexperts.moe.load import new_model
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.view import View
 from fedexperts.setup.experts_from import check_layers, choice_report, choices, layer_numbers, read_choice
 from readers import CHOSEN, COUNTS_LM

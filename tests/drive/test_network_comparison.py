@@ -13,7 +13,7 @@ from fedexperts import Scenario
 from fedexperts.cli.main import app
 from fedexperts.errors import InputError
 from fedexperts.method.networked import _scores
-from fedexperts.report.network_html import _cell, network_tables, routing_figure, write_tables
+from fedexperts.report.networked_html import _cell, networked_tables, routing_figure, write_tables
 from fedexperts.runs import networked_tables as tables
 
 MODEL = {"model_type": "networked_moe", "image_size": pictures.SIDE, "width": 8, "expert_hidden": 8, "num_experts": 2}
@@ -77,7 +77,7 @@ def test_the_same_data_on_other_numbers_of_clients() -> None:
         tables.by_clients(two, [3], "0.5", 1)
 
 
-@pytest.mark.parametrize("text", ["iid,0", "1.5", "two"])
+@pytest.mark.parametrize("text", ["iid,0", "1.5", "two", "", ","])
 def test_partitions_that_cannot_be(text: str) -> None:
     with pytest.raises(InputError, match="--tau"):
         tables.partitions(text)
@@ -96,7 +96,7 @@ def test_tables_and_page_from_ledgers_ends(tmp_path: Path) -> None:
     once = {"accuracy": 0.1, "macro_f1": 0.1, "macro_auc": 0.1}
     ends["local", "0.5", 1] = _end(0.7, one_shot={**once, "even_test": once})
     ends["central", "iid", 1] = {"metrics_by_cluster": {"c": {"accuracy": 0.9, "macro_f1": 0.8, "macro_auc": 1.0}}}
-    document = {"partitions": ["iid", "0.5"], "seeds": 3, **tables._tables(ends, ["iid", "0.5"])}
+    document = {"partitions": ["iid", "0.5"], "seeds": 3, **tables._tables(ends)}
     same = document["tables"]["same"]
     assert same["fedce, random"]["0.5"]["accuracy"] == pytest.approx([0.2, 0.4, 0.6])
     assert same["central"]["iid"]["macro_f1"] == [0.8]
@@ -111,7 +111,7 @@ def test_tables_and_page_from_ledgers_ends(tmp_path: Path) -> None:
     figure = routing_figure(document["network"], "0.5")
     assert figure is not None
     assert [list(row) for row in figure.data[0].z] == [[0.75, 0.25], [0.5, 0.5]]
-    assert network_tables(document).renderables
+    assert networked_tables(document).renderables
 
 
 @pytest.mark.slow

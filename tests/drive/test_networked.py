@@ -15,7 +15,7 @@ from fedexperts import Scenario
 from fedexperts.errors import InputError
 from fedexperts.ledger import read
 from fedexperts.method.methods import METHODS, prepare
-from fedexperts.method.networked import NETWORKED, network_facts, stages
+from fedexperts.method.networked import NETWORKED, inference_facts, stages
 from fedexperts.moe.parts import BACKBONE, CORRELATION, expert, file_B
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.networked import Networked, Stages
@@ -136,7 +136,7 @@ def test_the_network_infers_as_the_model_does(folder: Path, tmp_path: Path) -> N
         document["model"] = {"path": str(tmp_path / "run" / "model")}
         prepared = prepare(Scenario.parse(document, folder))
         prepared.view.sites[0].router.top_k = k
-        facts = network_facts(prepared, prepared.tests)
+        facts = inference_facts(prepared, prepared.tests)
         prepared.view.model.eval()
         right = total = 0
         for samples in prepared.tests.own.values():

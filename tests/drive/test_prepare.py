@@ -14,7 +14,7 @@ from fedexperts import InputError, Scenario
 from fedexperts.data.digits import DOMAINS
 from fedexperts.errors import InputWarning
 from fedexperts.method.methods import prepare
-from fedexperts.moe.load import new_model
+from fedexperts.moe.auto import new_model
 from small import CONFIG, document
 
 

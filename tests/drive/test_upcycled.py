@@ -11,7 +11,7 @@ import small
 from fedexperts import Scenario, run
 from fedexperts.data.digits import VOCABULARY
 from fedexperts.moe.build import upcycle
-from fedexperts.moe.load import load_classifier
+from fedexperts.moe.subset import load_full
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -28,7 +28,7 @@ def test_ems_fl_tunes_an_upcycled_encoder(tmp_path: Path) -> None:
     runs = [run(scenario, tmp_path / name, protocol="ems-fl") for name in ("a", "b")]
     assert runs[0].summary["steps"] > 0
     assert (tmp_path / "a" / "ledger.jsonl").read_bytes() == (tmp_path / "b" / "ledger.jsonl").read_bytes()
-    tuned, start = (load_classifier(path).state_dict() for path in (tmp_path / "a" / "model", tmp_path / "moe"))
+    tuned, start = (load_full(path).state_dict() for path in (tmp_path / "a" / "model", tmp_path / "moe"))
     changed = {name for name in tuned if not torch.equal(tuned[name], start[name])}
     assert any(".moe.gate." in name for name in changed)
     assert any(".moe.experts." in name for name in changed)

@@ -19,7 +19,6 @@ from fedexperts.errors import InputError, RunError
 from fedexperts.moe import written
 from fedexperts.moe.build import merge, upcycle
 from fedexperts.moe.checkpoint import Checkpoint
-from fedexperts.moe.load import load_classifier
 from fedexperts.moe.parts import expert
 from fedexperts.moe.subset import load_full, load_subset
 from fedexperts.moe.view import View
@@ -166,7 +165,7 @@ def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
 def test_classifiers_and_headless_models_merge_too(tmp_path):
     reference = dense(tmp_path / "classifier", kind=AutoModelForSequenceClassification)
     merge(tmp_path / "classifier", [tmp_path / "classifier"] * 2, tmp_path / "a")
-    assert same(logits(load_classifier(tmp_path / "a")), logits(reference))
+    assert same(logits(load_full(tmp_path / "a")), logits(reference))
     reference.model.save_pretrained(tmp_path / "headless")
     merge(tmp_path / "headless", [tmp_path / "headless"] * 2, tmp_path / "b")
     model = load_subset(tmp_path / "b", [0])

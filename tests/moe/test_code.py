@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 import text
 from families import SIZES, plain, saved
 from fedexperts.cli.main import main
 from fedexperts.errors import InputError
 from fedexperts.moe.answer import answers
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.build import merge, upcycle
 from fedexperts.moe.checkpoint import Checkpoint
-from fedexperts.moe.load import load_classifier, load_image_classifier, load_language_model, load_tokenizer, new_model
 from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.subset import load_full, load_streamed, load_subset
+from fedexperts.moe.tokenizer import load_tokenizer
 
 AUTO_MAP = {
     "AutoConfig": "configuration_x.XConfig",
@@ -63,9 +64,8 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "full": load_full,
     "subset": lambda folder: load_subset(folder, (0,)),
     "streamed": lambda folder: load_streamed(folder, (0,)),
-    "classifier": load_classifier,
-    "language model": load_language_model,
-    "images": load_image_classifier,
+    "language model": lambda folder: load_full(folder, AutoModelForCausalLM),
+    "images": lambda folder: load_full(folder, AutoModelForImageClassification),
     "try": lambda folder: answers(folder, folder, ["good day"], 2),
     "base": lambda folder: merge(folder, [folder, folder], folder.parent / "moe"),
     "upcycled": lambda folder: upcycle(folder, 2, folder.parent / "moe"),
@@ -114,7 +114,7 @@ def test_no_command_runs_it(command, marker, tmp_path, monkeypatch, capsys):
 
 def test_a_model_type_that_transformers_has_is_loaded_without_it_and_saved_without_its_name(marker, tmp_path):
     folder = planted(text.saved(tmp_path / "model"), marker)
-    model = load_language_model(folder)
+    model = load_full(folder, AutoModelForCausalLM)
     model.save_pretrained(tmp_path / "saved")
     assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     assert meta_view(read_config(str(folder))).experts == 4
@@ -136,7 +136,7 @@ def test_a_dense_model_with_code_beside_it_is_built_from_without_it(marker, tmp_
 def test_pickles_stay_refused(marker, tmp_path):
     folder = planted(saved(plain("mixtral"), tmp_path / "model"), marker)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    for load in (load_classifier, LOADERS["try"]):
+    for load in (load_full, LOADERS["try"]):
         with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle|no tokenizer"):
             load(folder)
     assert not marker.exists()

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, SIZES, M, plain, saved, sizes
 from fedexperts.errors import InputError
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.config import check_memory, read_document
-from fedexperts.moe.load import load_classifier, load_language_model, new_model
 from fedexperts.moe.meta import meta_view
+from fedexperts.moe.subset import load_full
 from fedexperts.moe.view import View
 
 MIXTRAL: dict[str, Any] = {"model_type": "mixtral", **sizes("mixtral"), "architectures": ["MixtralForSequenceClassification"]}
@@ -62,7 +64,7 @@ def test_a_wrong_number_is_refused_wherever_a_config_is_read(case, tmp_path):
     saved(plain("mixtral"), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=f"(config\\.json|model\\.path = ).*{message}"):
-        load_classifier(tmp_path)
+        load_full(tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,7 +98,7 @@ def test_a_language_model_is_checked_like_a_classifier(tmp_path):
     document = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**document, "pad_token_id": document["vocab_size"]}))
     with pytest.raises(InputError, match="pad_token_id"):
-        load_language_model(tmp_path)
+        load_full(tmp_path, AutoModelForCausalLM)
 
 
 VALUES = st.recursive(

@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification
 
 from fedexperts.errors import InputError
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.conv import ConvMoEConfig, ConvMoEForImageClassification, normalised
-from fedexperts.moe.load import load_image_classifier, new_model
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.parts import BACKBONE, GATE, HEAD, expert, is_expert
-from fedexperts.moe.subset import load_subset
+from fedexperts.moe.subset import load_full, load_subset
 from fedexperts.moe.view import View
 from pictures import CONFIG, images
 
@@ -116,10 +116,13 @@ def test_transformers_saves_and_loads_it(tmp_path):
     theirs = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert type(theirs) is ConvMoEForImageClassification
     assert torch.equal(logits(theirs), logits(net))
-    assert torch.equal(logits(load_image_classifier(tmp_path, outputs=4)), logits(net))
-    assert load_image_classifier(tmp_path, torch.bfloat16)(batch()["pixel_values"]).logits.dtype == torch.bfloat16
+    assert torch.equal(logits(load_full(tmp_path, AutoModelForImageClassification, outputs=4)), logits(net))
+    assert (
+        load_full(tmp_path, AutoModelForImageClassification, torch.bfloat16)(batch()["pixel_values"]).logits.dtype
+        == torch.bfloat16
+    )
     with pytest.raises(InputError, match="its head has 4 outputs, the tasks need 10"):
-        load_image_classifier(tmp_path, outputs=10)
+        load_full(tmp_path, AutoModelForImageClassification, outputs=10)
 
 
 def test_the_seed_decides_on_the_weights():

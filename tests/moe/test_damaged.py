@@ -19,9 +19,9 @@ import text
 from families import batch, plain, saved
 from fedexperts.errors import InputError
 from fedexperts.moe.checkpoint import Checkpoint, Store
-from fedexperts.moe.load import load_classifier, load_tokenizer
+from fedexperts.moe.subset import load_full
+from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes
 from fedexperts.moe.view import View
-from fedexperts.moe.vocabulary import tokenizer_notes
 
 FUZZ = settings(
     max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -97,6 +97,17 @@ def test_any_json_beside_a_model_is_read_or_refused(model, file, data):
         (model / file).write_bytes(original)
 
 
+def test_a_vocabulary_that_is_one_table_is_compared_like_the_others(tmp_path):
+    for name, words in (("a", {"x": 0, "y": 1}), ("b", {"x": 0, "z": 1}), ("c", {"x": 0, "y": "1"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vocab.json").write_text(json.dumps(words))
+    assert not list(tokenizer_notes(tmp_path / "a", tmp_path / "a"))
+    with pytest.raises(InputError, match=r"vocab\.json: differs from the base's: 1 is 'z' there and 'y' in"):
+        list(tokenizer_notes(tmp_path / "a", tmp_path / "b"))
+    with pytest.raises(InputError, match="the number of token 'y' is '1'"):
+        list(tokenizer_notes(tmp_path / "a", tmp_path / "c"))
+
+
 @FUZZ
 @given(data=st.data())
 def test_any_vocabulary_is_compared_or_refused(model, data, tmp_path):
@@ -156,14 +167,14 @@ def test_a_truncated_file(cut, tmp_path):
     file = saved(plain("mixtral"), tmp_path) / WEIGHTS
     file.write_bytes(file.read_bytes()[:cut])
     with pytest.raises(InputError, match=rf"{WEIGHTS}: cannot be loaded \(.*truncated"):
-        load_classifier(tmp_path)
+        load_full(tmp_path)
 
 
 def test_a_header_that_claims_a_gigabyte_takes_no_memory(tmp_path):
     file = saved(plain("mixtral"), tmp_path) / WEIGHTS
     file.write_bytes(struct.pack("<Q", 2**30) + file.read_bytes()[8:])
     with pytest.raises(InputError, match=rf"{WEIGHTS}: cannot be loaded"):
-        load_classifier(tmp_path)
+        load_full(tmp_path)
 
 
 def test_a_pipe_in_place_of_weights_or_config_is_not_waited_for(tmp_path):
@@ -184,7 +195,7 @@ def test_a_missing_shard_is_named(tmp_path):
     gone = sorted(folder.glob("*.safetensors"))[-1]
     gone.unlink()
     with pytest.raises(InputError, match=f"{INDEX}: shard '{gone.name}' is missing; copy it to"):
-        load_classifier(folder)
+        load_full(folder)
 
 
 @pytest.mark.parametrize("kind", ["int32", "bool", "float8_e4m3fn", "complex64"])
@@ -198,7 +209,7 @@ def test_tensors_of_another_type_are_told_by_file_and_name(kind, tmp_path):
     tensors[name] = tensors[name].to(getattr(torch, kind))
     save_file(tensors, tmp_path / WEIGHTS)
     with pytest.raises(InputError, match=rf"{WEIGHTS}: tensor '{name}' is stored as \w+; only F64, F32, F16, BF16"):
-        load_classifier(tmp_path)
+        load_full(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -213,4 +224,4 @@ def test_files_that_are_no_text_too_deep_or_of_another_kind(file, content, tmp_p
 
 
 def test_a_checkpoint_that_is_whole_computes(tmp_path):
-    assert View(load_classifier(saved(plain("mixtral"), tmp_path)))(batch()).isfinite().all()
+    assert View(load_full(saved(plain("mixtral"), tmp_path)))(batch()).isfinite().all()

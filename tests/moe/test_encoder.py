@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from fedexperts.errors import InputError
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.build import upcycle
 from fedexperts.moe.checkpoint import Checkpoint
-from fedexperts.moe.load import load_classifier, new_model
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.parts import NotMoEError, expert
-from fedexperts.moe.subset import load_subset
+from fedexperts.moe.subset import load_full, load_subset
 from fedexperts.moe.view import View
 
 SIZES: dict[str, Any] = {
@@ -76,7 +76,7 @@ def made_different(folder: Path) -> Path:
 def test_outputs_stay_what_they_were(layers, top_k, tmp_path):
     model = dense(tmp_path / "dense")
     built = upcycle(tmp_path / "dense", M, tmp_path / "moe", top_k, layers)
-    loaded = load_classifier(tmp_path / "moe")
+    loaded = load_full(tmp_path / "moe")
     assert same(logits(loaded), logits(model))
     assert (built.layers, built.top_k) == ((0, 1, 2) if layers is None else (0, 2), top_k)
     assert built.parameters == sum(p.numel() for p in loaded.parameters())
@@ -96,7 +96,7 @@ def test_the_checkpoint_is_one_that_transformers_reads_too(tmp_path):
         load_file(tmp_path / "moe" / "model.safetensors")
     )
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "moe")
-    assert torch.equal(logits(theirs), logits(load_classifier(tmp_path / "moe")))
+    assert torch.equal(logits(theirs), logits(load_full(tmp_path / "moe")))
     assert same(logits(theirs), logits(model))
     assert meta_view(read_config(str(tmp_path / "moe"))).experts == M
 
@@ -105,7 +105,7 @@ def test_an_encoder_without_head_gets_one_of_the_seed(tmp_path):
     dense(tmp_path / "dense").bert.save_pretrained(tmp_path / "headless")
     upcycle(tmp_path / "headless", M, tmp_path / "moe", labels=7)
     assert not any("classifier" in name for name in Checkpoint(tmp_path / "moe").store.where)
-    a, b, c = (load_classifier(tmp_path / "moe", seed=seed) for seed in (1, 1, 2))
+    a, b, c = (load_full(tmp_path / "moe", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(logits(a), logits(b))
     assert not torch.equal(logits(a), logits(c))
     assert a.classifier.weight.shape == (7, 12)
@@ -117,7 +117,7 @@ def test_a_model_without_pooler_gets_one_too(tmp_path):
     bare = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
     save_file(bare, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
     upcycle(tmp_path / "dense", M, tmp_path / "moe")
-    assert logits(load_classifier(tmp_path / "moe", seed=1)).isfinite().all()
+    assert logits(load_full(tmp_path / "moe", seed=1)).isfinite().all()
 
 
 def test_bfloat16_is_kept_and_loaded(tmp_path):
@@ -125,7 +125,7 @@ def test_bfloat16_is_kept_and_loaded(tmp_path):
     model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     upcycle(tmp_path / "half", M, tmp_path / "moe")
     assert set(Checkpoint(tmp_path / "moe").store.dtypes.values()) == {"BF16"}
-    loaded = load_classifier(tmp_path / "moe", torch.bfloat16)
+    loaded = load_full(tmp_path / "moe", dtype=torch.bfloat16)
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     assert torch.allclose(logits(loaded), logits(model), atol=0.05)
 
@@ -134,7 +134,7 @@ def test_bfloat16_is_kept_and_loaded(tmp_path):
 def test_training_moves_gate_and_experts_and_the_saved_model_loads_again(top_k, tmp_path):
     dense(tmp_path / "dense")
     upcycle(tmp_path / "dense", M, tmp_path / "moe", top_k)
-    view = View(load_classifier(tmp_path / "moe"))
+    view = View(load_full(tmp_path / "moe"))
     leaves = view.freeze(view.parts)
     optimizer = torch.optim.SGD([leaf for _, _, leaf in leaves], lr=0.05)
     losses = []
@@ -146,15 +146,15 @@ def test_training_moves_gate_and_experts_and_the_saved_model_loads_again(top_k, 
     assert losses[-1] < losses[0]
     assert all(leaf.grad.abs().max() > 1e-6 for part, _, leaf in leaves if part == "gate")
     view.model.save_pretrained(tmp_path / "tuned")
-    assert torch.equal(logits(load_classifier(tmp_path / "tuned")), logits(view.model))
+    assert torch.equal(logits(load_full(tmp_path / "tuned")), logits(view.model))
 
 
 def test_the_views_routing_options_apply(tmp_path):
     dense(tmp_path / "dense")
     upcycle(tmp_path / "dense", M, tmp_path / "moe", top_k=1)
-    view = View(load_classifier(made_different(tmp_path / "moe")), top1="switch", mask="zero", noise_std=0.5)
+    view = View(load_full(made_different(tmp_path / "moe")), top1="switch", mask="zero", noise_std=0.5)
     assert {(s.router.top1, s.router.mask, s.router.noise_std) for s in view.sites} == {("switch", "zero", 0.5)}
-    plain = View(load_classifier(tmp_path / "moe"))
+    plain = View(load_full(tmp_path / "moe"))
     assert {(s.router.top1, s.router.mask, s.router.noise_std) for s in plain.sites} == {("straight-through", "-inf", 0.0)}
     assert not torch.allclose(view(batch()), plain(batch()))
 
@@ -162,7 +162,7 @@ def test_the_views_routing_options_apply(tmp_path):
 def test_padding_neither_counts_nor_disturbs(tmp_path):
     dense(tmp_path / "dense")
     upcycle(tmp_path / "dense", M, tmp_path / "moe")
-    view = View(load_classifier(made_different(tmp_path / "moe")))
+    view = View(load_full(made_different(tmp_path / "moe")))
     counts_LM, tokens = view.observe([batch()])
     assert tokens == int(batch()["attention_mask"].sum())
     assert (counts_LM.sum(axis=1) == 2 * tokens).all()
@@ -174,7 +174,7 @@ def test_some_experts_alone_compute_what_the_masked_model_does(tmp_path):
     dense(tmp_path / "dense")
     upcycle(tmp_path / "dense", M, tmp_path / "moe")
     checkpoint = Checkpoint(made_different(tmp_path / "moe"))
-    full, part = View(load_classifier(tmp_path / "moe")), View(load_subset(checkpoint, [1, 3]), kept=(1, 3))
+    full, part = View(load_full(tmp_path / "moe")), View(load_subset(checkpoint, [1, 3]), kept=(1, 3))
     full.route({expert(1), expert(3)})
     assert torch.allclose(part(batch()), full(batch()), atol=1e-5)
     assert set(part.parts) & {expert(m) for m in range(M)} == {expert(1), expert(3)}
@@ -186,7 +186,7 @@ def test_some_experts_alone_compute_what_the_masked_model_does(tmp_path):
 def test_experts_can_be_adapted(tmp_path):
     dense(tmp_path / "dense")
     upcycle(tmp_path / "dense", M, tmp_path / "moe")
-    view = View(load_classifier(tmp_path / "moe"))
+    view = View(load_full(tmp_path / "moe"))
     before = view(batch()).detach()
     view.adapt(LoRA(2, 4.0), seed=0)
     assert torch.equal(view(batch()), before)
@@ -199,7 +199,7 @@ def test_random_weights_of_a_config(tmp_path):
     assert torch.equal(logits(a), logits(b))
     assert not torch.equal(logits(a), logits(c))
     a.save_pretrained(tmp_path)
-    assert torch.equal(logits(load_classifier(tmp_path)), logits(a))
+    assert torch.equal(logits(load_full(tmp_path)), logits(a))
 
 
 # ---- wrong input
@@ -221,7 +221,7 @@ def test_a_config_that_does_not_fit_is_refused(change, message, tmp_path):
     path = tmp_path / "moe" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(InputError, match=message):
-        load_classifier(tmp_path / "moe")
+        load_full(tmp_path / "moe")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_what_cannot_be_upcycled_is_refused(options, arguments, message, tmp_pat
 def test_a_dense_encoder_is_refused_and_the_message_says_what_to_do(tmp_path):
     dense(tmp_path / "dense")
     with pytest.raises(NotMoEError, match="build one of a dense model with fedexperts build"):
-        load_classifier(tmp_path / "dense")
+        load_full(tmp_path / "dense")
 
 
 def test_an_upcycled_encoder_cannot_be_upcycled_again(tmp_path):
@@ -269,7 +269,7 @@ def minilm() -> Path:
 @pytest.mark.slow
 def test_minilm_upcycled_keeps_its_outputs_and_learns(tmp_path):
     upcycle(minilm(), M, tmp_path / "moe", labels=2)
-    moe = load_classifier(tmp_path / "moe")
+    moe = load_full(tmp_path / "moe")
     plain = BertForSequenceClassification(AutoConfig.from_pretrained(minilm(), num_labels=2))
     plain.bert = plain.bert.from_pretrained(minilm(), use_safetensors=True)
     plain.classifier = moe.classifier

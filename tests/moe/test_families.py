@@ -11,11 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from families import FAMILIES, LATENT, SIZES, M, batch, plain, saved, sizes
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.families import OTHERS, SUPPORTED
-from fedexperts.moe.load import load_classifier, load_language_model, new_model
 from fedexperts.moe.meta import meta_view
 from fedexperts.moe.parts import NotMoEError
-from fedexperts.moe.subset import load_subset
+from fedexperts.moe.subset import load_full, load_subset
 from fedexperts.moe.view import View
 
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -59,7 +59,7 @@ def test_the_documented_table_is_what_is_tested():
 def test_a_supported_family_computes_what_plain_transformers_does(family, tmp_path):
     reference = plain(family, AutoModelForCausalLM)
     expected = reference(**X).logits
-    assert torch.allclose(View(load_language_model(saved(reference, tmp_path)))(X), expected, atol=1e-5)
+    assert torch.allclose(View(load_full(saved(reference, tmp_path), AutoModelForCausalLM))(X), expected, atol=1e-5)
     assert meta_view({"model_type": family.split()[0], **sizes(family)}).experts == M
 
 
@@ -77,7 +77,7 @@ def test_another_family_is_refused_by_name_with_what_it_has_instead(case, tmp_pa
             new_model(refused(case), seed=0, kind="language-model")
     model.save_pretrained(tmp_path)
     with pytest.raises(NotMoEError, match=reason):
-        load_language_model(tmp_path)
+        load_full(tmp_path, AutoModelForCausalLM)
 
 
 def test_a_refused_family_is_refused_before_transformers_looks_for_a_classifier(tmp_path):
@@ -86,7 +86,7 @@ def test_a_refused_family_is_refused_before_transformers_looks_for_a_classifier(
     with pytest.raises(
         NotMoEError, match=r"model\.path = .*'gpt_oss' is not supported: its gate and experts have biases.*mixtral"
     ):
-        load_classifier(tmp_path)
+        load_full(tmp_path)
 
 
 def test_the_text_model_of_a_qwen_3_5_with_a_vision_tower_is_taken(tmp_path):
@@ -97,7 +97,7 @@ def test_the_text_model_of_a_qwen_3_5_with_a_vision_tower_is_taken(tmp_path):
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    view = View(load_language_model(tmp_path))
+    view = View(load_full(tmp_path, AutoModelForCausalLM))
     assert (view.experts, view.layers) == (M, 2)
     assert torch.allclose(view(X), reference(**X).logits, atol=1e-5)
     view.route({"expert:1", "expert:4"})

@@ -19,7 +19,6 @@ from fedexperts.moe.answer import answers
 from fedexperts.moe.build import merge, upcycle
 from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.layer import MoELayer
-from fedexperts.moe.load import load_classifier
 from fedexperts.moe.subset import load_full, load_into, load_streamed, load_subset
 from fedexperts.moe.view import View
 
@@ -46,9 +45,9 @@ def test_any_tensor_of_a_checkpoint(value, tmp_path):
     for name in whole:
         spoilt(tmp_path, name, value)
         with pytest.raises(InputError, match=told(name)):
-            load_classifier(tmp_path)
+            load_full(tmp_path)
         save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    load_classifier(tmp_path)
+    load_full(tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,7 +83,7 @@ def test_the_shard_that_holds_it_is_named(tmp_path):
     name = "model.layers.1.block_sparse_moe.experts.3.w1.weight"
     shard = Checkpoint(tmp_path).store.where[name].name
     with pytest.raises(InputError, match=told(name, shard)):
-        load_classifier(spoilt(tmp_path, name, file=shard))
+        load_full(spoilt(tmp_path, name, file=shard))
 
 
 def test_what_is_not_read_is_not_judged_and_a_streamed_expert_is_when_tokens_meet_it(tmp_path):
@@ -100,7 +99,7 @@ def test_what_is_not_read_is_not_judged_and_a_streamed_expert_is_when_tokens_mee
 def test_a_number_too_large_for_the_precision_that_is_asked_for(tmp_path):
     saved(plain("mixtral").double(), tmp_path)
     with pytest.raises(InputError, match=r"'model\.norm\.weight' has 1 number that is not finite in torch\.float32"):
-        load_classifier(spoilt(tmp_path, "model.norm.weight", 1e200))
+        load_full(spoilt(tmp_path, "model.norm.weight", 1e200))
 
 
 def test_a_file_for_layers_of_our_own(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedexperts.errors import InputError
-from fedexperts.moe.load import load_classifier, new_model
+from fedexperts.moe.auto import new_model
+from fedexperts.moe.subset import load_full
 
 SIZES = {
     "vocab_size": 19,
@@ -73,30 +74,30 @@ def test_a_qwen2_moe_config_is_not_mistaken_for_one_with_too_few_experts():
 def test_a_saved_classifier_loads_to_the_same_weights(tmp_path):
     model = new_model(MIXTRAL, seed=1)
     model.save_pretrained(tmp_path)
-    loaded = load_classifier(tmp_path).state_dict()
+    loaded = load_full(tmp_path).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
 def test_a_missing_folder_is_refused_with_its_path(tmp_path):
     with pytest.raises(InputError, match=r"model\.path = .*nowhere.*config\.json"):
-        load_classifier(tmp_path / "nowhere")
+        load_full(tmp_path / "nowhere")
 
 
 def test_a_pickled_checkpoint_is_never_loaded(tmp_path):
     new_model(MIXTRAL, seed=1).config.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({}))
     with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle"):
-        load_classifier(tmp_path)
+        load_full(tmp_path)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     new_model(MIXTRAL, seed=1).config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="no safetensors file"):
-        load_classifier(tmp_path)
+        load_full(tmp_path)
 
 
 def test_a_broken_safetensors_file_is_refused(tmp_path):
     new_model(MIXTRAL, seed=1).config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be loaded"):
-        load_classifier(tmp_path)
+        load_full(tmp_path)

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from families import FAMILIES, LAYOUTS, PER_EXPERT, D, K, L, M, auto_class, batch, objective, plain, saved
 from fedexperts.errors import InputError
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.layer import MoELayer
-from fedexperts.moe.load import load_classifier, new_model
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.parts import GATE, NotMoEError, Piece, expert, is_expert
 from fedexperts.moe.subset import load_full, load_into, load_streamed, load_subset
@@ -69,12 +69,12 @@ def test_other_kinds_of_rotary_embeddings_are_rebuilt_too(tmp_path):
 
 def test_weights_are_of_the_type_asked_for_and_frequencies_stay_exact(tmp_path):
     folder_of("mixtral", tmp_path)
-    for model in (load_classifier(tmp_path, torch.bfloat16), load_subset(tmp_path, KEEP, dtype=torch.bfloat16)):
+    for model in (load_full(tmp_path, dtype=torch.bfloat16), load_subset(tmp_path, KEEP, dtype=torch.bfloat16)):
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
         assert View(model)(batch()).isfinite().all()  # transformers' own grouped product wants larger sizes in bfloat16
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert same(load_classifier(tmp_path, torch.bfloat16), theirs)
+    assert same(load_full(tmp_path, dtype=torch.bfloat16), theirs)
     config = {"model_type": "mixtral", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
     new = new_model({**config, "num_key_value_heads": 2, "vocab_size": 5, "intermediate_size": 8}, 0, torch.bfloat16)
     assert {parameter.dtype for parameter in new.parameters()} == {torch.bfloat16}
@@ -89,7 +89,7 @@ def test_tied_weights_stay_tied(tmp_path):
 def test_a_language_model_becomes_a_classifier_whose_head_depends_on_the_seed_alone(tmp_path):
     saved(plain("mixtral", AutoModelForCausalLM), tmp_path)
     state = torch.get_rng_state()
-    a, b, c = (load_classifier(tmp_path, seed=seed) for seed in (1, 1, 2))
+    a, b, c = (load_full(tmp_path, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert same(a, b)
     assert not torch.equal(a.score.weight, c.score.weight)
@@ -104,7 +104,7 @@ def test_a_classifier_is_no_language_model(tmp_path):
 
 def test_olmoe_has_no_classifier_and_the_message_says_so(tmp_path):
     with pytest.raises(InputError, match="cannot build AutoModelForSequenceClassification of a 'olmoe' config"):
-        load_classifier(folder_of("olmoe", tmp_path))
+        load_full(folder_of("olmoe", tmp_path))
 
 
 # ---- some of its experts

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import small
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.layer import MoELayer
-from fedexperts.moe.load import new_model
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
 from fedexperts.runs.checkpoint import Packer

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedexperts.data.classify import Classification
-from fedexperts.moe.load import new_model
+from fedexperts.moe.auto import new_model
 from fedexperts.moe.view import View
 from fedexperts.train.warmup import WarmUp, domain_groups, gate_fit_loss, warm_up
 

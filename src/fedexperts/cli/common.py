@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -92,3 +94,27 @@ def progress_bars() -> Progress:
         TimeElapsedColumn(),
         console=console,
     )
+
+
+@contextmanager
+def running(cycles: Mapping[str, int], metric: str = "accuracy") -> Iterator[Callable[[str, int, float | None], None]]:
+    """Bars of several runs, given as name → cycles; yields what moves them. Other runs get a bar when they are heard of."""
+    with progress_bars() as bars:
+        bar = {name: bars.add_task(name, total=total, accuracy="") for name, total in cycles.items()}
+
+        def show(name: str, cycle: int, accuracy: float | None) -> None:
+            if name not in bar:
+                bar[name] = bars.add_task(name, total=None, accuracy="")
+            advance(bars, bar[name], cycle, reached(accuracy, metric))
+
+        yield show
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C ends the command with what goes on after it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted; go on with the same command and --resume")
+        raise typer.Exit(130) from None

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import TaskID
+from rich.console import RenderableType
 
 from ..errors import InputError
 from ..report.compare_html import write_comparison
-from ..report.network_html import network_tables, write_tables
+from ..report.networked_html import networked_tables, write_tables
 from ..report.table import comparison_table
 from ..runs.lock import is_free
-from ..scenario import Scenario
 from ..writing import check_folder, check_replaceable
-from .common import advance, console, numbers, output, print_json, progress_bars, reached, say
+from .common import numbers, output, print_json, resumable, running, say
 from .run import Json, ScenarioPath, Set, load
 
 PAGE = "report.html"
@@ -36,62 +35,35 @@ def command(
     """Run a scenario with several protocols or policies and seeds; one table, one report."""
     from ..method.methods import METHODS
     from ..runs import comparison
+    from ..runs import networked_tables as tables
+    from ..runs.grid import by_name, job_name, run_grid
 
     loaded = load(scenario, None, None, set_)
     directory = out or Path("runs") / f"{loaded.name}-compare"
+    page = directory / PAGE
     if METHODS[loaded.protocol].fills_tables and not protocol and not policy:
-        fill_tables(loaded, tau, clients, seeds, directory, resume, json)
-        return
-    kind, named = comparison.variants(loaded, _names(protocol), _names(policy))
+        grid = tables.grid(loaded, tables.partitions(tau), numbers("--clients", clients) if clients else [], seeds)
+    else:
+        grid = comparison.grid(loaded, _names(protocol), _names(policy), seeds)
     _check_free(directory, resume)
-    metrics = {loaded.task_of(i).metric for i in range(len(loaded.cluster))}
-    metric = metrics.pop() if len(metrics) == 1 else "score"
-    with progress_bars() as bars:
-        names = comparison.job_names(named, seeds)
-        bar = {name: bars.add_task(name, total=cycles, accuracy="") for name, cycles in names.items()}
-
-        def show(name: str, cycles: int, accuracy: float | None) -> None:
-            advance(bars, bar[name], cycles, reached(accuracy, metric))
-
-        try:
-            summaries = comparison.compare(named, seeds, directory, resume, show)
-        except KeyboardInterrupt:
-            console.print("interrupted; go on with the same command and --resume")
-            raise typer.Exit(130) from None
-    rows = comparison.medians(summaries)
-    write_comparison(comparison.directories(named, seeds, directory), rows, directory / PAGE, loaded.name)
-    if json:
-        print_json({"directory": str(directory), "target": loaded.evaluation.target, "seeds": seeds, kind: rows})
+    known = {} if grid.then else {job_name(key): job.train.cycles for key, job in grid.jobs.items()}
+    with running(known, grid.metric) as show, resumable():
+        done = run_grid(grid, directory, resume, show)
+    document = grid.fill(done)
+    table: RenderableType
+    if grid.kind == "tables":
+        write_tables(document, page, loaded.name)
+        table, holds = networked_tables(document), "tables, gating heatmaps and costs"
     else:
-        output.print(comparison_table(rows, loaded.evaluation.target))
-        say(f"{directory / PAGE}: curves, loads and assignments; {directory}/<run>/: the runs")
-
-
-def fill_tables(scenario: Scenario, tau: str, clients: str, seeds: int, out: Path, resume: bool, json: bool) -> None:
-    """The tables of the Networked MoE paper."""
-    from ..runs import networked_tables as tables
-
-    _check_free(out, resume)
-    partitions, counts = tables.partitions(tau), numbers("--clients", clients) if clients else []
-    with progress_bars() as bars:
-        bar: dict[str, TaskID] = {}
-
-        def show(name: str, cycles: int, accuracy: float | None) -> None:
-            if name not in bar:
-                bar[name] = bars.add_task(name, total=None, accuracy="")
-            advance(bars, bar[name], cycles, reached(accuracy))
-
-        try:
-            document = tables.compare(scenario, partitions, seeds, out, resume, show, counts)
-        except KeyboardInterrupt:
-            console.print("interrupted; go on with the same command and --resume")
-            raise typer.Exit(130) from None
-    write_tables(document, out / PAGE, scenario.name)
+        rows = document[grid.kind]
+        runs = {name: [one.directory for one in group] for name, group in by_name(done).items()}
+        write_comparison(runs, rows, page, loaded.name)
+        table, holds = comparison_table(rows, document["target"]), "curves, loads and assignments"
     if json:
-        print_json({"directory": str(out), **document})
+        print_json({"directory": str(directory), **document})
     else:
-        output.print(network_tables(document))
-        say(f"{out / PAGE}: tables, gating heatmaps and costs; {out}/<run>/: the runs")
+        output.print(table)
+        say(f"{page}: {holds}; {directory}/<run>/: the runs")
 
 
 def _check_free(out: Path, resume: bool) -> None:

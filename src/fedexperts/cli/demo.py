@@ -17,7 +17,7 @@ from ..report.table import results_table
 from ..runs.lock import LEFTOVERS, claimed, is_free
 from ..scenario import Scenario
 from ..writing import check_folder, check_replaceable, on_disk
-from .common import advance, console, output, print_json, progress_bars, say
+from .common import console, output, print_json, running, say
 from .run import Json
 
 PAGE, INITIAL = "report.html", "initial"
@@ -46,12 +46,7 @@ def command(
         report = before_training(jobs[name])
         gammas = ", ".join(f"{cluster} {gamma:.2f}" for cluster, gamma in report["gamma"].items())
         console.print(Text.assemble((name, "bold"), f": γ before training: {gammas}\n  {report['advice']}"), soft_wrap=True)
-    with progress_bars() as bars:
-        bar = {name: bars.add_task(name, total=job.train.cycles, accuracy="") for name, job in jobs.items()}
-
-        def show(name: str, cycles: int, accuracy: float | None) -> None:
-            advance(bars, bar[name], cycles, f"accuracy {accuracy:.1%}")
-
+    with running({name: job.train.cycles for name, job in jobs.items()}) as show:
         summaries = run_many(jobs, out, progress=show)
     write_report(
         {name: out / folder(name) for name in jobs},

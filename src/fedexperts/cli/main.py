@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
-from typing import TextIO
 
 import click
 import typer
 from rich.text import Text
 
 from .. import __version__
-from ..errors import Diverged, InputError, InputWarning, RunError, legible
+from ..errors import Diverged, InputError, RunError, hear_warnings, legible
 from ..writing import PATHS
 from .common import console, warn
 from .lazy import LazyGroup
@@ -42,21 +40,6 @@ def _main(
     pass
 
 
-def _show(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """A warning of input as a message of the program; others as Python shows them."""
-    if issubclass(category, InputWarning):
-        warn(str(message))
-    else:
-        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
-
-
 class _Log(logging.Handler):
     """What the package logs, as messages of the program."""
 
@@ -70,7 +53,7 @@ _log = _Log(logging.WARNING)
 
 def main() -> None:
     """Entry point."""
-    warnings.showwarning = _show
+    hear_warnings(warn)
     logging.getLogger("fedexperts").addHandler(_log)
     try:
         code = app(standalone_mode=False)

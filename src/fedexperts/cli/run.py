@@ -9,7 +9,7 @@ import typer
 
 from ..scenario import Scenario
 from ..writing import check_replaceable
-from .common import advance, output, print_json, progress_bars, reached, say, warn
+from .common import advance, output, print_json, progress_bars, reached, resumable, say, warn
 
 PAGE = "report.html"
 ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario file.")]
@@ -37,18 +37,14 @@ def command(
     loaded = load(scenario, protocol, seed, set_)
     directory = module.default_directory(loaded) if out is None else out
     check_replaceable(directory / PAGE, "--out")
-    with progress_bars() as bars:
+    with progress_bars() as bars, resumable():
         bar = bars.add_task(loaded.protocol, total=loaded.train.cycles, accuracy="")
 
         def show(line: dict[str, Any]) -> None:
             if line["event"] == "evaluate":
                 advance(bars, bar, line["cycle"], reached(line["accuracy"], line.get("metric", "accuracy")))
 
-        try:
-            result = module.run(loaded, directory, resume=resume, listener=show)
-        except KeyboardInterrupt:
-            say("interrupted; go on with the same command and --resume")
-            raise typer.Exit(130) from None
+        result = module.run(loaded, directory, resume=resume, listener=show)
     for warning in warnings(loaded, result.summary):
         warn(warning)
     write_report({loaded.protocol: result.directory}, result.directory / PAGE, loaded.name)

@@ -10,14 +10,14 @@ from collections.abc import Collection
 import torch
 
 from ..errors import InputError, InputWarning
+from ..moe.auto import AUTO, FOR_TASK
 from ..moe.checkpoint import Checkpoint, resolve
-from ..moe.load import AUTO
 from ..moe.parts import Piece, expert_index
 from ..moe.subset import load_streamed, load_subset
 from ..moe.view import View
 from ..scenario import Scenario
 from ..setup.devices import dealt, devices
-from ..setup.model import kind_of, lora_of
+from ..setup.model import lora_of
 from ..setup.samples import datasets
 from ..tables import Load
 from ..train.host import Host, LocalHost
@@ -96,7 +96,7 @@ def partial_view(scenario: Scenario, owned: Collection[str], load: Load) -> View
         )
     checkpoint = Checkpoint(resolve(table.path, scenario.base))
     keep = sorted({m for layer, m in map(expert_index, owned)})
-    auto, dtype = AUTO[kind_of(scenario.task)], getattr(torch, table.precision)
+    auto, dtype = AUTO[FOR_TASK[scenario.task.kind]], getattr(torch, table.precision)
     granularity = scenario.assignment.granularity
     if load == "own":
         subset = load_subset(checkpoint, keep, auto, dtype, scenario.seed)

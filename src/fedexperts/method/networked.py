@@ -33,7 +33,7 @@ from ..train.member import NetworkClient, call_B
 from ..train.privacy import guarantee
 from .method import Beginning, Method
 
-NETWORK_FIELDS = ("norm", "sigma", "correlation_samples", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
+CLIENT_FIELDS = ("norm", "sigma", "correlation_samples", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
 
 
 def prepare(scenario: Scenario) -> Prepared:
@@ -50,7 +50,7 @@ def prepare(scenario: Scenario) -> Prepared:
     table = scenario.networked
     for i, (name, host) in enumerate(prepared.hosts.items()):
         own = 0 if table.control == "fedavg" else i
-        host.join(NetworkClient(own, **{field: getattr(table, field) for field in NETWORK_FIELDS}))
+        host.join(NetworkClient(own, **{field: getattr(table, field) for field in CLIENT_FIELDS}))
         if table.control is None:
             prepared.owners[expert(own)] = prepared.hosts[name]
     return prepared
@@ -123,7 +123,7 @@ def privacy_facts(scenario: Scenario) -> dict[str, Any]:
     return {"sigma": table.sigma, "epsilon": round(found.epsilon, 6), "delta": found.delta, "note": f"{found} {SIMULATED}"}
 
 
-def network_facts(prepared: Prepared, judges: Judges) -> dict[str, Any]:
+def inference_facts(prepared: Prepared, judges: Judges) -> dict[str, Any]:
     """How the network infers: each client's images through the shared extractor and gate, and the experts that it asks.
 
     ``accuracy``, ``loss``, ``macro_f1`` and ``macro_auc`` are over all clients' data, ``mean_…`` are means over clients;
@@ -292,7 +292,7 @@ def _protocol(prepared: Prepared, start: Start) -> Networked:
 
 
 def _judge(prepared: Prepared, protocol: ServerProtocol, judges: Judges) -> dict[str, Any]:
-    return network_facts(prepared, judges)
+    return inference_facts(prepared, judges)
 
 
 def _finish(prepared: Prepared) -> None:

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ..errors import InputError
 from ..reading import read_json
+from .auto import AUTO, kind_of
 from .checkpoint import Checkpoint, check_finite
 from .config import refusing
-from .load import load_tokenizer
 from .meta import read_config
+from .tokenizer import load_tokenizer
 
 Answer = dict[str, Any]
 
 
 def classifies(folder: Path) -> bool:
     """Whether a checkpoint is a sequence classifier, by its config; else it is taken for a causal language model."""
-    return any(name.endswith("ForSequenceClassification") for name in read_config(str(folder)).get("architectures") or ())
+    return kind_of(read_config(str(folder))) == "classifier"
 
 
 def answers(folder: Path, tokenizer: Path, prompts: Sequence[str], max_new_tokens: int) -> list[Answer]:
@@ -33,7 +33,7 @@ def answers(folder: Path, tokenizer: Path, prompts: Sequence[str], max_new_token
     classifier = classifies(folder)
     reader = load_tokenizer(tokenizer)
     coded = [reader(prompt, return_tensors="pt") for prompt in prompts]
-    model = _load(folder, AutoModelForSequenceClassification if classifier else AutoModelForCausalLM)
+    model = _load(folder, AUTO["classifier" if classifier else "language-model"])
     for prompt, inputs in zip(prompts, coded, strict=True):
         if not inputs["input_ids"].numel():
             raise InputError(f"--prompt {prompt!r}: has no tokens; give a text")

@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint
 from .encoder import BertMoEConfig, BertMoEForSequenceClassification
 from .gate_rows import hidden_rows, prompts_of, random_rows
 from .subset import NEW_HEADS, one_or_more
-from .vocabulary import tokenizer_notes
+from .tokenizer import tokenizer_notes
 from .written import Plan, copied, given, write
 
 Gate = Literal["random", "hidden"]

@@ -26,10 +26,11 @@ from transformers import AutoConfig
 from ..errors import InputError
 from ..reading import read_json, short
 from .config import checked, experts_field, first_line, read_document, refusing
+from .tokenizer import FILES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-WANTED = ["*.json", "model*.safetensors", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+WANTED = ["*.json", "model*.safetensors", *FILES]
 """What is fetched from a hub: no pickles, no second copy of the weights in another format."""
 PER_EXPERT = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_proj": (("w2",), ("down_proj",))}
 """The matrices that are stacked to one expert's fused tensor, by family."""

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, __version__
+from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
 from ..reading import read_json
 from . import conv, encoder, resnet  # noqa: F401  # they tell transformers of our own model types
 from .parts import NotMoEError
+
+transformers_logging.disable_progress_bar()
 
 FILE_B = 16 * 2**20
 """A config with the names of 100,000 labels has a quarter of that."""

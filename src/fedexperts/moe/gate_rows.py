@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..reading import parse_json, read_text
 from .checkpoint import Checkpoint
 from .config import refusing
-from .load import load_tokenizer
+from .tokenizer import load_tokenizer
 
 
 def random_rows(root: Checkpoint, experts: int, std: float | None, seed: int) -> list[Tensor]:

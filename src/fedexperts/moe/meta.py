@@ -9,19 +9,13 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from ..errors import InputError
+from .auto import AUTO, kind_of
 from .checkpoint import HUB_NAME
 from .config import first_line, parsed, read_document, refusing
-from .conv import ConvMoEConfig
-from .encoder import BertMoEConfig
 from .families import check_family
-from .resnet import NetworkedMoEConfig
 from .view import View
-
-IMAGES = (ConvMoEConfig.model_type, NetworkedMoEConfig.model_type)
-"""Model types that know images alone."""
 
 
 def read_config(model: str) -> dict[str, Any]:
@@ -53,8 +47,6 @@ def _fetched(model: str) -> Path:
 def meta_view(document: dict[str, Any]) -> View:
     """The model that a config describes, as a view without numbers.
 
-    It is a classifier of sequences or images if its architectures say so, else a causal LM; our own types are classifiers.
-
     Raises:
         InputError: the config is inconsistent or of a model type that transformers does not know.
         NotMoEError: the model has no MoE layer that the view knows.
@@ -63,14 +55,4 @@ def meta_view(document: dict[str, Any]) -> View:
     config = parsed(document, where)
     check_family(config, where)
     with refusing(f"{where}: no model can be built from this config", "correct the config"), torch.device("meta"):
-        return View(_auto_class(document).from_config(config, trust_remote_code=False))
-
-
-def _auto_class(document: dict[str, Any]) -> Any:
-    names = document.get("architectures") or ()
-    if document["model_type"] in IMAGES or any(name.endswith("ForImageClassification") for name in names):
-        return AutoModelForImageClassification
-    classifier = document["model_type"] == BertMoEConfig.model_type or any(
-        name.endswith("ForSequenceClassification") for name in names
-    )
-    return AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+        return View(AUTO[kind_of(document)].from_config(config, trust_remote_code=False))

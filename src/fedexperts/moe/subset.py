@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from ..errors import InputError
+from .auto import AUTO
 from .checkpoint import Checkpoint, Store
 from .config import check_memory, experts_field, refusing
 from .families import check_family, check_layout, fused_block
@@ -33,7 +33,7 @@ NEW_HEADS = (*(f"{head}." for head in HEADS if head != "lm_head"), "bert.pooler.
 
 def load_full(
     source: Path | Checkpoint,
-    auto_class: Any = AutoModelForSequenceClassification,
+    auto_class: Any = AUTO["classifier"],
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     outputs: int | None = None,
@@ -67,7 +67,7 @@ def load_full(
 def load_subset(
     source: Path | Checkpoint,
     keep: Sequence[int],
-    auto_class: Any = AutoModelForSequenceClassification,
+    auto_class: Any = AUTO["classifier"],
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> nn.Module:
@@ -95,7 +95,7 @@ def load_subset(
 def load_streamed(
     source: Path | Checkpoint,
     keep: Sequence[int],
-    auto_class: Any = AutoModelForSequenceClassification,
+    auto_class: Any = AUTO["classifier"],
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> nn.Module:

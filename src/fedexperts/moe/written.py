@@ -22,18 +22,9 @@ from ..errors import InputError
 from ..writing import on_disk
 from .checkpoint import INDEX, SINGLE, Checkpoint
 from .parts import Tensors
+from .tokenizer import files_of_tokenizer
 
 SHARD_B = 2 * 10**9
-TOKENIZER = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -97,9 +88,8 @@ def _write(plan: Plan, config: Any, tokenizer: Path, out: Path) -> None:
     try:
         _write_shards(plan, unfinished)
         config.save_pretrained(unfinished)
-        for path in sorted(
-            {path for pattern in TOKENIZER for path in tokenizer.glob(pattern) if path.is_file() and path.suffix != ".py"}
-        ):
+        generation = tokenizer / "generation_config.json"
+        for path in [*files_of_tokenizer(tokenizer), *([generation] if generation.is_file() else [])]:
             shutil.copyfile(path, unfinished / path.name)
         unfinished.rename(out)
     except BaseException:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+
+from .page import html_table, look, share_map, text_row
 
 Lines = Sequence[Mapping[str, Any]]
 THIRDS = ("first third", "second third", "last third")
@@ -31,14 +32,10 @@ def heatmap_figure(runs: Mapping[str, Lines]) -> go.Figure:
     for row, (name, lines) in enumerate(runs.items(), start=1):
         clients, experts = names_of(lines)
         for column, period in enumerate((panels[name][period] for period in columns), start=1):
-            share = [[_share(period, client, m) for m in range(experts)] for client in clients]
-            heat = go.Heatmap(
-                z=share,
+            heat = share_map(
+                [[_share(period, client, m) for m in range(experts)] for client in clients],
                 x=[str(m) for m in range(experts)],
                 y=clients,
-                zmin=0,
-                zmax=1,
-                colorscale="Blues",
                 showscale=row == column == 1,
                 colorbar={"title": "share of rounds", "len": 1 / len(runs), "y": 1, "yanchor": "top"},
                 xgap=1,
@@ -49,7 +46,7 @@ def heatmap_figure(runs: Mapping[str, Lines]) -> go.Figure:
             figure.update_xaxes(title_text="expert" if row == len(runs) else None, type="category", row=row, col=column)
     height = 140 + sum(max(190, 16 * len(names_of(lines)[0]) + 70) for lines in runs.values())
     title = "who trained what: share of rounds in which a client was assigned an expert"
-    figure.update_layout(template="plotly_white", height=height, margin={"t": 90}, title=title)
+    look(figure, height, margin={"t": 90}, title=title)
     figure.update_annotations(font_size=12)
     return figure
 
@@ -80,9 +77,7 @@ def load_figure(runs: Mapping[str, Lines], colours: Mapping[str, str]) -> go.Fig
         loads = [line["load"] for line in lines if line["event"] == "round"]
         total = [sum(load) for load in zip(*loads, strict=True)]
         figure.add_bar(x=[f"expert {m}" for m in range(len(total))], y=total, name=name, marker={"color": colours[name]})
-    figure.update_layout(
-        template="plotly_white", height=340, barmode="group", title="training load by expert", yaxis_title="samples (or FLOPs)"
-    )
+    look(figure, 340, barmode="group", title="training load by expert", yaxis_title="samples (or FLOPs)")
     return figure
 
 
@@ -95,6 +90,4 @@ def sat_out_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     if not rows:
         return "<p class='note'>No client sat out a round.</p>"
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    head = "<th>run</th><th>client</th><th>rounds sat out, by reason</th>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return html_table([text_row(("run", "client", "rounds sat out, by reason"), "th")], map(text_row, rows))

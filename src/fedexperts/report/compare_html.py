@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,21 @@ from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
-from .html import COLOURS, shown, write_page
-from .table import ACCURACY, Column, axis, compared, compared_columns, metric_by_cluster, metric_of
+from .page import (
+    COLOURS,
+    cell,
+    cell_row,
+    html_table,
+    legend_above,
+    look,
+    over_seeds,
+    shown,
+    spread_cell,
+    target_line,
+    text_row,
+    write_page,
+)
+from .table import ACCURACY, axis, compared, compared_columns, metric_by_cluster, metric_of
 
 AXES = (("cycle", "rounds (orbital cycles)", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
 
@@ -85,11 +97,9 @@ def curve_figure(
             figure.add_traces([band, line], rows=1, cols=column)
     for column, (_, text, _) in enumerate(AXES, start=1):
         figure.update_xaxes(title_text=text, row=1, col=column)
-    target = next(iter(summaries.values()))[0]["target"]
-    if target is not None and key == "accuracy":
-        figure.add_hline(y=times * target, line={"color": "#888", "dash": "dash", "width": 1})
+    target_line(figure, next(iter(summaries.values()))[0]["target"] if key == "accuracy" else None, times)
     figure.update_yaxes(title_text=label, col=1)
-    figure.update_layout(template="plotly_white", height=420, legend={"orientation": "h", "y": 1.12}, margin={"t": 60})
+    look(figure, 420, **legend_above(1.12))
     return figure
 
 
@@ -111,34 +121,20 @@ def client_figure(summaries: Mapping[str, Sequence[Mapping[str, Any]]], colours:
             bar = go.Bar(x=names, y=values, name=name, legendgroup=name, showlegend=row == 1, marker={"color": colours[name]})
             figure.add_trace(bar, row=row, col=1)
         figure.update_yaxes(title_text=f"{label}, {unit}", row=row, col=1)
-    figure.update_layout(
-        template="plotly_white",
-        height=120 + 220 * len(kinds),
-        barmode="group",
-        title=f"final {metric} by {'client' if personal else 'cluster'}, median over seeds",
-    )
+    title = f"final {metric} by {'client' if personal else 'cluster'}, median over seeds"
+    look(figure, 120 + 220 * len(kinds), barmode="group", title=title)
     return figure
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     columns = compared_columns(rows)
-    head = "<th></th>" + "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
-    body = "".join(
-        f"<tr><td>{html.escape(name)}</td>" + "".join(_cell(column, row) for column in columns) + "</tr>"
-        for name, row in rows.items()
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(column: Column, row: Mapping[str, Any]) -> str:
-    middle, spread = compared(column, row)
-    below = f"<br><span class='spread'>{html.escape(spread)}</span>" if spread else ""
-    return f"<td>{html.escape(middle)}{below}</td>"
+    heads = text_row(["", *(column.title for column in columns)], "th")
+    body = (cell_row([cell(name), *(spread_cell(*compared(c, found)) for c in columns)]) for name, found in rows.items())
+    return html_table([heads], body)
 
 
 def _note(seeds: int, aligned: bool) -> str:
-    text = f"Medians over {seeds} seed{'s' if seeds > 1 else ''}, below them the lowest and the highest where seeds differ. "
-    text += "A dash: not reached. "
+    text = f"{over_seeds(seeds)} where seeds differ. A dash: not reached. "
     text += "Steps are summed over all devices; MB are 10⁶ bytes sent up by all devices. "
     if aligned:
         text += (

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
-from ..writing import mark, write_whole
 from .alignment import heatmap_figure, load_figure, sat_out_table
+from .page import COLOURS, html_table, legend_above, look, share_map, shown, target_line, text_row, write_page
 from .table import COLUMNS, axis, baseline_rows, cells, goal_of, metric_by_cluster, metric_of
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 0.95rem; }
-th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-span.spread { color: #777; font-size: 0.8rem; white-space: nowrap; }
-p.note { color: #555; max-width: 60rem; }
-"""
 
 
 def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
@@ -48,26 +37,6 @@ evaluation that reached the target; dotted lines are the γ ≈ 1 controls, wher
 {sat_out}
 """
     write_page(path, title, content)
-
-
-def shown(figures: Sequence[go.Figure]) -> str:
-    """Figures as HTML, to be put into a page that holds plotly."""
-    return "".join(
-        figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) for figure in figures
-    )
-
-
-def write_page(path: Path, title: str, content: str) -> None:
-    """A whole page around some content, with our mark; it appears when it is complete."""
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">{mark()}<title>{html.escape(title)}</title>
-<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
-<h1>{html.escape(title)}</h1>
-{content}
-</body></html>
-"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page)
 
 
 def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -101,11 +70,9 @@ def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
             figure.add_trace(line, row=panel // 2 + 1, col=panel % 2 + 1)
     for panel, (_, text, _) in enumerate(axes):
         figure.update_xaxes(title_text=text, row=panel // 2 + 1, col=panel % 2 + 1)
-    target = next(iter(summaries.values()))["target"]
-    if target is not None:
-        figure.add_hline(y=times * target, line={"color": "#888", "dash": "dash", "width": 1})
+    target_line(figure, next(iter(summaries.values()))["target"], times)
     figure.update_yaxes(title_text=_on(f"global {label}", _judged_on(summaries)), col=1)
-    figure.update_layout(template="plotly_white", height=760, legend={"orientation": "h", "y": 1.07}, margin={"t": 60})
+    look(figure, 760, **legend_above(1.07))
     return figure
 
 
@@ -144,13 +111,8 @@ def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     for i, (name, shares) in enumerate(baseline_rows(summaries).items()):
         grey = ("#bbbbbb", "#777777")[i % 2]
         figure.add_bar(x=list(shares), y=[times * value for value in shares.values()], name=name, marker={"color": grey})
-    figure.update_layout(
-        template="plotly_white",
-        height=380,
-        barmode="group",
-        title=f"final {metric_by_cluster(summaries)} by cluster, on test data",
-        yaxis_title=label,
-    )
+    title = f"final {metric_by_cluster(summaries)} by cluster, on test data"
+    look(figure, 380, barmode="group", title=title, yaxis_title=label)
     return figure
 
 
@@ -181,7 +143,7 @@ def energy_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     figure.update_xaxes(title_text="J per device, radio and compute (idle not counted)", row=1, col=1)
     figure.update_yaxes(title_text=_on(label, _judged_on(summaries)), row=1, col=1)
     figure.update_yaxes(title_text="J per device, whole run (log)", type="log", row=1, col=2)
-    figure.update_layout(template="plotly_white", height=380, legend={"orientation": "h", "y": 1.15}, margin={"t": 60})
+    look(figure, 380, **legend_above(1.15))
     return figure
 
 
@@ -196,8 +158,8 @@ def relevance_figure(lines: Mapping[str, list[dict[str, Any]]]) -> go.Figure:
     for column, report in enumerate(reports.values(), start=1):
         owner = {m: c for c, group in report["assignment"].items() for m in group}
         figure.add_trace(
-            go.Heatmap(
-                z=report["relevance"],
+            share_map(
+                report["relevance"],
                 x=report["clusters"],
                 y=report["experts"],
                 text=[
@@ -205,28 +167,21 @@ def relevance_figure(lines: Mapping[str, list[dict[str, Any]]]) -> go.Figure:
                     for m, row in enumerate(report["relevance"])
                 ],
                 texttemplate="%{text}",
-                colorscale="Blues",
-                zmin=0,
-                zmax=1,
                 showscale=column == len(reports),
             ),
             row=1,
             col=column,
         )
-    figure.update_layout(template="plotly_white", height=420)
+    look(figure, 420)
     return figure
 
 
 def _table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
-    groups = "<th colspan=3></th><th colspan=3>to the target</th><th colspan=3>whole run</th>"
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(name, row)) + "</tr>"
-        for name, row in summaries.items()
-    )
+    groups = "<tr><th colspan=3></th><th colspan=3>to the target</th><th colspan=3>whole run</th></tr>"
     goal = goal_of(summaries)
     caption = "" if goal is None else f"<p>The target is {goal}; “final” is judged on test data, once, at the end.</p>"
-    return f"{caption}<table><thead><tr>{groups}</tr><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    rows = (text_row(cells(name, summary)) for name, summary in summaries.items())
+    return caption + html_table([groups, text_row(COLUMNS, "th")], rows)
 
 
 def _advice(lines: Mapping[str, list[dict[str, Any]]]) -> str:

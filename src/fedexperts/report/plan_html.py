@@ -10,11 +10,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
-from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from ..writing import mark, write_together
-from .html import COLOURS, STYLE
+from .page import COLOURS, cell, cell_row, html_table, shown, text_row, write_page
 from .plan_map import map_figure, reach_of, sites_of
 from .plan_text import clock, colours_of, count, duration, megabytes, number, satellites_of, style
 
@@ -57,27 +55,18 @@ def write_plan(document: Mapping[str, Any], path: Path, beside: Mapping[str, str
     Raises:
         OSError: one of them cannot be written.
     """
-    title = html.escape(f"Contact plan: {document['name']}")
     sections = (_map_section(document), _contact_section(document), _pass_section(document))
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">{mark(beside.values())}<title>{title}</title>
-<style>{STYLE}{PLAN_STYLE}</style><script>{get_plotlyjs()}</script></head><body>
-<h1>{title}</h1>
-<p>{_headline(document)}</p>
+    content = f"""<p>{_headline(document)}</p>
 {_table(document["clusters"])}
-{"".join(sections)}
-</body></html>
-"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_together({path: page, **{path.with_name(name): text for name, text in beside.items()}})
+{"".join(sections)}"""
+    write_page(path, f"Contact plan: {document['name']}", content, PLAN_STYLE, beside)
 
 
 # --- the page's parts -------------------------------------------------------------------------------------------------
 
 
 def _section(title: str, note: str, figure: go.Figure | None) -> str:
-    config = {"displayModeBar": False, "responsive": True}
-    drawn = "" if figure is None else figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+    drawn = shown([] if figure is None else [figure], responsive=True)
     return f"<h2>{title}</h2><p class='note'>{note}</p>{drawn}\n"
 
 
@@ -96,15 +85,13 @@ def _headline(document: Mapping[str, Any]) -> str:
 
 
 def _table(clusters: Mapping[str, Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{column}</th>" for column in COLUMNS)
     note = "<p class='note'>Rates and bytes are those of one device; MB are 10⁶ B.</p>"
-    rows = "".join(
-        "<tr class='numbers'>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(name, row))
-        + f"</tr><tr><td class='verdict' colspan='{len(COLUMNS)}'>{html.escape(str(row.get('verdict') or ''))}</td></tr>"
-        for name, row in clusters.items()
+    spanned = f" class='verdict' colspan='{len(COLUMNS)}'"
+    body = (
+        text_row(_cells(name, found), of="numbers") + cell_row([cell(str(found.get("verdict") or ""), attributes=spanned)])
+        for name, found in clusters.items()
     )
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
+    return f"<div class='wide'>{html_table([text_row(COLUMNS, 'th')], body)}</div>{note}"
 
 
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:

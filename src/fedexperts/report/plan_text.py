@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from .html import COLOURS
+from .page import COLOURS
 
 
 def style(figure: go.Figure, **layout: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..moe.answer import answers, classifies
 from ..moe.checkpoint import resolve
-from ..moe.load import has_tokenizer
+from ..moe.tokenizer import has_tokenizer
 from .ended import initial_folder, is_run, model_folder, scenario_of
 
 

@@ -1,16 +1,15 @@
-"""Comparing protocols or policies on one scenario: a grid over them and over seeds, and its medians."""
+"""Comparing protocols or policies on one scenario, over seeds: the grid, and its medians."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
 from ..method.methods import METHODS
 from ..scenario import Scenario
-from .parallel import Progress, folder, run_many
+from .grid import Done, Grid, Key, by_name, over_seeds
 
 Kind = Literal["protocols", "policies"]
 MEDIANS = {
@@ -50,30 +49,25 @@ def variants(scenario: Scenario, protocols: Sequence[str], policies: Sequence[st
     return "policies", {name: scenario.changed(**{table: {"policy": name}}) for name in policies or usual}
 
 
-def compare(
-    named: Mapping[str, Scenario], seeds: int, out: Path, resume: bool = False, progress: Progress | None = None
-) -> dict[str, list[dict[str, Any]]]:
-    """Run every scenario with ``seeds`` seeds, from its own upwards; return their summaries, by name and in order of the seeds.
+def grid(scenario: Scenario, protocols: Sequence[str], policies: Sequence[str], seeds: int) -> Grid:
+    """Protocols or policies over seeds; filled in, their `medians`.
 
-    Runs are in ``out/<name>-seed-<seed>``. With ``resume`` those that have ended are left alone, others go on.
+    Raises:
+        InputError: as `variants`.
     """
-    jobs = {job: s for name, scenario in named.items() for job, s in _seeded(name, scenario, seeds).items()}
-    summaries = run_many(jobs, out, resume=resume, progress=progress)
-    return {name: [summaries[job] for job in _seeded(name, scenario, seeds)] for name, scenario in named.items()}
+    kind, named = variants(scenario, protocols, policies)
 
+    def fill(done: Mapping[Key, Done]) -> dict[str, Any]:
+        summaries = {name: [one.summary for one in runs] for name, runs in by_name(done).items()}
+        return {"target": scenario.evaluation.target, "seeds": seeds, kind: medians(summaries)}
 
-def directories(named: Mapping[str, Scenario], seeds: int, out: Path) -> dict[str, list[Path]]:
-    """Where `compare` has put the runs."""
-    return {name: [out / folder(job) for job in _seeded(name, scenario, seeds)] for name, scenario in named.items()}
-
-
-def job_names(named: Mapping[str, Scenario], seeds: int) -> dict[str, int]:
-    """Names of all runs and their orbital cycles, for progress bars."""
-    return {job: s.train.cycles for name, scenario in named.items() for job, s in _seeded(name, scenario, seeds).items()}
-
-
-def _seeded(name: str, scenario: Scenario, seeds: int) -> dict[str, Scenario]:
-    return {f"{name}, seed {seed}": scenario.changed(seed=seed) for seed in range(scenario.seed, scenario.seed + seeds)}
+    metrics = {scenario.task_of(i).metric for i in range(len(scenario.cluster))}
+    return Grid(
+        kind,
+        over_seeds({(name,): changed for name, changed in named.items()}, seeds),
+        fill,
+        metric=metrics.pop() if len(metrics) == 1 else "score",
+    )
 
 
 def medians(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

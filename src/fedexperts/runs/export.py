@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
+from ..moe.auto import AUTO, FOR_TASK
 from ..moe.checkpoint import Checkpoint, Store, files_of
-from ..moe.load import copy_tokenizer
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
+from ..moe.tokenizer import copy_tokenizer
 from ..moe.written import save
 from ..scenario import Scenario
 from ..tables import Adapters
@@ -45,8 +46,7 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
     check_ended(run)
     check_empty(to, "--to")
     scenario = scenario_of(run)
-    autos = {"classification": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
-    classifier, auto = scenario.task.classifies, autos.get(scenario.task.kind, "AutoModelForCausalLM")
+    classifier, auto = scenario.task.classifies, AUTO[FOR_TASK[scenario.task.kind]].__name__
     if form == "merged":
         Store(files_of(run / "model")).check_finite()
         with filled(to, "--to"):

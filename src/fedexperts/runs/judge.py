@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.objective import judge, total
 from ..errors import InputError
-from ..moe.load import has_tokenizer
+from ..moe.tokenizer import has_tokenizer
 from ..moe.view import View
 from ..scenario import Tasks, read_toml
 from ..setup.baselines import baselines

@@ -12,15 +12,13 @@ from typing import Any
 from ..errors import InputError
 from ..ledger import tail
 from ..scenario import Scenario
-from .parallel import Progress, folder, run_many
+from .grid import Done, Grid, Key, over_seeds
 
 EXTRACTORS = ("fedce", "fedsc")
 GATES = ("random", "rolling", "federated")
 METRICS = ("accuracy", "macro_f1", "macro_auc")
 IID = "iid"
 CENTRAL = "central"
-Key = tuple[str, str, int]
-"""Method, partition, seed."""
 
 
 def partitions(text: str) -> list[str]:
@@ -30,7 +28,7 @@ def partitions(text: str) -> list[str]:
         InputError: a word is neither.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    for word in words:
+    for word in words or [text]:
         try:
             good = word == IID or 0 < float(word) <= 1
         except ValueError:
@@ -56,23 +54,22 @@ def trained(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[Key, S
     All make equally many gradient steps on the extractor; the centralised MoE makes those of all clients together, and is there
     for the even partition alone. A projection is only FedSC's.
     """
-    table, jobs = scenario.networked, {}
+    table = scenario.networked
+    named: dict[tuple[str, ...], Scenario] = {}
     stages = {"gate": "random", "gate_cycles": 0}
     cycles = table.extractor_cycles + table.expert_cycles
-    for seed in range(scenario.seed, scenario.seed + seeds):
-        for name in names:
-            dealt = on(scenario.changed(seed=seed), name)
-            for extractor in EXTRACTORS:
-                own = dealt.changed(networked={**stages, "extractor": extractor}, train={"cycles": cycles})
-                jobs[extractor, name, seed] = own if extractor == "fedsc" else _with(own, projection_size=0)
-            for control in ("local", "fedavg"):
-                own = dealt.changed(networked={"control": control}, train={"cycles": table.extractor_cycles})
-                one = {"num_experts": 1, "num_experts_per_tok": 1} if control == "fedavg" else {}
-                jobs[control, name, seed] = _with(own, projection_size=0, **one)
-        if IID in names:
-            central = _central(on(scenario.changed(seed=seed), IID))
-            jobs[CENTRAL, IID, seed] = _with(central, projection_size=0)
-    return jobs
+    for name in names:
+        dealt = on(scenario, name)
+        for extractor in EXTRACTORS:
+            own = dealt.changed(networked={**stages, "extractor": extractor}, train={"cycles": cycles})
+            named[extractor, name] = own if extractor == "fedsc" else _with(own, projection_size=0)
+        for control in ("local", "fedavg"):
+            own = dealt.changed(networked={"control": control}, train={"cycles": table.extractor_cycles})
+            one = {"num_experts": 1, "num_experts_per_tok": 1} if control == "fedavg" else {}
+            named[control, name] = _with(own, projection_size=0, **one)
+    if IID in names:
+        named[CENTRAL, IID] = _with(_central(on(scenario, IID)), projection_size=0)
+    return over_seeds(named, seeds)
 
 
 def gated(scenario: Scenario, model: Path, gate_cycles: int) -> dict[str, Scenario]:
@@ -130,23 +127,19 @@ def by_clients(scenario: Scenario, counts: Sequence[int], partition: str, seeds:
     for n in counts:
         for (method, _, seed), job in trained(resized(scenario, n), [partition], seeds).items():
             if method in EXTRACTORS:
-                jobs[method, f"{partition}, {n} clients", seed] = job
+                jobs[method, _among(n, partition), seed] = job
     return jobs
 
 
-def compare(
-    scenario: Scenario,
-    names: Sequence[str],
-    seeds: int,
-    out: Path,
-    resume: bool = False,
-    progress: Progress | None = None,
-    clients: Sequence[int] = (),
-) -> dict[str, Any]:
-    """Train everything and fill the tables; what ``fedexperts compare --json`` prints for a Networked MoE.
+def _among(clients: int, partition: str) -> str:
+    return f"{partition}, {clients} clients"
 
-    ``tables`` has ``same`` (test data like the training data: Table I) and ``even`` (Table II), each by method and partition
-    with the metrics' values over seeds; ``clients``, if other numbers of clients are asked for, FedGate's accuracy on the
+
+def grid(scenario: Scenario, names: Sequence[str], clients: Sequence[int], seeds: int) -> Grid:
+    """All that is trained on these partitions, and on the last of them by other numbers of ``clients``, if any.
+
+    Filled in, ``tables`` has ``same`` (test data like the training data: Table I) and ``even`` (Table II), each by method and
+    partition with the metrics' values over seeds; ``clients``, where other numbers are asked for, FedGate's accuracy on the
     last partition by number, the scenario's own among them.
 
     Raises:
@@ -159,31 +152,24 @@ def compare(
             'the comparison needs a single [[cluster]], plan.kind = "always-on" and train.max_rounds = 1, so that all methods '
             "make the same steps"
         )
-    first, others = trained(scenario, names, seeds), by_clients(scenario, clients, names[-1], seeds)
-    run_many({_job(*key): job for key, job in [*first.items(), *others.items()]}, out, resume, progress)
-    second = {key: stage for key, job in first.items() for key, stage in _gates(scenario, key, job, out).items()}
-    third = {key: stage for key, job in others.items() for key, stage in _gates(scenario, key, job, out).items()}
-    third = {key: stage for key, stage in third.items() if key[0].endswith(GATES[-1])}
-    run_many({_job(*key): job for key, job in [*second.items(), *third.items()]}, out, resume, progress)
-    ends = {key: _end(out / folder(_job(*key))) for key in [*first, *second]}
-    found: dict[str, dict[str, list[float]]] = {}
-    own = {key: job for key, job in second.items() if others and key[0].endswith(GATES[-1]) and key[1] == names[-1]}
-    for key, job in sorted((own | third).items(), key=lambda item: _clients(item[1])):
-        found.setdefault(str(_clients(job)), {}).setdefault(key[0], []).append(_end(out / folder(_job(*key)))["accuracy"])
-    return {"partitions": list(names), "seeds": seeds, **_tables(ends, list(names)), "clients": found}
+    others = by_clients(scenario, clients, names[-1], seeds)
 
+    def then(key: Key, job: Scenario, directory: Path) -> dict[Key, Scenario]:
+        """The gates that start from a run's model; none for controls, and FedGate alone for other numbers of clients."""
+        method, name, seed = key
+        if method not in EXTRACTORS:
+            return {}
+        stages = gated(job, directory / "model", scenario.networked.gate_cycles)
+        return {(f"{method}, {g}", name, seed): stage for g, stage in stages.items() if key not in others or g == GATES[-1]}
 
-def _gates(scenario: Scenario, key: Key, job: Scenario, out: Path) -> dict[Key, Scenario]:
-    """The gates that start from a run's model; none for controls."""
-    method, name, seed = key
-    if method not in EXTRACTORS:
-        return {}
-    stages = gated(job, out / folder(_job(*key)) / "model", scenario.networked.gate_cycles)
-    return {(f"{method}, {gate}", name, seed): stage for gate, stage in stages.items()}
+    def fill(done: Mapping[Key, Done]) -> dict[str, Any]:
+        ends = {key: _end(one.directory) for key, one in done.items()}
+        dealt = [(_clients(scenario), names[-1]), *((n, _among(n, names[-1])) for n in dict.fromkeys(clients))]
+        found = _by_clients(ends, dealt) if clients else {}
+        ours = {key: end for key, end in ends.items() if key[1] in names}
+        return {"partitions": list(names), "seeds": seeds, **_tables(ours), "clients": found}
 
-
-def _job(method: str, partition: str, seed: int) -> str:
-    return f"{method}, {partition}, seed {seed}"
+    return Grid("tables", trained(scenario, names, seeds) | others, fill, then)
 
 
 def _end(directory: Path) -> dict[str, Any]:
@@ -192,7 +178,17 @@ def _end(directory: Path) -> dict[str, Any]:
     return end
 
 
-def _tables(ends: Mapping[tuple[str, str, int], dict[str, Any]], names: list[str]) -> dict[str, Any]:
+def _by_clients(ends: Mapping[Key, dict[str, Any]], dealt: Sequence[tuple[int, str]]) -> dict[str, dict[str, list[float]]]:
+    """FedGate's accuracy by number of clients and method, over seeds; ``dealt``: numbers, and names of their partitions."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for n, partition in sorted(dealt):
+        for (method, name, _), end in ends.items():
+            if name == partition and method.endswith(GATES[-1]):
+                found.setdefault(str(n), {}).setdefault(method, []).append(end["accuracy"])
+    return found
+
+
+def _tables(ends: Mapping[Key, dict[str, Any]]) -> dict[str, Any]:
     same: dict[str, dict[str, dict[str, list[float]]]] = {}
     even: dict[str, dict[str, dict[str, list[float]]]] = {}
     network: dict[str, dict[str, dict[str, list[Any]]]] = {}

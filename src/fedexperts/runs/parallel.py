@@ -13,9 +13,9 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from contextlib import suppress
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from ..errors import InputError, InputWarning
+from ..errors import InputError, InputWarning, hear_warnings
 from ..ledger import tail
 from ..scenario import Scenario
 from .directory import check_directory
@@ -88,22 +88,7 @@ def _results(futures: Mapping[str, Future[Any]], report: Callable[[list[str]], N
 def _begin(told: SimpleQueue[str]) -> None:
     """In a worker: its warnings of input are the parent's to show."""
     _follow_parent()
-    shown = warnings.showwarning
-
-    def tell(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, InputWarning):
-            told.put(str(message))
-        else:
-            shown(message, category, filename, lineno, file, line)
-
-    warnings.showwarning = tell
+    hear_warnings(told.put)
 
 
 def _pass_on(told: SimpleQueue[str], warned: set[str]) -> None:

@@ -34,8 +34,8 @@ from ..method.elsewhere import check_loads
 from ..method.method import Beginning, Method, start
 from ..method.methods import METHODS, own
 from ..moe.checkpoint import resolve
-from ..moe.load import copy_tokenizer
 from ..moe.parts import Piece, in_order
+from ..moe.tokenizer import copy_tokenizer
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
 from ..setup.baselines import baselines

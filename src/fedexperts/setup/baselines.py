@@ -14,7 +14,7 @@ from ..data.files import as_given
 from ..data.rows import columns, read_rows
 from ..data.source import Samples, Splits
 from ..scenario import Tasks
-from ..tables import Cluster, Task
+from ..tables import Cluster, TaskTable
 from .samples import Datasets, Rows, reads_text
 
 Row = dict[str, float | None]
@@ -34,7 +34,7 @@ def baselines(scenario: Tasks, data: Datasets, only: Collection[str] = ()) -> di
     return found
 
 
-def _row(scenario: Tasks, cluster: Cluster, task: Task, splits: Splits) -> Row:
+def _row(scenario: Tasks, cluster: Cluster, task: TaskTable, splits: Splits) -> Row:
     assert splits.test is not None  # filled by `datasets`
     assert cluster.test is not None
     if task.kind == "causal-lm":
@@ -57,13 +57,13 @@ def _targets(samples: Samples) -> list[int]:
     return tokens
 
 
-def _questions(rows: Rows, task: Task) -> tuple[list[str], list[list[str]]]:
+def _questions(rows: Rows, task: TaskTable) -> tuple[list[str], list[list[str]]]:
     table = Columns(task.prompt, task.options, task.label_column)
     found = [choice.texts(row, table, f"row {n}") for n, row in enumerate(rows, start=1)]
     return [question for question, _ in found], [options for _, options in found]
 
 
-def _texts(rows: Rows, task: Task) -> list[Text]:
+def _texts(rows: Rows, task: TaskTable) -> list[Text]:
     names = [name for name in (task.text, task.text_pair) if name is not None]
     sides: list[list[Any]] = columns(rows, names, "task.text")
     return [str(one[0]) if len(one) == 1 else (str(one[0]), str(one[1])) for one in zip(*sides, strict=True)]

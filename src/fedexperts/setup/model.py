@@ -14,14 +14,15 @@ from ..data.images import shape_text
 from ..data.objective import Objective
 from ..data.source import Samples, first
 from ..errors import InputError
+from ..moe.auto import AUTO, FOR_TASK, lacks_padding, new_model
 from ..moe.checkpoint import resolve
-from ..moe.load import Kind, lacks_padding, load_classifier, load_image_classifier, load_language_model, new_model
 from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
 from ..moe.parts import GATE, is_expert
+from ..moe.subset import load_full
 from ..moe.view import View
 from ..scenario import Network, Scenario, Tasks
-from ..tables import Model, Task
+from ..tables import Model
 from ..train.codec import payload_B
 
 
@@ -52,23 +53,14 @@ def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
     Raises:
         InputError: there is no such model or accelerator.
     """
-    table, seed, kind = scenario.model, scenario.seed, kind_of(scenario.task)
+    table, seed, kind = scenario.model, scenario.seed, FOR_TASK[scenario.task.kind]
     dtype = getattr(torch, table.precision)
     if table.accelerator == "cuda" and not torch.cuda.is_available():
         raise InputError("model.accelerator = 'cuda': no GPU that torch can use is here; use \"cpu\" or install torch for CUDA")
     if table.path is None:
         return new_model(table.config or {}, seed, dtype, kind, outputs).to(table.accelerator)
     path = resolve(table.path, scenario.base)
-    if kind == "language-model":
-        return load_language_model(path, dtype).to(table.accelerator)
-    load = load_classifier if kind == "classifier" else load_image_classifier
-    return load(path, dtype, seed, outputs).to(table.accelerator)
-
-
-def kind_of(task: Task) -> Kind:
-    """What kind of model a task needs."""
-    kinds: dict[str, Kind] = {"classification": "classifier", "image": "image-classifier"}
-    return kinds.get(task.kind, "language-model")
+    return load_full(path, AUTO[kind], dtype, seed, outputs).to(table.accelerator)
 
 
 def model_view(scenario: Scenario, outputs: int | None) -> View:

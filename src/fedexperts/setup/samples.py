@@ -20,9 +20,9 @@ from ..data.rows import columns, label_index, numbers, pooled, read_rows, warn_o
 from ..data.source import Samples, Splits, first, hold_out, load
 from ..errors import InputError
 from ..moe.checkpoint import resolve
-from ..moe.load import load_tokenizer
+from ..moe.tokenizer import load_tokenizer
 from ..scenario import Tasks
-from ..tables import Task
+from ..tables import TaskTable
 
 Rows = list[dict[str, Any]]
 
@@ -128,7 +128,7 @@ def _column(rows: Rows, name: str) -> list[Any]:
     return [row.get(name) for row in rows] if any(name in row for row in rows) else []
 
 
-def reads_text(task: Task) -> bool:
+def reads_text(task: TaskTable) -> bool:
     """Whether samples come from columns of text."""
     return task.text is not None or not task.classifies
 
@@ -141,7 +141,7 @@ class _Heads:
         self.first: dict[str, int] = {}
         self.outputs = 0
 
-    def learn_labels(self, read: Sequence[tuple[str, Task, Sequence[Any]]]) -> None:
+    def learn_labels(self, read: Sequence[tuple[str, TaskTable, Sequence[Any]]]) -> None:
         """The label set of every task, over the labels of all its data, which have names, and its place in the head."""
         parts: dict[str, list[tuple[str, int]]] = {}
         for name, task, found in read:
@@ -160,7 +160,7 @@ class _Heads:
                 self.labels[_key(task)] = label_index(self.labels[_key(task)], task.labels, where, place)[1]
             self.outputs += 1 if task.metric in OF_SCORES else len(self.labels[_key(task)])
 
-    def classification(self, task: Task) -> Classification:
+    def classification(self, task: TaskTable) -> Classification:
         """What a classifier's task trains for."""
         outputs = self.first[_key(task)], len(self.labels.get(_key(task), [0]))
         return Classification(*outputs, task.metric, macro=task.kind == "image")
@@ -176,7 +176,7 @@ class _Reader(_Heads):
             raise InputError("model.tokenizer: is missing; a task on text needs a folder with a tokenizer, or model.path")
         self.tokenizer = load_tokenizer(resolve(table.tokenizer or table.path or "", scenario.base))
 
-    def objective(self, task: Task) -> Objective:
+    def objective(self, task: TaskTable) -> Objective:
         """What the task trains for."""
         if task.kind == "multiple-choice":
             return MultipleChoice(task.normalise)
@@ -184,7 +184,7 @@ class _Reader(_Heads):
             return CausalLM()
         return self.classification(task)
 
-    def encode(self, rows: Rows, task: Task, where: str) -> Samples:
+    def encode(self, rows: Rows, task: TaskTable, where: str) -> Samples:
         """Rows as tensors."""
         if task.kind == "multiple-choice":
             found = Columns(task.prompt, task.options, task.label_column)
@@ -247,13 +247,13 @@ class _Images(_Heads):
         clusters = self.scenario.cluster
         return sum(other.samples or 0 for other in clusters[:i] if other.data == clusters[i].data)
 
-    def _files(self, task: Task, spec: str) -> list[ImageFile]:
+    def _files(self, task: TaskTable, spec: str) -> list[ImageFile]:
         key = (spec, task.image, task.label_column)
         if key not in self.read:
             self.read[key] = images.read_images(spec, self.scenario.base, task.image, task.label_column)
         return self.read[key]
 
-    def _samples(self, task: Task, spec: str, first: int, count: int | None, what: str) -> Samples:
+    def _samples(self, task: TaskTable, spec: str, first: int, count: int | None, what: str) -> Samples:
         """All images, or ``count`` of them after the first ``first``."""
         files = self._files(task, spec)
         n = images.size(files)
@@ -269,7 +269,7 @@ class _Images(_Heads):
         return self.decoded[key]
 
 
-def _key(task: Task) -> str:
+def _key(task: TaskTable) -> str:
     return task.model_dump_json()
 
 

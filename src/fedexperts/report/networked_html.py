@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from rich.console import Group
 from rich.table import Table
 
-from .html import COLOURS, shown, write_page
+from .page import COLOURS, cell, cell_row, html_table, look, over_seeds, share_map, shown, spread_cell, text_row, write_page
 
 METRICS = (("accuracy", "Acc"), ("macro_f1", "F1"), ("macro_auc", "AUC"))
 TITLES = {
@@ -27,10 +27,11 @@ METHODS = (
     "fedavg",
     *(f"{extractor}, {gate}" for extractor in ("fedce", "fedsc") for gate in ("random", "rolling", "federated")),
 )
+UNBROKEN = " style='white-space: nowrap'"
 Cells = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
 
 
-def network_tables(document: Mapping[str, Any]) -> Group:
+def networked_tables(document: Mapping[str, Any]) -> Group:
     """Medians over seeds, in percent."""
     found: list[Table | str] = []
     for key, title in TITLES.items():
@@ -79,7 +80,7 @@ def write_tables(document: Mapping[str, Any], path: Path, title: str) -> None:
 
 def _note(seeds: int) -> str:
     return (
-        f"<p class='note'>Medians over {seeds} seed{'s' if seeds > 1 else ''}, below them the lowest and the highest. "
+        f"<p class='note'>{over_seeds(seeds)}. "
         "Metrics are over all clients' test data together; F1 and AUC are macro means over classes. Controls: <i>central</i>, "
         "the whole MoE trained on all data in one place; <i>local</i>, each client a classifier of its own; <i>fedavg</i>, one "
         "classifier for all, averaged every round, or once. All make equally many gradient steps on the extractor. Heatmaps "
@@ -87,36 +88,28 @@ def _note(seeds: int) -> str:
     )
 
 
-def _html_table(table: Cells, partitions: Sequence[str], title: str) -> str:
-    groups = "<th></th>" + "".join(f"<th colspan={len(METRICS)}>{html.escape(_label(name))}</th>" for name in partitions)
-    head = "<th>method</th>" + "".join(f"<th>{short}</th>" for _ in partitions for _, short in METRICS)
-    rows = "".join(
-        f"<tr><td style='white-space: nowrap'>{html.escape(method)}</td>"
-        + "".join(
-            f"<td>{middle}<br><span class='spread'>{spread}</span></td>" for middle, spread in _row(table[method], partitions)
-        )
-        + "</tr>"
-        for method in _present(table)
+def _html_table(cells: Cells, partitions: Sequence[str], title: str) -> str:
+    groups = cell_row(["<th></th>", *(cell(_label(name), "th", f" colspan={len(METRICS)}") for name in partitions)])
+    heads = text_row(["method", *(short for _ in partitions for _, short in METRICS)], "th")
+    body = (
+        cell_row([cell(method, attributes=UNBROKEN), *(spread_cell(*found) for found in _row(cells[method], partitions))])
+        for method in _present(cells)
     )
-    head = f"<thead><tr>{groups}</tr><tr>{head}</tr></thead>"
-    return f"<h2>{html.escape(title)}</h2><table>{head}<tbody>{rows}</tbody></table>"
+    return f"<h2>{html.escape(title)}</h2>{html_table([groups, heads], body)}"
 
 
 def _costs(network: Mapping[str, Any], partitions: Sequence[str]) -> str:
     """Who asks how often, and what an inference costs between clients."""
-    rows = ""
+    rows = []
     for method in (m for m in METHODS if m in network and "," in m):
-        cells = ""
+        cells = [method]
         for name in partitions:
             facts = network[method].get(name, {})
             ratio, size_B = facts.get("local_ratio"), facts.get("inference_B")
-            cells += f"<td>{100 * ratio[0]:.0f} %</td><td>{size_B[0]:.0f}</td>" if ratio and size_B else "<td>–</td><td>–</td>"
-        rows += f"<tr><td>{html.escape(method)}</td>{cells}</tr>"
-    head = "".join(f"<th>{_label(name)}: local</th><th>B an image</th>" for name in partitions)
-    return (
-        "<h2>Local processing ratio, and bytes between clients for one image</h2>"
-        f"<table><thead><tr><th>method</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    )
+            cells += [f"{100 * ratio[0]:.0f} %", f"{size_B[0]:.0f}"] if ratio and size_B else ["–", "–"]
+        rows.append(text_row(cells))
+    heads = text_row(["method", *(head for name in partitions for head in (f"{_label(name)}: local", "B an image"))], "th")
+    return f"<h2>Local processing ratio, and bytes between clients for one image</h2>{html_table([heads], rows)}"
 
 
 def routing_figure(network: Mapping[str, Any], name: str) -> go.Figure | None:
@@ -129,14 +122,12 @@ def routing_figure(network: Mapping[str, Any], name: str) -> go.Figure | None:
     titles = [f"{m}, {_label(name)}: {100 * network[m][name]['local_ratio'][0]:.0f} % at home" for m in methods]
     figure = make_subplots(rows=lines, cols=columns, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.16)
     for i, method in enumerate(methods):
-        heat = go.Heatmap(
-            z=network[method][name]["routing"][0], zmin=0, zmax=1, colorscale="Blues", showscale=i == 0, xgap=1, ygap=1
-        )
+        heat = share_map(network[method][name]["routing"][0], showscale=i == 0, xgap=1, ygap=1)
         row, column = i // columns + 1, i % columns + 1
         figure.add_trace(heat, row=row, col=column)
         figure.update_yaxes(autorange="reversed", title_text="client" if column == 1 else None, row=row, col=column)
         figure.update_xaxes(title_text="expert" if row == lines else None, row=row, col=column)
-    figure.update_layout(template="plotly_white", height=330 * lines + 60, margin={"t": 60})
+    look(figure, 330 * lines + 60, margin={"t": 60})
     figure.update_annotations(font_size=13)
     return figure
 
@@ -165,7 +156,7 @@ def picks_figure(network: Mapping[str, Any], partitions: Sequence[str]) -> go.Fi
             figure.add_trace(line, row=1, col=column)
         figure.update_xaxes(title_text="experts picked, k", type="category", row=1, col=column)
     figure.update_yaxes(title_text="accuracy, %", row=1, col=1)
-    figure.update_layout(template="plotly_white", height=420, legend={"orientation": "h", "y": -0.25}, margin={"t": 60})
+    look(figure, 420, legend={"orientation": "h", "y": -0.25}, margin={"t": 60})
     return figure
 
 
@@ -175,7 +166,7 @@ def clients_figure(clients: Mapping[str, Mapping[str, Sequence[float]]], name: s
     for method in dict.fromkeys(method for found in clients.values() for method in found):
         values = [100 * statistics.median(found[method]) for found in clients.values()]
         figure.add_scatter(x=list(clients), y=values, name=method)
-    figure.update_layout(template="plotly_white", height=380, title=f"the same data on more clients, {_label(name)}")
+    look(figure, 380, title=f"the same data on more clients, {_label(name)}")
     figure.update_xaxes(title_text="clients", type="category")
     figure.update_yaxes(title_text="accuracy, %")
     return figure

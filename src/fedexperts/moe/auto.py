@@ -1,0 +1,85 @@
+"""Which of transformers' classes makes a model: by what it is for, or by what its config says; and new models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers.modeling_layers import GenericForSequenceClassification
+
+from ..errors import InputError
+from ..reading import short
+from .config import check_memory, parsed, refusing
+from .conv import ConvMoEConfig
+from .encoder import BertMoEConfig
+from .families import check_family
+from .resnet import NetworkedMoEConfig
+
+Kind = Literal["classifier", "image-classifier", "language-model"]
+AUTO: dict[Kind, Any] = {
+    "classifier": AutoModelForSequenceClassification,
+    "image-classifier": AutoModelForImageClassification,
+    "language-model": AutoModelForCausalLM,
+}
+FOR_TASK: dict[str, Kind] = {
+    "classification": "classifier",
+    "image": "image-classifier",
+    "multiple-choice": "language-model",
+    "causal-lm": "language-model",
+}
+"""What a scenario's ``[task] kind`` needs."""
+OWN: dict[str, Kind] = {
+    ConvMoEConfig.model_type: "image-classifier",
+    NetworkedMoEConfig.model_type: "image-classifier",
+    BertMoEConfig.model_type: "classifier",
+}
+"""What our own model types are for."""
+
+
+def kind_of(document: Mapping[str, Any]) -> Kind:
+    """What a config describes: what its architectures say, else a causal language model; our own types are classifiers."""
+    if document.get("model_type") in OWN:
+        return OWN[document["model_type"]]
+    names = document.get("architectures") or ()
+    endings = {kind: auto.__name__.removeprefix("AutoModel") for kind, auto in AUTO.items()}
+    return next((kind for kind, end in endings.items() if any(name.endswith(end) for name in names)), "language-model")
+
+
+def lacks_padding(model: nn.Module) -> bool:
+    """Whether a model is a classifier that finds the last token of a sequence by ``pad_token_id``, and has none."""
+    return isinstance(model, GenericForSequenceClassification) and model.config.pad_token_id is None
+
+
+def new_model(
+    config: dict[str, Any],
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    kind: Kind = "classifier",
+    outputs: int | None = None,
+) -> nn.Module:
+    """A classifier of sequences or images, or a causal language model, with random weights that depend on the seed alone.
+
+    Raises:
+        InputError: the config names no known model type, is inconsistent, or takes more memory than there is.
+        NotMoEError: the model is of a family that the view does not know.
+    """
+    where = "model.config"
+    named = config.get("id2label")
+    for field, labels in (
+        ("num_labels", config.get("num_labels")),
+        ("id2label", len(named) if isinstance(named, dict) else None),
+    ):
+        if outputs is not None and labels not in (None, outputs):
+            raise InputError(f"{where}: {field} = {short(config[field])}: the tasks have {outputs} labels; leave it out")
+    parsed_config = parsed(config, where, **({} if outputs is None else {"num_labels": outputs}))
+    check_family(parsed_config, where)
+    with refusing(f"{where}: no model can be built from it", "correct the config"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            blank = AUTO[kind].from_config(parsed_config, dtype=dtype, trust_remote_code=False)
+            check_memory(blank, dtype, where, copies=2)  # the model that computes, and version 0 of its parts
+        torch.manual_seed(seed)
+        model: nn.Module = AUTO[kind].from_config(parsed_config, dtype=dtype, trust_remote_code=False)
+    return model

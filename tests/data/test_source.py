@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedexperts.data.source import first, load, pool, read_jsonl, size, take
+from fedexperts.data.source import first, load, pool, read_jsonl, size, take, trimmed
 from fedexperts.errors import InputError
 from fedexperts.moe.auto import new_model
 from fedexperts.moe.view import View
@@ -210,3 +210,23 @@ def test_pooling_a_masked_and_an_unmasked_set_of_one_length_masks_both():
 def test_sets_without_tokens_are_concatenated_as_they_are():
     a = {"x": torch.zeros(1, 2), "labels": torch.zeros(1)}
     assert pool([a, a])["x"].shape == (2, 2)
+
+
+def test_whatever_is_by_token_is_widened_when_sets_are_pooled() -> None:
+    """Two sets of pairs of texts: which of the two a token belongs to must not get lost."""
+    sets = [
+        {
+            "input_ids": torch.ones(2, width, dtype=torch.long),
+            "attention_mask": torch.ones(2, width, dtype=torch.long),
+            "token_type_ids": torch.full((2, width), 1),
+            "labels": torch.arange(2),
+        }
+        for width in (3, 5)
+    ]
+    pooled = pool(sets)
+    assert {name: tuple(values.shape) for name, values in pooled.items()} == {
+        "input_ids": (4, 5), "attention_mask": (4, 5), "token_type_ids": (4, 5), "labels": (4,)
+    }  # fmt: skip
+    assert pooled["token_type_ids"].sum(dim=1).tolist() == [3, 3, 5, 5]
+    alone = take(pooled, torch.tensor([0, 1]))
+    assert trimmed(alone)["token_type_ids"].tolist() == [[1, 1, 1]] * 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import fedexperts
+import small
 import toy
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.drive.cluster import Pace
@@ -22,6 +23,7 @@ from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
 from fedexperts.runs.checkpoint import Packer, unpack
+from fedexperts.setup.prepare import Prepared
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.host import Host, LocalHost
 from fedexperts.train.process import ProcessHost
@@ -123,3 +125,31 @@ def test_the_server_s_side_knows_no_device() -> None:
     root = Path(fedexperts.__file__).parent
     users = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if "train.device import Device" in p.read_text()}
     assert users <= {"setup/prepare.py", "setup/devices.py"}
+
+
+def broken() -> Host:
+    raise ValueError("no devices here")
+
+
+def test_what_building_a_host_raises_is_raised_to_who_asks_for_it() -> None:
+    with pytest.raises(ValueError, match="no devices here"):
+        ProcessHost(broken)
+
+
+def test_a_run_takes_other_hosts(tmp_path: Path) -> None:
+    """Here the devices of every cluster stand behind a Host of another kind; the run is the same."""
+    asked: list[str] = []
+
+    class Watched(LocalHost):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "train":
+                asked.append(name)
+            return super().__getattribute__(name)
+
+    def watched(prepared: Prepared) -> dict[str, Host]:
+        return {name: Watched(group) for name, group in small.devices(prepared).items()}
+
+    given = small.scenario(train={"cycles": 2})
+    one, other = fedexperts.run(given, tmp_path / "one"), fedexperts.run(given, tmp_path / "other", hosts=watched)
+    assert asked
+    assert (one.directory / "ledger.jsonl").read_bytes() == (other.directory / "ledger.jsonl").read_bytes()

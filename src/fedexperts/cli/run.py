@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -16,7 +16,8 @@ ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The
 Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the scenario.")]
 Seed = Annotated[int | None, typer.Option(help="Change the scenario's seed.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
-Protocol = Annotated[str | None, typer.Option(help="sync, ems-fl, ems-fl-enhanced or aligned.")]
+PROTOCOLS = get_args(Scenario.model_fields["protocol"].annotation)
+Protocol = Annotated[str | None, typer.Option(help=f"One of {', '.join(PROTOCOLS)}.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>-<protocol>-<seed>.")]
 
 

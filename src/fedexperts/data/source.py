@@ -26,8 +26,6 @@ Samples = dict[str, Tensor]
 """Tensors with a common first dimension; ``labels`` among them."""
 MOST_TOKENS = 2 * 10**9
 """Of a file, with padding: 16 GB of token numbers."""
-SEQUENCES = ("input_ids", "attention_mask", "token_type_ids")
-"""Entries with a column for each token."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,8 @@ def trimmed(samples: Mapping[str, Tensor]) -> Samples:
     if "input_ids" not in samples or "attention_mask" not in samples:
         return dict(samples)
     longest = max(1, int(ends(samples).max()))
-    return {key: value[:, :longest] if key in SEQUENCES else value for key, value in samples.items()}
+    columns = samples["input_ids"].shape[1]
+    return {key: value[:, :longest] if _by_token(value, columns) else value for key, value in samples.items()}
 
 
 def pool(sets: Sequence[Samples]) -> Samples:
@@ -163,12 +162,13 @@ def pool(sets: Sequence[Samples]) -> Samples:
         return {key: torch.cat([samples[key] for samples in sets]) for key in sets[0]}
     length = max(samples["input_ids"].shape[1] for samples in sets)
 
-    def widen(values: Tensor) -> Tensor:
-        return torch.nn.functional.pad(values, (0, length - values.shape[1]))
+    def widened(key: str, values: Tensor, columns: int) -> Tensor:
+        return torch.nn.functional.pad(values, (0, length - columns)) if _by_token(values, columns) else values
 
-    masks = [s.get("attention_mask", torch.ones_like(s["input_ids"])) for s in sets]
-    return {
-        "input_ids": torch.cat([widen(s["input_ids"]) for s in sets]),
-        "attention_mask": torch.cat([widen(mask) for mask in masks]),
-        "labels": torch.cat([s["labels"] for s in sets]),
-    }
+    masked = [{"attention_mask": torch.ones_like(samples["input_ids"]), **samples} for samples in sets]
+    return {key: torch.cat([widened(key, s[key], s["input_ids"].shape[1]) for s in masked]) for key in masked[0]}
+
+
+def _by_token(values: Tensor, columns: int) -> bool:
+    """Whether an entry has a column for each token, as masks have."""
+    return values.dim() == 2 and values.shape[1] == columns

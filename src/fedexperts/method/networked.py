@@ -52,7 +52,7 @@ def prepare(scenario: Scenario) -> Prepared:
         own = 0 if table.control == "fedavg" else i
         host.join(NetworkClient(own, **{field: getattr(table, field) for field in CLIENT_FIELDS}))
         if table.control is None:
-            prepared.owners[expert(own)] = prepared.hosts[name]
+            prepared.homes[expert(own)] = name
     return prepared
 
 

@@ -24,6 +24,8 @@ AUTO: dict[Kind, Any] = {
     "image-classifier": AutoModelForImageClassification,
     "language-model": AutoModelForCausalLM,
 }
+PEFT: dict[Kind, str] = {"classifier": "SEQ_CLS", "image-classifier": "SEQ_CLS", "language-model": "CAUSAL_LM"}
+"""What PEFT calls them."""
 FOR_TASK: dict[str, Kind] = {
     "classification": "classifier",
     "image": "image-classifier",

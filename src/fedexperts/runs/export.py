@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..moe.auto import AUTO, FOR_TASK
+from ..moe.auto import AUTO, FOR_TASK, PEFT
 from ..moe.checkpoint import Checkpoint, Store, files_of
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
@@ -46,14 +46,16 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
     check_ended(run)
     check_empty(to, "--to")
     scenario = scenario_of(run)
-    classifier, auto = scenario.task.classifies, AUTO[FOR_TASK[scenario.task.kind]].__name__
+    kind = FOR_TASK[scenario.task.kind]
+    auto = AUTO[kind].__name__
     if form == "merged":
         Store(files_of(run / "model")).check_finite()
         with filled(to, "--to"):
             _copy(run / "model", to)
         return {"format": form, "directory": str(to), "base": None, "load": f"{auto}.from_pretrained({str(to)!r})"}
-    base = _write_adapter(run, scenario, to, "SEQ_CLS" if classifier else "CAUSAL_LM")
-    labels = f", num_labels={Checkpoint(run / 'model').config.num_labels}" if classifier else ""  # the base may lack a head
+    base = _write_adapter(run, scenario, to, PEFT[kind])
+    headed = kind != "language-model"  # the base may lack a head
+    labels = f", num_labels={Checkpoint(run / 'model').config.num_labels}" if headed else ""
     load = f"PeftModel.from_pretrained({auto}.from_pretrained({base!r}{labels}), {str(to)!r})"
     return {"format": form, "directory": str(to), "base": base, "load": load}
 

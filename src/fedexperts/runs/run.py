@@ -42,7 +42,7 @@ from ..setup.baselines import baselines
 from ..setup.devices import Judges
 from ..setup.prepare import Prepared, trial_B
 from ..setup.samples import reads_text
-from ..train.host import latest
+from ..train.host import Host, latest
 from ..writing import on_disk, write_whole
 from . import checkpoint
 from .directory import FILES, appended, check_directory, seal
@@ -73,6 +73,7 @@ def run(
     protocol: str | Callable[[Start], ServerProtocol] | None = None,
     resume: bool = False,
     listener: Listener | None = None,
+    hosts: Callable[[Prepared], Mapping[str, Host]] | None = None,
 ) -> Result:
     """Run a scenario.
 
@@ -83,6 +84,7 @@ def run(
         resume: go on with the run in ``out`` from its last checkpoint; begin it if it was stopped before it began. Learning
             rates may be others than before, as after `Diverged`; the ledger says from when on.
         listener: called with every ledger line as it is written.
+        hosts: Hosts that take the place of those in this process, by link.
 
     Raises:
         InputError: the scenario cannot work, ``out`` holds another run or one that is damaged, or another process is at work
@@ -103,6 +105,8 @@ def run(
             check_directory(directory, scenario, label, resume)
         torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
         prepared = ready(scenario, method)
+        if hosts is not None:
+            prepared.hosts = dict(hosts(prepared))
         if not there:
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)

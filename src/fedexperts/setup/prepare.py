@@ -38,7 +38,8 @@ class Prepared:
     """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet.
 
     What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one. Without
-    validation data ``validation`` is the test data. ``owners`` answer for experts that never go to the server.
+    validation data ``validation`` is the test data. ``homes`` are the links whose devices answer for experts that never go
+    to the server.
     """
 
     scenario: Scenario
@@ -51,12 +52,17 @@ class Prepared:
     data: Datasets
     kinds: dict[str, DeviceClass]
     objectives: dict[str, Objective]
-    owners: dict[str, Host] = field(default_factory=dict)
+    homes: dict[str, str] = field(default_factory=dict)
 
     @property
     def lora(self) -> LoRA | None:
         """How experts are adapted."""
         return lora_of(self.scenario.model)
+
+    @property
+    def owners(self) -> dict[str, Host]:
+        """Who answers for experts that never go to the server."""
+        return {part: self.hosts[link] for part, link in self.homes.items()}
 
     def begin(self) -> None:
         """Train the model on the shared set and attach the adapters; the result is θ_0, version 0 everywhere."""

@@ -159,7 +159,11 @@ def _bare(update: Update) -> Update:
 def _answer(pipe: Connection, build: Callable[[], Host]) -> None:
     """In the new process: build the Host, and do what is asked until the pipe is closed."""
     torch.set_num_threads(1)
-    host = build()
+    host: Host | Exception
+    try:
+        host = build()
+    except Exception as error:  # for whoever asks first
+        host = error
     while True:
         try:
             verb, args = pickle.loads(pipe.recv_bytes())
@@ -172,7 +176,9 @@ def _answer(pipe: Connection, build: Callable[[], Host]) -> None:
         pipe.send_bytes(pickle.dumps(answer))
 
 
-def _done(host: Host, verb: str, args: tuple[Any, ...]) -> Any:
+def _done(host: Host | Exception, verb: str, args: tuple[Any, ...]) -> Any:
+    if isinstance(host, Exception):
+        raise host
     if verb == "facts":
         return host.devices, host.samples, host.local_steps
     if verb == "lacks":

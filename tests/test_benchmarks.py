@@ -15,6 +15,7 @@ import torch
 
 from fedexperts.moe.parts import Piece
 from fedexperts.runs.run import _Run
+from processes import fork_instead_of_spawning
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
@@ -58,6 +59,7 @@ def test_a_benchmark_runs_at_toy_size(
     assert name in ROWS, f"benchmarks/{name}.py: say here which rows its table has, and give it --toy"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    fork_instead_of_spawning(monkeypatch)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
     script = FOLDER / f"{name}.py"
     module = load(script, monkeypatch)

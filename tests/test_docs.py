@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedexperts import Scenario
+from processes import program, script
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,9 +27,16 @@ def commands() -> list[str]:
     return [line for line in lines if line and not line.startswith("make ")]
 
 
-def execute(command: list[str], folder: Path) -> str:
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+def execute(command: str, folder: Path) -> str:
+    """As a shell and an interpreter of its own would, but from where torch is loaded."""
+    name, *words = shlex.split(command, comments=True)
+    match name:
+        case "fedexperts":
+            done = program(*words, folder=folder)
+        case "python":
+            done = script(Path(words[0]), *words[1:], folder=folder)
+        case _:
+            raise AssertionError(f"{name}: a command that this test does not know")
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
@@ -37,15 +46,26 @@ def test_readme_commands_in_order(tmp_path: Path) -> None:
     found = commands()
     assert len(found) >= 5
     for command in found:
-        out = execute(["bash", "-c", command], tmp_path)
+        out = execute(command, tmp_path)
         if "--json" in command:
             json.loads(out)
 
 
+def test_the_installed_program_runs(tmp_path: Path) -> None:
+    """From a shell, with an interpreter of its own; a plan, as that needs no torch."""
+    (plan,) = (command for command in commands() if command.startswith("fedexperts plan "))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-c", plan], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "passes and gaps" in done.stdout
+
+
 def test_python_snippets(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for snippet in blocks("python"):
-        execute([sys.executable, "-c", snippet], tmp_path)
+    for i, snippet in enumerate(blocks("python")):
+        (tmp_path / f"snippet{i}.py").write_text(snippet)
+        assert execute(f"python snippet{i}.py", tmp_path)
 
 
 def test_make_targets_named_in_the_docs_exist() -> None:
@@ -57,7 +77,7 @@ def test_make_targets_named_in_the_docs_exist() -> None:
 
 def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    assert "accuracy" in execute([sys.executable, "examples/my_protocol.py"], tmp_path)
+    assert "accuracy" in execute("python examples/my_protocol.py", tmp_path)
 
 
 NEED_WEIGHTS = ("llama3-medical", "mixtral-glue", "minilm-glue", "alignment-cifar10", "nmoe-cifar10", "nmoe-fashion")

@@ -4,6 +4,8 @@ report knows the ledger only.
 """
 
 import ast
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,11 @@ def test_a_concrete_method_is_not_overridden() -> None:
                 todo += classes[base][0]
         wrong += [f"{name}.{m} overrides {base}.{m}" for m in methods for base in above if classes[base][1].get(m) is False]
     assert wrong == []
+
+
+def test_nothing_of_the_project_is_ignored_by_git() -> None:
+    """A wheel leaves out what git ignores, tracked or not, and so does ruff."""
+    if shutil.which("git") is None or not (ROOT.parents[1] / ".git").exists():
+        pytest.skip("not a clone")
+    listed = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(listed, cwd=ROOT.parents[1], capture_output=True, text=True, check=True).stdout == ""

@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 import small
+from processes import exit_code, program, start_program
 
 PROGRAM = [sys.executable, "-c", "from fedexperts.cli.main import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -26,6 +27,7 @@ def scenario(tmp_path: Path) -> Path:
 
 
 def fedexperts(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """With an interpreter of its own; `program` is the same from where all is loaded."""
     return subprocess.run([*PROGRAM, *map(str, arguments)], cwd=folder, env=ENV, capture_output=True, text=True)
 
 
@@ -59,17 +61,17 @@ def test_run_prints_one_json_object_and_writes_the_run_directory(scenario: Path,
 
 def test_protocol_seed_and_set_change_the_scenario(scenario: Path, tmp_path: Path) -> None:
     arguments = ("--protocol", "sync", "--seed", "9", "--set", "train.cycles=1", "--out", "o", "--json")
-    done = fedexperts("run", scenario, *arguments, folder=tmp_path)
+    done = program("run", scenario, *arguments, folder=tmp_path)
     row = json.loads(done.stdout)["protocols"]["sync"]
     assert (row["seed"], row["cycles"]) == (9, 1)
 
 
 def test_assign_prints_the_contract(scenario: Path, tmp_path: Path) -> None:
-    report = json.loads(fedexperts("assign", scenario, "--json", folder=tmp_path).stdout)
+    report = json.loads(program("assign", scenario, "--json", folder=tmp_path).stdout)
     assert {"relevance", "truncated", "probability", "assignment", "gamma", "advice"} <= set(report)
     assert len(report["relevance"]) == 4
     assert [len(row) for row in report["probability"]] == [2] * 4
-    shown = fedexperts("assign", scenario, folder=tmp_path).stdout
+    shown = program("assign", scenario, folder=tmp_path).stdout
     assert "Algorithm 1" in shown
     assert "γ" in shown
 
@@ -87,7 +89,7 @@ def test_assign_prints_the_contract(scenario: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_exits_2_with_one_message(arguments: list[str], message: str, scenario: Path, tmp_path: Path) -> None:
-    done = fedexperts(*arguments, folder=tmp_path)
+    done = program(*arguments, folder=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -98,30 +100,24 @@ def test_labels_that_count_from_1_are_warned_of_before_training(tmp_path: Path) 
     (tmp_path / "a.jsonl").write_text("".join(f'{{"input_ids": [{n}, 2], "label": {1 + n % 2}}}\n' for n in range(8)))
     clusters = [{"name": name, "data": "a.jsonl", "test": "a.jsonl"} for name in ("a", "b")]
     (tmp_path / "scenario.toml").write_text(tomli_w.dumps(small.document(cluster=clusters, train={"cycles": 1})))
-    done = fedexperts("run", "scenario.toml", "--out", "run", "--json", folder=tmp_path)
+    done = program("run", "scenario.toml", "--out", "run", "--json", folder=tmp_path)
     assert "warning: labels of all clusters: 0 never occurs (1: 16, 2: 16)" in done.stderr
     assert json.loads(done.stdout)["protocols"]
 
 
 def test_ctrl_c_leaves_a_resumable_run(scenario: Path, tmp_path: Path) -> None:
     long = ("run", scenario, "--set", "train.cycles=40", "--out", "out")
-    process = subprocess.Popen(
-        [*PROGRAM, *map(str, long)],
-        cwd=tmp_path,
-        env=ENV,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
+    process = start_program(*long, folder=tmp_path, out=tmp_path / "stdout", err=tmp_path / "stderr")
+    assert process.pid is not None
     ledger = tmp_path / "out" / "ledger.jsonl"
-    while not (ledger.exists() and "evaluate" in ledger.read_text()) and process.poll() is None:
+    while not (ledger.exists() and "evaluate" in ledger.read_text()) and process.is_alive():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
-    assert process.returncode == 130
+    os.kill(process.pid, signal.SIGINT)
+    assert exit_code(process) == 130
+    stderr = (tmp_path / "stderr").read_text()
     assert "--resume" in stderr
     assert "Traceback" not in stderr
-    done = fedexperts(*long, "--resume", "--json", folder=tmp_path)
+    done = program(*long, "--resume", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["protocols"]["ems-fl"]["cycles"] == 40
 
@@ -145,7 +141,7 @@ def orbital(tmp_path: Path) -> Path:
 
 
 def test_plan_prints_the_contract_and_writes_its_page(orbital: Path, tmp_path: Path) -> None:
-    done = fedexperts("plan", orbital, "--json", "--out", "plan", "--export", "ion", folder=tmp_path)
+    done = program("plan", orbital, "--json", "--out", "plan", "--export", "ion", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     contract = {"cluster", "satellite", "start_s", "end_s", "max_elevation_deg", "uplink_bps", "uplink_B", "downlink_B"}
@@ -153,7 +149,7 @@ def test_plan_prints_the_contract_and_writes_its_page(orbital: Path, tmp_path: P
     assert {"passes_per_day", "median_duration_s", "max_gap_s", "uplink_B_per_day"} <= set(document["clusters"]["lisbon"])
     assert {p.name for p in (tmp_path / "plan").iterdir()} == {"plan.html", "plan.json", "plan.ion.rc"}
     assert 'src="http' not in (tmp_path / "plan" / "plan.html").read_text()
-    shown = fedexperts("plan", orbital, "--days", "0.5", folder=tmp_path).stdout
+    shown = program("plan", orbital, "--days", "0.5", folder=tmp_path).stdout
     assert "passes and gaps" in shown
 
 
@@ -171,13 +167,13 @@ def test_plan_needs_neither_model_nor_data(tmp_path: Path) -> None:
 def test_the_package_offers_training_without_loading_it() -> None:
     lazily = "import sys, fedexperts as f; assert 'torch' not in sys.modules; assert f.run.__module__ == 'fedexperts.runs.run'"
     subprocess.run(
-        [sys.executable, "-c", f"{lazily}; from fedexperts import Result; assert not hasattr(f, 'nothing')"], check=True
+        [sys.executable, "-c", f"{lazily}; from fedexperts import Result; assert not hasattr(f, 'walks')"], check=True
     )
 
 
 def test_training_on_an_orbit_takes_its_time_from_the_plan(orbital: Path, tmp_path: Path) -> None:
     settings = ("--set", "train.seconds_per_round=300.0", "--set", "train.max_rounds=3", "--set", "train.cycles=2")
-    done = fedexperts("run", orbital, *settings, "--out", "o", "--json", folder=tmp_path)
+    done = program("run", orbital, *settings, "--out", "o", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     history = json.loads(done.stdout)["protocols"]["ems-fl"]["history"]
     assert history[-1]["t_s"] > 3600
@@ -206,7 +202,7 @@ def test_wrong_orbits_places_and_radios(change: dict, message: str, tmp_path: Pa
     document["satellite"] = {k: v for k, v in document["satellite"].items() if v is not None}
     path = tmp_path / "wrong.toml"
     path.write_text(tomli_w.dumps(document))
-    done = fedexperts("plan", path, folder=tmp_path)
+    done = program("plan", path, folder=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from fedexperts.cli.main import main
 from fedexperts.report.table import accuracy_table, comparison_table
 from fedexperts.runs.parallel import folder
 from fedexperts.runs.run import run
+from processes import fork_instead_of_spawning, start_program
 
 TRAIN = {"cycles": 2, "max_rounds": 1, "local_steps": 1, "seconds_per_round": 20.0, "shared": ["gate", "head", "backbone"]}
 
@@ -41,6 +40,12 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: run(job, out / folder(name)).summary for name, job in jobs.items()}
 
     monkeypatch.setattr("fedexperts.runs.grid.run_many", serial)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this process are forked; what is spawned, as it is without this, costs seconds of imports."""
+    fork_instead_of_spawning(monkeypatch)
 
 
 @pytest.fixture
@@ -118,6 +123,7 @@ def test_wrong_input_is_refused_before_any_work(
     assert sorted(out.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_clients_cannot_carry_ends_a_worker_with_one_message(scenario: Path, tmp_path: Path, call: Any) -> None:
     out = tmp_path / "out"
     code, stdout, stderr = call(scenario, "--policy", "optimal", "--out", out, "--set", "alignment.min_load=4")
@@ -127,25 +133,26 @@ def test_what_clients_cannot_carry_ends_a_worker_with_one_message(scenario: Path
     assert "Traceback" not in stderr
 
 
+@pytest.mark.usefixtures("forked")
 def test_killed_and_resumed_it_ends_as_if_nothing_had_been(scenario: Path, tmp_path: Path, call: Any) -> None:
     out, ledger = tmp_path / "out", tmp_path / "out" / "random-seed-3" / "ledger.jsonl"
-    words = [scenario, "--policy", "random", "--set", "train.cycles=60"]
-    command = [sys.executable, "-c", "from fedexperts.cli.main import main; main()", "compare", *map(str, words)]
-    process = subprocess.Popen([*command, "--out", out], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    words = [scenario, "--policy", "random", "--set", "train.cycles=20"]
+    streams = {"out": tmp_path / "stdout", "err": tmp_path / "stderr"}
+    process = start_program("compare", *words, "--out", out, folder=tmp_path, **streams)
     try:
         deadline = time.monotonic() + 300
         while not (ledger.exists() and b'"cycle":2' in ledger.read_bytes()):
             assert time.monotonic() < deadline
-            time.sleep(0.1)
+            time.sleep(0.02)
     finally:
         process.kill()
-        process.wait()
+        process.join()
     time.sleep(0.5)
     size = ledger.stat().st_size
     time.sleep(1.0)
     assert ledger.stat().st_size == size  # the worker has not outlived its parent
     assert call(*words, "--out", out, "--resume", "--json")[0] == 0
-    run(Scenario.load(scenario, ["train.cycles=60", 'alignment.policy="random"']), tmp_path / "whole")
+    run(Scenario.load(scenario, ["train.cycles=20", 'alignment.policy="random"']), tmp_path / "whole")
     assert ledger.read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from fedexperts import InputError, Scenario, run
 from fedexperts.cli.main import app
 from fedexperts.ledger import read
 from fedexperts.report.table import baseline_rows
+from processes import program
 
 LINES = {
     "train": [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")],
@@ -179,8 +177,7 @@ def test_what_cannot_be_judged(case: str, folder: Path) -> None:
 
 
 def test_wrong_input_exits_2(folder: Path) -> None:
-    program = [sys.executable, "-c", "from fedexperts.cli.main import main; main()", "eval", "model", "--task", "none.toml"]
-    done = subprocess.run(program, cwd=folder, env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True)
+    done = program("eval", "model", "--task", "none.toml", folder=folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert "none.toml: cannot be read" in done.stderr
     assert "Traceback" not in done.stderr

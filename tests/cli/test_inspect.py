@@ -1,7 +1,6 @@
 """``fedexperts inspect`` as a stranger meets it: keys of --json, tables, exit codes, without network and without weights."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +14,13 @@ from fedexperts.cli.inspect import rounded
 from fedexperts.cli.main import main
 from fedexperts.errors import InputError
 from fedexperts.moe import meta
+from processes import program
 
-PROGRAM = [sys.executable, "-c", "from fedexperts.cli.main import main; main()"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama3-8b-x3.json"
 
 
 def inspect(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, "inspect", *map(str, arguments)], cwd=folder, env=ENV, capture_output=True, text=True)
+    return program("inspect", *arguments, folder=folder, columns=80)
 
 
 def test_json_is_the_contract(tmp_path: Path) -> None:

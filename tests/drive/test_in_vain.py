@@ -44,7 +44,7 @@ def play(
     cycles = len(plan.cycle_ends_s)
     protocol = protocol_class(Start(model, ("a", "b"), frozenset({"head"}), owned, cycles=cycles))
     ledger = Ledger(path / "ledger.jsonl")
-    Simulator(plan, toy.hosts(groups), Pace(1.0), cycles, ledger, lambda model, cycle: {}, faults=faults).run(protocol)
+    Simulator(plan, toy.hosts(groups), Pace(10.0), cycles, ledger, lambda model, cycle: {}, faults=faults).run(protocol)
     ledger.close()
     return protocol, list(read(path / "ledger.jsonl")), groups
 
@@ -111,12 +111,20 @@ def test_an_upload_goes_on_where_it_gave_up(tmp_path: Path, monkeypatch: pytest.
     assert "expert:0" in then["parts"]
 
 
+SCENARIO = small.scenario(faults={"drop": 0.8, "corrupt": 0.8}, train={"cycles": 4})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The ledger of a run that nothing stopped."""
+    return (run(SCENARIO, tmp_path_factory.mktemp("whole") / "run").directory / "ledger.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("stop", [12, 25, 40])
-def test_a_run_on_such_links_repeats_and_goes_on(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_such_links_repeats_and_goes_on(
+    stop: int, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fedexperts.runs.run, "CHECKPOINT_EVERY_S", 0.0)
-    scenario = small.scenario(faults={"drop": 0.8, "corrupt": 0.8}, train={"cycles": 4})
-    run(scenario, tmp_path / "whole")
-    whole = (tmp_path / "whole" / "ledger.jsonl").read_bytes()
     assert whole.count(b"sends of a part were in vain") > 2
     assert whole.count(b"\n") > stop
     seen = [0]
@@ -127,6 +135,6 @@ def test_a_run_on_such_links_repeats_and_goes_on(stop: int, tmp_path: Path, monk
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(scenario, tmp_path / "cut", listener=interrupt)
-    run(scenario, tmp_path / "cut", resume=True)
+        run(SCENARIO, tmp_path / "cut", listener=interrupt)
+    run(SCENARIO, tmp_path / "cut", resume=True)
     assert (tmp_path / "cut" / "ledger.jsonl").read_bytes() == whole

@@ -28,6 +28,7 @@ from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.host import Host, LocalHost
 from fedexperts.train.process import ProcessHost
 from fedexperts.train.task import Task
+from processes import fork_instead_of_spawning
 
 LABELS = {"a": (8.0, 3.0), "b": (5.0,)}
 OWNED = {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})}
@@ -63,7 +64,14 @@ def play(protocol_class: Any, hosts: dict[str, Host], path: Path) -> tuple[bytes
     return path.read_bytes(), {part: piece.digest for part, piece in protocol.model.items()}
 
 
-@pytest.mark.parametrize("protocol_class", [EmsFl, *(pytest.param(p, marks=pytest.mark.slow) for p in (Sync, EnhancedEmsFl))])
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of hosts are forked from one that has loaded torch; spawned ones, as they are without this, load it."""
+    fork_instead_of_spawning(monkeypatch)
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("protocol_class", [EmsFl, Sync, EnhancedEmsFl])
 def test_devices_in_another_process_do_the_same_bit_for_bit(protocol_class: Any, tmp_path: Path) -> None:
     here = play(protocol_class, {c: host(c) for c in LABELS}, tmp_path / "here")
     with ExitStack() as stack:
@@ -89,6 +97,7 @@ def test_what_a_host_elsewhere_raises_is_raised_here_and_its_end_is_said() -> No
             there.unsent_rounds()
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("at", [host, lambda c: ProcessHost(partial(host, c))])
 def test_a_piece_does_not_take_the_place_of_training_that_was_not_collected(at: Callable[[str], Any]) -> None:
     there, model = at("a"), world()[0]

@@ -150,8 +150,7 @@ def trimmed(samples: Mapping[str, Tensor]) -> Samples:
     if "input_ids" not in samples or "attention_mask" not in samples:
         return dict(samples)
     longest = max(1, int(ends(samples).max()))
-    columns = samples["input_ids"].shape[1]
-    return {key: value[:, :longest] if _by_token(value, columns) else value for key, value in samples.items()}
+    return {key: value[:, :longest] if _by_token(key) else value for key, value in samples.items()}
 
 
 def pool(sets: Sequence[Samples]) -> Samples:
@@ -162,13 +161,13 @@ def pool(sets: Sequence[Samples]) -> Samples:
         return {key: torch.cat([samples[key] for samples in sets]) for key in sets[0]}
     length = max(samples["input_ids"].shape[1] for samples in sets)
 
-    def widened(key: str, values: Tensor, columns: int) -> Tensor:
-        return torch.nn.functional.pad(values, (0, length - columns)) if _by_token(values, columns) else values
+    def widened(key: str, values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, (0, length - values.shape[1])) if _by_token(key) else values
 
     masked = [{"attention_mask": torch.ones_like(samples["input_ids"]), **samples} for samples in sets]
-    return {key: torch.cat([widened(key, s[key], s["input_ids"].shape[1]) for s in masked]) for key in masked[0]}
+    return {key: torch.cat([widened(key, s[key]) for s in masked]) for key in masked[0]}
 
 
-def _by_token(values: Tensor, columns: int) -> bool:
-    """Whether an entry has a column for each token, as masks have."""
-    return values.dim() == 2 and values.shape[1] == columns
+def _by_token(key: str) -> bool:
+    """Whether an entry has a column for each token, by its name, as transformers names them."""
+    return key.endswith(("_ids", "_mask"))

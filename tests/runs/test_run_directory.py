@@ -23,6 +23,7 @@ import fedexperts.runs.run
 import small
 from fedexperts import InputError, run
 from fedexperts.runs import checkpoint
+from processes import started
 
 SCENARIO = small.scenario(train={"cycles": 2})
 
@@ -68,22 +69,25 @@ def copy(stopped: Path, tmp_path: Path) -> Path:
 # two processes
 
 
+def run_and_wait(scenario: Path, out: Path) -> None:
+    """In a process of its own: a run that stands still after its first cycle."""
+    fedexperts.runs.run.CHECKPOINT_EVERY_S = 0.0
+
+    def listener(line: dict[str, Any]) -> None:
+        if line["event"] == "evaluate" and line["cycle"] == 1:
+            time.sleep(600)
+
+    run(scenario, out, listener=listener)
+
+
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, out = tmp_path / "scenario.toml", tmp_path / "run"
     path.write_text(tomli_w.dumps(small.document(train={"cycles": 2})))
-    code = (
-        "import time\n"
-        "import fedexperts.runs.run as r\n"
-        "r.CHECKPOINT_EVERY_S = 0.0\n"
-        "def listener(line):\n"
-        "    if line['event'] == 'evaluate' and line['cycle'] == 1: time.sleep(600)\n"
-        f"r.run({str(path)!r}, {str(out)!r}, listener=listener)\n"
-    )
-    first = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    first = started(run_and_wait, path, out)
     try:
-        while not (out / "checkpoints" / "00000002").exists() and first.poll() is None:
+        while not (out / "checkpoints" / "00000002").exists() and first.is_alive():
             time.sleep(0.1)
         monkeypatch.setattr("fedexperts.runs.lock.WAIT_S", 0.0, raising=False)
         before = (out / "ledger.jsonl").read_bytes()
@@ -91,8 +95,8 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
             run(SCENARIO, out, resume=True)
         assert (out / "ledger.jsonl").read_bytes() == before
     finally:
-        first.send_signal(signal.SIGKILL)
-        first.wait()
+        first.kill()
+        first.join()
     run(SCENARIO, out, resume=True)
     assert files(out) == files(whole)
 

@@ -1,5 +1,6 @@
 """Runs with protocol = "networked" on tiny images: three stages, both extractors, all gates, controls."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,24 +59,38 @@ def scenario(folder: Path, **tables: Any) -> Scenario:
     return Scenario.parse(base, folder)
 
 
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The directory of a run with these settings of `networked`, which tests only read: each is run once."""
+    found: dict[str, Path] = {}
+
+    def of(**networked: Any) -> Path:
+        given = scenario(folder, networked=networked)
+        if (whole := given.to_toml()) not in found:
+            found[whole] = run(given, tmp_path_factory.mktemp("finished") / "run").directory
+        return found[whole]
+
+    return of
+
+
 def lines(path: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in read(path / "ledger.jsonl") if line["event"] == event]
 
 
 @pytest.mark.parametrize(("extractor", "gate"), [("fedce", "random"), ("fedce", "rolling"), ("fedsc", "federated")])
-def test_stages_follow_each_other_and_experts_stay_at_home(extractor: str, gate: str, folder: Path, tmp_path: Path) -> None:
-    run(scenario(folder, networked={"extractor": extractor, "gate": gate}), tmp_path / "run")
-    stages = [line["stage"] for line in lines(tmp_path / "run", "stage")]
+def test_stages_follow_each_other_and_experts_stay_at_home(extractor: str, gate: str, finished: Callable[..., Path]) -> None:
+    at = finished(extractor=extractor, gate=gate)
+    stages = [line["stage"] for line in lines(at, "stage")]
     last = {"random": "rest", "rolling": "rolling", "federated": "federated"}[gate]
     assert stages == [extractor, extractor, "experts", last]
-    moved = lines(tmp_path / "run", "send") + lines(tmp_path / "run", "collect")
+    moved = lines(at, "send") + lines(at, "collect")
     parts = {part for line in moved for part in line["parts"]}
     assert not any(part.startswith("expert") for part in parts)
     assert (CORRELATION in parts) == (extractor == "fedsc")
-    trained = {part for line in lines(tmp_path / "run", "train") for part in line["parts"]}
+    trained = {part for line in lines(at, "train") for part in line["parts"]}
     assert {expert(i) for i in range(CLIENTS)} <= trained
     assert ("gate" in trained) == (gate != "random")
-    end = lines(tmp_path / "run", "end")[0]
+    end = lines(at, "end")[0]
     assert 0 <= end["macro_f1"] <= end["accuracy"] + 0.5
     assert end["unsent_rounds"] == 0
     assert np.allclose(np.sum(end["routing"], axis=1), 1, atol=1e-3)
@@ -105,10 +120,9 @@ def test_a_projection_is_what_clients_correlate(
 
 
 def test_a_run_repeats_and_a_resumed_one_ends_with_the_same_bytes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = scenario(folder, networked={"extractor": "fedsc"})
-    run(given, tmp_path / "whole")
+    given, whole = scenario(folder, networked={"extractor": "fedsc"}), finished(extractor="fedsc")
     monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
     save = checkpoint.save
     for stop_at in (1, 3):
@@ -123,17 +137,16 @@ def test_a_run_repeats_and_a_resumed_one_ends_with_the_same_bytes(
             run(given, tmp_path / f"cut{stop_at}")
         monkeypatch.setattr("fedexperts.runs.checkpoint.save", save)
         run(given, tmp_path / f"cut{stop_at}", resume=True)
-        assert (tmp_path / f"cut{stop_at}" / "ledger.jsonl").read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
+        assert (tmp_path / f"cut{stop_at}" / "ledger.jsonl").read_bytes() == (whole / "ledger.jsonl").read_bytes()
 
 
-def test_the_network_infers_as_the_model_does(folder: Path, tmp_path: Path) -> None:
+def test_the_network_infers_as_the_model_does(folder: Path, finished: Callable[..., Path]) -> None:
     """What is put together from latents, experts and picks, against the model's own forward pass on the saved checkpoint."""
     given = scenario(folder)
-    run(given, tmp_path / "run")
     for k in (1, 2):
         from_disk = given.changed(train={"cycles": 0 + 1}, networked={"extractor_cycles": 0, "expert_cycles": 0})
         document = from_disk.model_dump(exclude_none=True)
-        document["model"] = {"path": str(tmp_path / "run" / "model")}
+        document["model"] = {"path": str(finished() / "model")}
         prepared = prepare(Scenario.parse(document, folder))
         prepared.view.sites[0].router.top_k = k
         facts = inference_facts(prepared, prepared.tests)
@@ -148,20 +161,19 @@ def test_the_network_infers_as_the_model_does(folder: Path, tmp_path: Path) -> N
         assert facts["accuracy_by_k"][str(k)] == pytest.approx(right / total, abs=1e-6)
 
 
-def test_a_federated_gate_asks_the_others_and_counts_it(folder: Path, tmp_path: Path) -> None:
-    run(scenario(folder), tmp_path / "asked")
-    rows = [line for line in lines(tmp_path / "asked", "train") if line["parts"] == ["gate"]]
+def test_a_federated_gate_asks_the_others_and_counts_it(folder: Path, finished: Callable[..., Path]) -> None:
+    asked, cached = finished(), finished(expert_cache=True)
+    rows = [line for line in lines(asked, "train") if line["parts"] == ["gate"]]
     assert len(rows) == 3  # ⌈0.7 · 3⌉
     calls = [line.get("peer_B", 0) for line in rows]
     view = prepare(scenario(folder)).view
     assert all(size % call_B(view) == 0 for size in calls)
     assert 0 < sum(calls) <= 3 * 2 * 8 * call_B(view)  # clients, steps, images of a batch; one expert each
-    assert lines(tmp_path / "asked", "end")[0]["peer_B"] == sum(calls)
-    run(scenario(folder, networked={"expert_cache": True}), tmp_path / "cached")
-    fetched = [line.get("peer_B", 0) for line in lines(tmp_path / "cached", "train") if line["parts"] == ["gate"]]
+    assert lines(asked, "end")[0]["peer_B"] == sum(calls)
+    fetched = [line.get("peer_B", 0) for line in lines(cached, "train") if line["parts"] == ["gate"]]
     size = file_B(view.parts["expert:1"])
     assert all(0 <= found <= (CLIENTS - 1) * size * 1.01 for found in fetched)
-    digests = [[line["digest"] for line in lines(tmp_path / name, "aggregate")] for name in ("asked", "cached")]
+    digests = [[line["digest"] for line in lines(at, "aggregate")] for at in (asked, cached)]
     assert digests[0] == digests[1]  # what it costs changes nothing
 
 
@@ -210,14 +222,12 @@ def test_a_random_gate_follows_its_prior(folder: Path, tmp_path: Path) -> None:
     assert end["inference_B"] == pytest.approx(2 / 3 * 4 * (64 + 4), abs=0.1)
 
 
-def test_the_privacy_of_correlations_is_stated(folder: Path, tmp_path: Path) -> None:
+def test_the_privacy_of_correlations_is_stated(finished: Callable[..., Path]) -> None:
     pytest.importorskip("dp_accounting")
-    run(scenario(folder, networked={"extractor": "fedsc", "sigma": 4.0}), tmp_path / "noisy")
-    row = lines(tmp_path / "noisy", "privacy")[0]
+    row = lines(finished(extractor="fedsc", sigma=4.0), "privacy")[0]
     assert row["epsilon"] > 0
     assert "weights" in row["note"]  # which are not protected by it
-    run(scenario(folder, networked={"extractor": "fedsc"}), tmp_path / "open")
-    assert lines(tmp_path / "open", "privacy")[0]["epsilon"] is None
+    assert lines(finished(extractor="fedsc"), "privacy")[0]["epsilon"] is None
 
 
 def test_correlations_of_the_others_by_hand() -> None:

@@ -28,7 +28,7 @@ def model(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("average", ["refactor", "merge", "factors"])
 @pytest.mark.parametrize("protocol", ["sync", "ems-fl", "ems-fl-enhanced"])
 def test_runs_with_adapters(protocol: str, average: str, tmp_path: Path) -> None:
-    scenario = small.scenario(model=model(lora={**LORA, "average": average}), protocol=protocol)
+    scenario = small.scenario(model=model(lora={**LORA, "average": average}), protocol=protocol, train={"cycles": 2})
     result = run(scenario, tmp_path / "run")
     lines = list(read(tmp_path / "run" / "ledger.jsonl"))
     numbers = 2 * 4 * 3 * (16 + 16)  # layers · rank · projections · (in + out)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from fedexperts.runs.judge import judge_model
 from fedexperts.scenario import Network
 from fedexperts.setup.model import upload_B
 from fedexperts.setup.samples import datasets
+from processes import exit_code, run_until, started
 
 
 @pytest.fixture
@@ -90,14 +88,7 @@ def test_kill_9_in_a_contact_then_resume_is_identical(folder: Path) -> None:
     run(path, folder / "whole")
     lines = list(read(folder / "whole" / "ledger.jsonl"))
     number = [i + 1 for i, line in enumerate(lines) if line["event"] == "aggregate"][-1]
-    code = (
-        "import os, signal\nimport fedexperts.runs.run as r\nr.CHECKPOINT_EVERY_S = 0.0\nseen = [0]\n"
-        "def listener(line):\n    seen[0] += 1\n"
-        f"    if seen[0] == {number}: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"r.run({str(path)!r}, {str(folder / 'killed')!r}, listener=listener)\n"
-    )
-    process = subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert process.returncode == -signal.SIGKILL
+    assert exit_code(started(run_until, path, folder / "killed", False, number)) == -signal.SIGKILL
     assert any((folder / "killed" / "checkpoints").iterdir())
     run(path, folder / "killed", resume=True)
     assert files(folder / "killed") == files(folder / "whole")

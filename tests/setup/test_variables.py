@@ -1,7 +1,6 @@
 """Errors name the environment variable of a path and not what it holds: a variable may hold a token."""
 
 import os
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +13,7 @@ import tomli_w
 import small
 import text
 from fedexperts import InputError, Scenario
+from fedexperts.cli.main import main
 from fedexperts.data.files import as_given
 from fedexperts.setup.samples import datasets
 
@@ -78,22 +78,23 @@ def test_what_is_no_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert str(refused.value) == "data = '$FEDEXPERTS_SECRET/x.jsonl': correct the data"
 
 
-def test_what_breaks_unforeseen_shows_no_values(tmp_path: Path) -> None:
+def test_what_breaks_unforeseen_shows_no_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Rich tracebacks show local variables, and there is one with the environment somewhere."""
+
+    def broken(*_: object) -> None:
+        value = os.environ["FEDEXPERTS_SECRET"]
+        raise RuntimeError("unforeseen" * bool(value))
+
     (tmp_path / "s.toml").write_text(tomli_w.dumps(small.document()))
-    program = (
-        "import sys, fedexperts.setup.samples as s\n"
-        "def broken(scenario):\n"
-        "    import os\n"
-        "    value = os.environ['FEDEXPERTS_SECRET']\n"
-        "    raise RuntimeError('unforeseen')\n"
-        "s._read = broken\n"
-        f"sys.argv = ['fedexperts', 'assign', {str(tmp_path / 's.toml')!r}]\n"
-        "from fedexperts.cli.main import main\n"
-        "main()\n"
-    )
-    env = {**os.environ, "FEDEXPERTS_SECRET": "hf_4fK", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "unforeseen" in done.stderr
-    assert "hf_4fK" not in done.stdout + done.stderr
+    monkeypatch.setenv("FEDEXPERTS_SECRET", "hf_4fK")
+    monkeypatch.setattr("fedexperts.setup.samples._read", broken)
+    monkeypatch.setattr(sys, "argv", ["fedexperts", "assign", str(tmp_path / "s.toml")])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # and back
+    with pytest.raises(RuntimeError) as raised:
+        main()
+    sys.excepthook(raised.type, raised.value, raised.tb)  # as the interpreter does, and ends with 1
+    said = capsys.readouterr()
+    assert "unforeseen" in said.err
+    assert "hf_4fK" not in said.out + said.err

@@ -1,11 +1,9 @@
 """Whole runs on a tiny Mixtral: the run directory, determinism, resuming after a kill, and bad input."""
 
 import json
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from fedexperts import InputError, run
 from fedexperts.data.digits import DOMAINS
 from fedexperts.data.source import load
 from fedexperts.ledger import read
+from fedexperts.runs.run import Result
+from processes import exit_code, run_until, started
 
 OVERLAPPING = {
     "contacts": [
@@ -50,6 +50,12 @@ def files(directory: Path) -> tuple[bytes, bytes]:
     return (directory / "ledger.jsonl").read_bytes(), (directory / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run with EMS-FL, for those who read it."""
+    return run(small.scenario(), tmp_path_factory.mktemp("finished") / "run", protocol="ems-fl")
+
+
 @pytest.mark.parametrize("protocol", ["sync", "ems-fl", "ems-fl-enhanced"])
 def test_same_seed_same_bytes(protocol: str, tmp_path: Path) -> None:
     scenario = small.scenario(protocol=protocol)
@@ -60,42 +66,24 @@ def test_same_seed_same_bytes(protocol: str, tmp_path: Path) -> None:
     assert files(tmp_path / "first") != files(tmp_path / "other")
 
 
-def test_the_final_model_loads_with_plain_transformers(tmp_path: Path) -> None:
-    result = run(small.scenario(), tmp_path / "run")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").eval()
+def test_the_final_model_loads_with_plain_transformers(finished: Result) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(finished.directory / "model").eval()
     test = load("digits:plain", Path(), seed=3).test
     assert test is not None
     with torch.no_grad():
         right = (model(test["input_ids"]).logits.argmax(-1) == test["labels"]).float().mean()
-    assert float(right) == pytest.approx(result.summary["accuracy_by_cluster"]["plain"], abs=1e-6)
+    assert float(right) == pytest.approx(finished.summary["accuracy_by_cluster"]["plain"], abs=1e-6)
 
 
-def test_ems_fl_leaves_the_backbone_alone_and_sync_moves_every_expert(tmp_path: Path) -> None:
-    result = run(small.scenario(), tmp_path / "run", protocol="ems-fl")
+def test_ems_fl_leaves_the_backbone_alone_and_sync_moves_every_expert(finished: Result) -> None:
     initial = fedexperts.method.methods.prepare(small.scenario()).view.model.state_dict()
-    final = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").state_dict()
+    final = load_file(finished.directory / "model" / "model.safetensors")
+    model = AutoModelForSequenceClassification.from_pretrained(finished.directory / "model").state_dict()
     changed = {name for name in initial if not torch.equal(initial[name], model[name])}
     assert changed
     assert all(".mlp.experts." in name or ".mlp.gate." in name for name in changed)
     assert final
-    assert sorted(m for group in result.summary["assignment"].values() for m in group) == [0, 1, 2, 3]
-
-
-def start(scenario: Path, out: Path, resume: bool = False, until: str = "") -> subprocess.Popen[bytes]:
-    """A real process that writes a checkpoint at every chance; ``until`` kills it from within at the n-th ledger line."""
-    code = (
-        "import os, signal, sys\n"
-        "import fedexperts.runs.run as r\n"
-        "r.CHECKPOINT_EVERY_S = 0.0\n"
-        "seen = [0]\n"
-        "def listener(line):\n"
-        "    seen[0] += 1\n"
-        f"    if seen[0] == {until or 0}: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"r.run({str(scenario)!r}, {str(out)!r}, resume={resume}, listener=listener)\n"
-    )
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert sorted(m for group in finished.summary["assignment"].values() for m in group) == [0, 1, 2, 3]
 
 
 DENSE_BELOW = {"num_hidden_layers": 2, "mlp_only_layers": [0], "num_experts": 4, "moe_intermediate_size": 16}
@@ -122,8 +110,7 @@ def test_kill_9_at_any_instant_then_resume_is_identical(kind: str, tmp_path: Pat
     chosen = random.Random(kind).sample(open_contact, 2)
     for number in chosen:
         out = tmp_path / f"killed-{number}"
-        process = start(scenario, out, until=str(number))
-        assert process.wait() == -signal.SIGKILL
+        assert exit_code(started(run_until, scenario, out, False, number)) == -signal.SIGKILL
         assert not (out / "model").exists()
         run(scenario, out, resume=True)
         assert files(out) == files(tmp_path / "whole"), f"killed at ledger line {number}"
@@ -135,19 +122,19 @@ def test_kill_9_from_outside_at_random_times(tmp_path: Path) -> None:
     rng, kills = random.Random(0), 0
     out = tmp_path / "killed"
     for _ in range(4):
-        process = start(scenario, out, resume=(out / "scenario.toml").exists())
-        while not (out / "ledger.jsonl").exists() and process.poll() is None:
+        process = started(run_until, scenario, out, (out / "scenario.toml").exists())
+        while not (out / "ledger.jsonl").exists() and process.is_alive():
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        kills += exit_code(process) == -signal.SIGKILL
     assert kills >= 1
     run(scenario, out, resume=True)
     assert files(out) == files(tmp_path / "whole")
 
 
-def test_resuming_another_scenario_is_refused(tmp_path: Path) -> None:
-    run(small.scenario(), tmp_path / "run")
+def test_resuming_another_scenario_is_refused(finished: Result, tmp_path: Path) -> None:
+    shutil.copytree(finished.directory, tmp_path / "run")
     with pytest.raises(InputError, match="another scenario"):
         run(small.scenario(train={"local_steps": 5}), tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="already holds files"):
@@ -156,9 +143,9 @@ def test_resuming_another_scenario_is_refused(tmp_path: Path) -> None:
         run(small.scenario(), tmp_path / "none", resume=True)
 
 
-def test_resuming_a_finished_run_returns_it(tmp_path: Path) -> None:
-    first = run(small.scenario(), tmp_path / "run").summary
-    assert run(small.scenario(), tmp_path / "run", resume=True).summary == first
+def test_resuming_a_finished_run_returns_it(finished: Result, tmp_path: Path) -> None:
+    shutil.copytree(finished.directory, tmp_path / "run")
+    assert run(small.scenario(), tmp_path / "run", resume=True).summary == finished.summary
 
 
 BAD = {

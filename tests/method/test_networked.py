@@ -148,7 +148,7 @@ def test_the_network_infers_as_the_model_does(folder: Path, finished: Callable[.
         document = from_disk.model_dump(exclude_none=True)
         document["model"] = {"path": str(finished() / "model")}
         prepared = prepare(Scenario.parse(document, folder))
-        prepared.view.sites[0].router.top_k = k
+        prepared.view.blocks[0].router.top_k = k
         facts = inference_facts(prepared, prepared.tests)
         prepared.view.model.eval()
         right = total = 0

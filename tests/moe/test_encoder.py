@@ -153,9 +153,9 @@ def test_the_views_routing_options_apply(tmp_path):
     dense(tmp_path / "dense")
     upcycle(tmp_path / "dense", M, tmp_path / "moe", top_k=1)
     view = View(load_full(made_different(tmp_path / "moe")), top1="switch", mask="zero", noise_std=0.5)
-    assert {(s.router.top1, s.router.mask, s.router.noise_std) for s in view.sites} == {("switch", "zero", 0.5)}
+    assert {(s.router.top1, s.router.mask, s.router.noise_std) for s in view.blocks} == {("switch", "zero", 0.5)}
     plain = View(load_full(tmp_path / "moe"))
-    assert {(s.router.top1, s.router.mask, s.router.noise_std) for s in plain.sites} == {("straight-through", "-inf", 0.0)}
+    assert {(s.router.top1, s.router.mask, s.router.noise_std) for s in plain.blocks} == {("straight-through", "-inf", 0.0)}
     assert not torch.allclose(view(batch()), plain(batch()))
 
 

@@ -59,8 +59,8 @@ def test_gradients_are_those_of_the_dense_weights(family: str) -> None:
     for v in (dense, view):
         (v(TOKENS) ** 2).mean().backward()
     checked = 0
-    for site in view.sites:
-        for projection in site.projections[1]:
+    for block in view.blocks:
+        for projection in block.projections[1]:
             (adapter,) = projection.adapter
             gradient_OI = dense.parts["expert:1"][projection.weight].grad[projection.rows]
             torch.testing.assert_close(adapter.a_RI.grad, 3.0 * adapter.b_OR.T @ gradient_OI, rtol=1e-3, atol=1e-6)

@@ -267,7 +267,7 @@ def test_after_observing_the_model_is_no_longer_watched():
     expected = view(batch(3))
     view.observe([padded()])
     assert torch.equal(view(batch(3)), expected)  # the mask of another batch would not fit
-    assert all(site.router.counts_E is None for site in view.sites)
+    assert all(block.router.counts_E is None for block in view.blocks)
 
 
 def test_observing_twice_gives_the_same_counts():
@@ -312,8 +312,8 @@ def test_layer_parts_mask_their_layer_only():
 def test_a_layer_without_an_allowed_expert_stays_unmasked_and_no_expert_at_all_is_refused():
     view = View(plain("mixtral"), granularity="layer")
     view.route({"expert:0.1"})
-    assert view.sites[0].router.allowed_E.tolist() == [m == 1 for m in range(view.experts)]
-    assert view.sites[1].router.allowed_E is None
+    assert view.blocks[0].router.allowed_E.tolist() == [m == 1 for m in range(view.experts)]
+    assert view.blocks[1].router.allowed_E is None
     with pytest.raises(ValueError, match="without any expert"):
         view.route(set())
 

@@ -204,7 +204,7 @@ def test_a_model_that_is_no_chain_of_layers_is_computed_in_full(skip):
 
 
 def noisy(of: View) -> None:
-    of.sites[0].router.noise_std = 0.1
+    of.blocks[0].router.noise_std = 0.1
 
 
 def dropping(of: View) -> None:

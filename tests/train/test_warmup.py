@@ -128,7 +128,7 @@ def test_warm_up_trains_every_part_and_ends_frozen_and_unwatched():
     for part, old in before.items():
         assert any(not torch.equal(value, old[name]) for name, value in view.export(part).items()), part
     assert not any(leaf.requires_grad for tensors in view.parts.values() for leaf in tensors.values())
-    assert all(site.router.logits_TE is None and not site.router.keep_logits for site in view.sites)
+    assert all(block.router.logits_TE is None and not block.router.keep_logits for block in view.blocks)
 
 
 def test_one_seed_gives_one_result_whatever_the_global_generator():

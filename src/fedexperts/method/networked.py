@@ -33,7 +33,7 @@ from ..train.member import NetworkClient, call_B
 from ..train.privacy import guarantee
 from .method import Beginning, Method
 
-CLIENT_FIELDS = ("norm", "sigma", "correlation_samples", "share", "balance", "gate_top_k", "gate_lr", "expert_cache")
+CLIENT_FIELDS = ("norm", "sigma", "correlation_samples", "balance", "gate_top_k", "gate_lr", "expert_cache")
 
 
 def prepare(scenario: Scenario) -> Prepared:
@@ -50,7 +50,8 @@ def prepare(scenario: Scenario) -> Prepared:
     table = scenario.networked
     for i, (name, host) in enumerate(prepared.hosts.items()):
         own = 0 if table.control == "fedavg" else i
-        host.join(NetworkClient(own, **{field: getattr(table, field) for field in CLIENT_FIELDS}))
+        given = {field: getattr(table, field) for field in CLIENT_FIELDS}
+        host.join(NetworkClient(own, home_share=table.share, **given))
         if table.control is None:
             prepared.homes[expert(own)] = name
     return prepared

@@ -63,7 +63,7 @@ class Routing:
                 setattr(router, name, value)
 
 
-def site_of(
+def block_of(
     name: str,
     module: nn.Module,
     routing: Routing,
@@ -79,12 +79,12 @@ def site_of(
         if stream is not None:
             raise NotMoEError(f"{name}: a MoELayer of our own cannot be streamed; load a subset with load_into")
         routing.set(module.router)
-        return _own_site(name, module, kept)
+        return _own_block(name, module, kept)
     block = fused_block(module)
-    return None if block is None else _fused_site(name, *block, routing, kept, stream)
+    return None if block is None else _fused_block_parts(name, *block, routing, kept, stream)
 
 
-def _own_site(name: str, layer: MoELayer, kept: Sequence[int] | None) -> MoEBlock:
+def _own_block(name: str, layer: MoELayer, kept: Sequence[int] | None) -> MoEBlock:
     """Our own layer: adapters hang on the linear layers of its experts, which are named by their global numbers."""
     numbers = kept if kept is not None and len(kept) == len(layer.experts) else range(len(layer.experts))
     experts: list[dict[str, Tensor]] = []
@@ -112,7 +112,7 @@ def _adapted(y_TO: Tensor, x_TI: Tensor, projection: Projection) -> Tensor:
     return y_TO
 
 
-def _fused_site(
+def _fused_block_parts(
     name: str,
     fused: Any,
     gate_name: str,

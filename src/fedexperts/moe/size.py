@@ -46,7 +46,7 @@ def adapter_numbers(view: View, m: int, rank: int) -> int:
     Raises:
         InputError: the rank is below 1 or above a projection's smaller side, where an adapter adds nothing.
     """
-    sizes = [projection.weight_OI.shape for site in view.sites for projection in site.projections[m]]
+    sizes = [projection.weight_OI.shape for block in view.blocks for projection in block.projections[m]]
     most = min(min(size) for size in sizes)
     if not 1 <= rank <= most:
         raise InputError(
@@ -122,7 +122,7 @@ def shape(view: View) -> Shape:
         raise NotMoEError(
             f"model_type = {config.model_type!r}: the memory of its layers is not known yet; {', '.join(FAMILIES)} are"
         )
-    _, _, down = view.sites[0].projections[0]
+    _, _, down = view.blocks[0].projections[0]
     D, F = down.weight_OI.shape
     heads = config.num_attention_heads
     moe_blocks = sorted({_block(name) for name in view.parts[GATE]})
@@ -143,7 +143,7 @@ def shape(view: View) -> Shape:
         dense_F=config.intermediate_size * len(after - set(moe_blocks)),
         shared_F=shared * (len(moe_blocks) - 1),
         normed=any("q_norm" in name for name, _ in view.model.named_parameters()),
-        renormalised=view.sites[0].router.renormalise and view.sites[0].router.top1 != "switch",
+        renormalised=view.blocks[0].router.renormalise and view.blocks[0].router.top1 != "switch",
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .blocks import Routing, site_of
+from .blocks import Routing, block_of
 from .checkpoint import Checkpoint
 from .families import check_family
 from .lora import Adapter, LoRA
@@ -60,12 +60,12 @@ class View:
         self.model = model
         self.stream = None if stream is None else Stream(stream)
         routing = Routing(top1, mask, noise_std)
-        self.sites = [s for s in (site_of(n, m, routing, kept, self.stream) for n, m in model.named_modules()) if s]
-        if not self.sites:
+        self.blocks = [s for s in (block_of(n, m, routing, kept, self.stream) for n, m in model.named_modules()) if s]
+        if not self.blocks:
             raise NotMoEError(
                 f"{type(model).__name__}: no Mixture-of-Experts layer found; build one of a dense model with fedexperts build"
             )
-        sizes = {len(site.experts) for site in self.sites}
+        sizes = {len(block.experts) for block in self.blocks}
         if len(sizes) > 1:
             raise NotMoEError(f"{type(model).__name__}: layers with different numbers of experts, {sorted(sizes)}")
         self.kept = tuple(range(*sizes) if kept is None else kept)
@@ -73,9 +73,9 @@ class View:
         self._check_kept()
         self.parts: dict[str, dict[str, Tensor]] = {}
         """What the pieces of each part hold."""
-        for layer, site in enumerate(self.sites):
-            self.parts.setdefault(GATE, {}).update(site.gate)
-            for m, tensors in zip(self.kept, site.experts, strict=True):
+        for layer, block in enumerate(self.blocks):
+            self.parts.setdefault(GATE, {}).update(block.gate)
+            for m, tensors in zip(self.kept, block.experts, strict=True):
                 name = expert(m) if granularity == "global" else expert(m, layer)
                 self.parts.setdefault(name, {}).update(tensors)
         self._add_rest()
@@ -89,15 +89,15 @@ class View:
         self.freeze()
 
     def _add_rest(self) -> None:
-        taken = {name for site in self.sites for part in (site.gate, *site.experts) for name in part}
-        own = {id(leaf) for site in self.sites for tensors in site.experts for leaf in tensors.values()}  # globally named
+        taken = {name for block in self.blocks for part in (block.gate, *block.experts) for name in part}
+        own = {id(leaf) for block in self.blocks for tensors in block.experts for leaf in tensors.values()}  # globally named
         for name, parameter in self.model.named_parameters():
             if name not in taken and id(parameter) not in own and parameter.numel():
                 part = HEAD if name.split(".")[0] in HEADS else BACKBONE
                 self.parts.setdefault(part, {})[name] = parameter
 
     def _check_kept(self) -> None:
-        held = len(self.sites[0].experts)
+        held = len(self.blocks[0].experts)
         if len(set(self.kept)) != len(self.kept) or len(self.kept) != held:
             raise InputError(f"kept = {self.kept}: the model holds {held} experts in each layer; name those, each once")
         if self.stream is None and self.experts != held:
@@ -111,7 +111,7 @@ class View:
     @property
     def experts(self) -> int:
         """How many experts the gate can pick: M, or of a subset without a stream those that are kept."""
-        return self.sites[0].router.experts
+        return self.blocks[0].router.experts
 
     def _rows(self, parts: Iterable[str], layer: int) -> list[int]:
         """The gate's rows of those expert parts that are in a layer."""
@@ -124,17 +124,17 @@ class View:
     @property
     def top_k(self) -> int:
         """K."""
-        return self.sites[0].router.top_k
+        return self.blocks[0].router.top_k
 
     @property
     def device(self) -> torch.device:
         """Where the model is computed."""
-        return next(iter(self.sites[0].gate.values())).device
+        return next(iter(self.blocks[0].gate.values())).device
 
     @property
     def layers(self) -> int:
         """L."""
-        return len(self.sites)
+        return len(self.blocks)
 
     def adapt(self, lora: LoRA, seed: int, only: Collection[str] | None = None) -> None:
         """From here on experts are trained through adapters; their weights stay as they are.
@@ -146,8 +146,8 @@ class View:
             InputError: see `check`.
         """
         self.check(lora)
-        for layer, site in enumerate(self.sites):
-            for m, group in zip(self.kept, site.projections, strict=True):
+        for layer, block in enumerate(self.blocks):
+            for m, group in zip(self.kept, block.projections, strict=True):
                 part = self._part(m, layer)
                 if only is not None and part not in only:
                     continue
@@ -170,7 +170,7 @@ class View:
         Raises:
             InputError: an expert has no linear layer, or the rank is above one of its dimensions.
         """
-        for m, group in [pair for site in self.sites for pair in zip(self.kept, site.projections, strict=True)]:
+        for m, group in [pair for block in self.blocks for pair in zip(self.kept, block.projections, strict=True)]:
             if not group:
                 raise InputError(
                     f"model.lora: expert {m} has no linear layer to adapt; leave out lora to train full parameters"
@@ -205,8 +205,8 @@ class View:
 
     def _adapters(self, part: str) -> list[Adapter]:
         at, m = expert_index(part)
-        sites = self.sites if at is None else [self.sites[at]]
-        return [a for site in sites for p in site.projections[self.kept.index(m)] for a in p.adapter]
+        blocks = self.blocks if at is None else [self.blocks[at]]
+        return [a for block in blocks for p in block.projections[self.kept.index(m)] for a in p.adapter]
 
     def freeze(self, but: Collection[str] = ()) -> list[tuple[str, str, Tensor]]:
         """Freeze every part except ``but``; return the trainable leaves as (part, tensor name, tensor).
@@ -216,8 +216,8 @@ class View:
         """
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
-        for site in self.sites:
-            site.router.gate_trained = GATE in but
+        for block in self.blocks:
+            block.router.gate_trained = GATE in but
         if unknown := set(but) - set(self.parts):
             raise KeyError(f"parts {sorted(unknown)}: the model has {sorted(self.parts)}")
         leaves = []
@@ -290,14 +290,14 @@ class View:
         """
         if allowed is not None and not allowed:
             raise ValueError("allowed = (): the gate would be left without any expert")
-        for layer, site in enumerate(self.sites):
+        for layer, block in enumerate(self.blocks):
             mine = self._rows(allowed or (), layer)
             if not mine:
-                site.router.allowed_E = None
+                block.router.allowed_E = None
                 continue
-            device = next(iter(site.gate.values())).device
-            site.router.allowed_E = torch.zeros(self.experts, dtype=torch.bool, device=device)
-            site.router.allowed_E[mine] = True
+            device = next(iter(block.gate.values())).device
+            block.router.allowed_E = torch.zeros(self.experts, dtype=torch.bool, device=device)
+            block.router.allowed_E[mine] = True
 
     def observe(self, batches: Iterable[Batch], free: bool = False) -> tuple[NDArray[np.int64], int]:
         """Trial pass: how often each layer's gate picks each expert (counts_LM) over how many tokens, without padding.
@@ -308,34 +308,34 @@ class View:
         The gate of a subset without a stream knows only the kept experts: its columns are those of ``kept``.
         """
         self.model.eval()
-        for site in self.sites:
-            site.router.counts_E = torch.zeros(self.experts, dtype=torch.long, device=next(iter(site.gate.values())).device)
-            site.router.tokens, site.router.count_free = 0, free
+        for block in self.blocks:
+            block.router.counts_E = torch.zeros(self.experts, dtype=torch.long, device=next(iter(block.gate.values())).device)
+            block.router.tokens, block.router.count_free = 0, free
         with torch.no_grad():
             for batch in batches:
                 mask = batch.get("attention_mask")
-                for site in self.sites:
-                    site.router.valid_T = None if mask is None else mask.flatten().bool()
+                for block in self.blocks:
+                    block.router.valid_T = None if mask is None else mask.flatten().bool()
                 self(batch)
-        counts = [site.router.counts_E for site in self.sites]
-        for site in self.sites:
-            site.router.counts_E = site.router.valid_T = None
-            site.router.count_free = False
-        return torch.stack([c for c in counts if c is not None]).cpu().numpy(), self.sites[0].router.tokens
+        counts = [block.router.counts_E for block in self.blocks]
+        for block in self.blocks:
+            block.router.counts_E = block.router.valid_T = None
+            block.router.count_free = False
+        return torch.stack([c for c in counts if c is not None]).cpu().numpy(), self.blocks[0].router.tokens
 
     @contextmanager
     def gate_logits(self) -> Iterator[Callable[[], list[Tensor]]]:
         """Within the block, the yielded function returns the last forward pass's gate logits_TE, layer by layer."""
-        for site in self.sites:
-            site.router.keep_logits = True
+        for block in self.blocks:
+            block.router.keep_logits = True
         try:
-            yield lambda: [site.router.logits_TE for site in self.sites if site.router.logits_TE is not None]
+            yield lambda: [block.router.logits_TE for block in self.blocks if block.router.logits_TE is not None]
         finally:
-            for site in self.sites:
-                site.router.keep_logits, site.router.logits_TE = False, None
+            for block in self.blocks:
+                block.router.keep_logits, block.router.logits_TE = False, None
 
     def seed_noise(self, seed: int) -> None:
         """Make the noise ℰ of (9) repeatable from here on."""
-        for layer, site in enumerate(self.sites):
-            if site.router.noise_std > 0:
-                site.router.generator = torch.Generator().manual_seed(seed + layer)
+        for layer, block in enumerate(self.blocks):
+            if block.router.noise_std > 0:
+                block.router.generator = torch.Generator().manual_seed(seed + layer)

@@ -208,8 +208,8 @@ class Aligned(Rounds):
         flops = (self._told.need.base_flops + held * self._told.need.expert_flops) / (self._max_rounds or 1)  # of a local round
         effort = update.rounds * flops / held if self._told.usage == "flops" else 0.0 if counted else float(update.samples)
         self.loads[part] = self.loads.get(part, 0.0) + effort
-        if update.loss is not None and update.share is not None:
-            self.rewards[client, part] = update.loss, update.share
+        if update.loss is not None and update.pick_share is not None:
+            self.rewards[client, part] = update.loss, update.pick_share
         if update.round_s > 0:
             self.speeds[client] = [*self.speeds.get(client, ())[-8:], (flops, update.round_s)]
 

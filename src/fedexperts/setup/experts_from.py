@@ -96,7 +96,7 @@ def _experts(found: Any, where: str) -> tuple[int, ...]:
 
 def layer_numbers(view: View) -> list[int]:
     """The number that each MoE layer has among all layers of the model; its place, if names have none."""
-    names = [next(iter(site.gate), "") for site in view.sites]
+    names = [next(iter(block.gate), "") for block in view.blocks]
     found = [LAYER.search(name) for name in names]
     numbers = [int(match[1]) if match else place for place, match in enumerate(found)]
     return numbers if len(set(numbers)) == len(numbers) else list(range(len(names)))

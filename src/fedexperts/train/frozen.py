@@ -58,7 +58,7 @@ class FrozenLayers:
             return int(tensor.removeprefix(name).split(".")[1]) if tensor.startswith(f"{name}.") else -1
 
         depth = min([at(tensor) for part, tensor in trained if part != HEAD], default=len(layers))
-        noisy = any(site.router.noise_std > 0 and at(next(iter(site.gate))) < depth for site in view.sites)
+        noisy = any(block.router.noise_std > 0 and at(next(iter(block.gate))) < depth for block in view.blocks)
         if depth <= 0 or view.stream or noisy or _random(view.model, layers[depth:]):
             return None
         parts = {part for part, names in view.parts.items() if part != HEAD and min(map(at, names)) < depth}
@@ -141,7 +141,7 @@ class Kept:
 
 def kept_B(view: View, samples: Batch) -> int:
     """Bytes of what is kept of the samples."""
-    gate = next(iter(view.sites[0].gate.values()))
+    gate = next(iter(view.blocks[0].gate.values()))
     return int(ends(samples).sum()) * gate.shape[-1] * gate.element_size()
 
 
@@ -164,7 +164,7 @@ def compute(view: View, objective: Objective, layers: FrozenLayers, samples: Bat
 
 def _list_of_layers(view: View) -> tuple[str, list[nn.Module]]:
     """Name and entries of the outermost list that holds all MoE layers; no entries if there is none."""
-    gates = [next(iter(site.gate)) for site in view.sites]
+    gates = [next(iter(block.gate)) for block in view.blocks]
     for name, module in view.model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and all(gate.startswith(f"{name}.") for gate in gates):
             return name, list(module)

@@ -40,7 +40,7 @@ class NetworkClient:
         norm: representations are clipped to it (FedSC).
         sigma: noise on the correlation matrix that it shares, in sensitivities; 0: none.
         correlation_samples: images that this matrix is estimated on, two views of each; drawn anew every time.
-        share: p, the part of its samples that a rolling gate is to keep at home.
+        home_share: p, the part of its samples that a rolling gate is to keep at home.
         balance: weight of the load-balance loss of a federated gate.
         gate_top_k: experts that a sample meets while a federated gate is trained.
         gate_lr: learning rate of a gate that is trained alone.
@@ -51,7 +51,7 @@ class NetworkClient:
     norm: float = 1.0
     sigma: float = 0.0
     correlation_samples: int = 256
-    share: float = 0.7
+    home_share: float = 0.7
     balance: float = 0.01
     gate_top_k: int = 1
     gate_lr: float = 1e-2
@@ -100,7 +100,7 @@ class Member:
         if not task.peers:
             yield
             return
-        router = view.sites[0].router
+        router = view.blocks[0].router
         usual, router.top_k = router.top_k, self.client.gate_top_k
         router.counts_E = torch.zeros(view.experts, dtype=torch.long, device=view.device)
         router.keep_logits = True
@@ -186,7 +186,7 @@ def shared_correlation(view: View, data: Batch, client: NetworkClient, weight: T
 
 def own_ids(samples: int, client: NetworkClient, experts: int, key: tuple[int, ...]) -> dict[str, Tensor]:
     """RollGate's pseudo labels of a client's samples, and which of them are held back."""
-    targets = roll_targets(stream(Stream.ROLL_TARGETS, key), samples, client.own, experts, client.share)
+    targets = roll_targets(stream(Stream.ROLL_TARGETS, key), samples, client.own, experts, client.home_share)
     held = torch.zeros(samples, dtype=torch.bool)
     count = min(max(1, samples // HELD_BACK), samples - 1)
     held[torch.from_numpy(stream(Stream.ROLL_HELD, key).permutation(samples)[:count])] = True

@@ -48,7 +48,7 @@ class Update:
         round_s: how long a local round took on the device.
         loss: of an expert that was appraised: that which it had alone on the device's data, over the loss of a blind guess.
         held_loss: of a rolling gate: its loss on what was held back.
-        share: of an expert that was appraised: how often the gate, unmasked, would pick it for the device's data, in 0…1.
+        pick_share: of an expert that was appraised: how often the gate, unmasked, would pick it for the device's data, in 0…1.
     """
 
     device: str
@@ -58,5 +58,5 @@ class Update:
     size_B: int
     round_s: float = 0.0
     loss: float | None = None
-    share: float | None = None
+    pick_share: float | None = None
     held_loss: float | None = None

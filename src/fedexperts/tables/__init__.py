@@ -1,0 +1,36 @@
+"""The tables of a scenario: each field with its bounds. What ties tables together is in `scenario`."""
+
+from .fields import LONGEST_S, MOST, Count, Fraction, Load, Name, NonNegative, Positive, Table, Whole
+from .learning import Adapters, Cluster, Evaluation, Model, TaskTable, Train, Warmup
+from .methods import Alignment, Assignment, NetworkedTable
+from .network import Device, Faults, Place, Plan, Radio, Satellite, Walker
+
+__all__ = [
+    "LONGEST_S",
+    "MOST",
+    "Adapters",
+    "Alignment",
+    "Assignment",
+    "Cluster",
+    "Count",
+    "Device",
+    "Evaluation",
+    "Faults",
+    "Fraction",
+    "Load",
+    "Model",
+    "Name",
+    "NetworkedTable",
+    "NonNegative",
+    "Place",
+    "Plan",
+    "Positive",
+    "Radio",
+    "Satellite",
+    "Table",
+    "TaskTable",
+    "Train",
+    "Walker",
+    "Warmup",
+    "Whole",
+]

@@ -9,7 +9,9 @@ Rules that every protocol and every link keep:
 3. The signal may be lost at any await: `SignalLost` is raised there. What a protocol did before stays done. Devices go on
    with the standing order that came with the last `send`, and what they could not upload waits for a later `collect`.
 4. ``model`` is the global model, part by part. Its pieces are replaced, never written to.
-5. An optional ``async def flush(self, link)`` collects what is left when training is over; an optional
+5. A class with ``by_client = True`` gets each device as a link of its own; one with a ``placement()``, from link to experts,
+   is judged by that too.
+6. An optional ``async def flush(self, link)`` collects what is left when training is over; an optional
    ``def first_order(self, cluster)`` says what a cluster does before its first contact, a task or None.
 """
 

@@ -1,0 +1,64 @@
+"""A class of one's own, handed to `run`: by clusters, or with each device a link of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import small
+from fedexperts import run
+from fedexperts.ledger import read
+from fedexperts.moe.parts import is_expert
+from fedexperts.protocol.aggregate import changed, grouped, picked
+from fedexperts.protocol.link import Link, Start
+from fedexperts.train.task import Task
+
+
+class Everything:
+    """Whoever is there trains all experts."""
+
+    def __init__(self, start: Start):
+        self.model = dict(start.model)
+        self.links, self.samples, self.owned = start.clusters, dict(start.samples), dict(start.owned)
+        self.parts = frozenset(filter(is_expert, start.model))
+        self.sent: dict[str, Any] = {}
+
+    async def contact(self, link: Link) -> None:
+        await self.gather(link)
+        pieces = picked(self.model, self.parts)
+        self.sent[link.cluster] = {piece.part: piece for piece in pieces}
+        await link.send(pieces)
+        await link.train(Task(self.parts, rounds=1))
+        await self.gather(link)
+        await link.leave(None)
+
+    async def gather(self, link: Link) -> None:
+        for part, updates in grouped(await link.collect(self.parts)).items():
+            self.model[part], _ = changed(self.model, self.sent[link.cluster][part], updates)
+
+
+class OneByOne(Everything):
+    """The same, with devices as links."""
+
+    by_client = True
+
+
+class Placed(OneByOne):
+    """Says what each client would hold at inference."""
+
+    def placement(self) -> dict[str, frozenset[str]]:
+        return {link: frozenset({"expert:0"}) for link in self.links}
+
+
+def played(kind: Any, path: Path) -> list[dict[str, Any]]:
+    return list(read(run(small.scenario(train={"cycles": 1}), path / kind.__name__, protocol=kind).directory / "ledger.jsonl"))
+
+
+def test_a_class_is_by_clusters_unless_it_says_so(tmp_path: Path) -> None:
+    clusters, clients, placed = (played(kind, tmp_path) for kind in (Everything, OneByOne, Placed))
+    assert clusters[0]["clusters"].keys() == {"plain", "inverted"}
+    assert clients[0]["clusters"].keys() == {"plain/0", "plain/1", "inverted/0", "inverted/1"}
+    assert [line["event"] for line in clusters].count("assignment") == 1
+    assert [line["event"] for line in clients].count("assignment") == 0
+    trained = {line["cluster"] for line in clients if line["event"] == "train"}
+    assert trained == clients[0]["clusters"].keys()
+    assert "personal_accuracy" not in clients[-1]
+    assert placed[-1]["personal_by_client"].keys() == clients[0]["clusters"].keys()

@@ -1,4 +1,4 @@
-"""Checks of the docs that need no run: links lead somewhere, the README's tree names every module, pages follow the code."""
+"""Checks of the docs that need no run: links lead somewhere, docs/tree.md names every module, pages follow the code."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def broken_links() -> list[str]:
     """Relative links in Markdown files that lead nowhere."""
     faults = []
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
             if "://" not in target and not (page.parent / target).exists():
                 faults.append(f"{page.relative_to(ROOT)}: {target} does not exist")
@@ -20,13 +20,13 @@ def broken_links() -> list[str]:
 
 
 def tree_faults() -> list[str]:
-    """Modules that the README's tree leaves out, and names in it that are not there."""
-    readme = (ROOT / "README.md").read_text()
+    """Modules that the tree leaves out, and names in it that are not there."""
+    readme = (ROOT / "docs" / "tree.md").read_text()
     listed = set(re.findall(r"^\s*(?:[\w-]+/)*([\w-]+\.(?:py|toml))\s", readme, re.MULTILINE))
     modules = {p.name for p in (ROOT / "src").rglob("*.py") if p.name != "__init__.py"}
-    missing = [f"README.md: the tree does not name {name}" for name in sorted(modules - listed)]
+    missing = [f"docs/tree.md: the tree does not name {name}" for name in sorted(modules - listed)]
     known = {p.name for folder in ("src", "examples", "benchmarks", "tests", "docs") for p in (ROOT / folder).rglob("*.*")}
-    return missing + [f"README.md: the tree names {name}, which does not exist" for name in sorted(listed - known)]
+    return missing + [f"docs/tree.md: the tree names {name}, which does not exist" for name in sorted(listed - known)]
 
 
 def paper_map_faults() -> list[str]:

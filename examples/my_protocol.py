@@ -13,6 +13,8 @@ from fedexperts.train.task import Task
 
 
 class TurnTaking:
+    needs_owners = False  # whoever is there trains whatever is due: nobody owns an expert
+
     def __init__(self, start: Start):
         self.model = dict(start.model)
         self.waiting = [part for part in self.model if is_expert(part)]

@@ -15,7 +15,7 @@ from fedexperts import Scenario
 from processes import program, script
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str) -> list[str]:
@@ -41,7 +41,7 @@ def execute(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_readme_commands_in_order(tmp_path: Path) -> None:
+def test_commands_of_the_docs_in_order(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     found = commands()
     assert len(found) >= 5
@@ -53,7 +53,7 @@ def test_readme_commands_in_order(tmp_path: Path) -> None:
 
 def test_the_installed_program_runs(tmp_path: Path) -> None:
     """From a shell, with an interpreter of its own; a plan, as that needs no torch."""
-    (plan,) = (command for command in commands() if command.startswith("fedexperts plan "))
+    plan = next(command for command in commands() if command.startswith("fedexperts plan "))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-c", plan], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -85,9 +85,9 @@ NEED_WEIGHTS = ("llama3-medical", "mixtral-glue", "minilm-glue", "alignment-cifa
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.toml")), ids=lambda p: p.stem)
-def test_examples_are_named_in_the_readme_commands(path: Path) -> None:
+def test_examples_are_named_in_the_docs_commands(path: Path) -> None:
     if path.stem in NEED_WEIGHTS:
         assert Scenario.load(path).name == path.stem
-        assert path.name in (ROOT / "README.md").read_text()
+        assert any(path.name in page.read_text() for page in PAGES)
         return
     assert any(f"examples/{path.name}" in command for command in commands())

@@ -41,6 +41,12 @@ class OneByOne(Everything):
     by_client = True
 
 
+class Ownerless(Everything):
+    """Has no use for who owns what."""
+
+    needs_owners = False
+
+
 class Placed(OneByOne):
     """Says what each client would hold at inference."""
 
@@ -53,11 +59,13 @@ def played(kind: Any, path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_class_is_by_clusters_unless_it_says_so(tmp_path: Path) -> None:
-    clusters, clients, placed = (played(kind, tmp_path) for kind in (Everything, OneByOne, Placed))
+    clusters, clients, placed, ownerless = (played(kind, tmp_path) for kind in (Everything, OneByOne, Placed, Ownerless))
     assert clusters[0]["clusters"].keys() == {"plain", "inverted"}
     assert clients[0]["clusters"].keys() == {"plain/0", "plain/1", "inverted/0", "inverted/1"}
     assert [line["event"] for line in clusters].count("assignment") == 1
     assert [line["event"] for line in clients].count("assignment") == 0
+    assert [line["event"] for line in ownerless].count("assignment") == 0
+    assert ownerless[-1]["uplink_B"] < clusters[-1]["uplink_B"]  # by the trial's counts
     trained = {line["cluster"] for line in clients if line["event"] == "train"}
     assert trained == clients[0]["clusters"].keys()
     assert "personal_accuracy" not in clients[-1]

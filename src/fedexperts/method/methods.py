@@ -40,7 +40,8 @@ def own(build: Callable[[Start], ServerProtocol], scenario: Scenario) -> Method:
     """
     by_client: bool = getattr(build, "by_client", scenario.protocol in BY_CLIENT)
     method = Method(partial(prepare_devices, by_client=by_client), lambda prepared, start: build(start), judge=_judge)
-    return method if by_client else replace(method, check=owners.check, begin=owners.begin)
+    alone = by_client or not getattr(build, "needs_owners", True)
+    return method if alone else replace(method, check=owners.check, begin=owners.begin)
 
 
 def _judge(prepared: Prepared, protocol: ServerProtocol, judges: Judges) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Rules that every protocol and every link keep:
    with the standing order that came with the last `send`, and what they could not upload waits for a later `collect`.
 4. ``model`` is the global model, part by part. Its pieces are replaced, never written to.
 5. A class with ``by_client = True`` gets each device as a link of its own; one with a ``placement()``, from link to experts,
-   is judged by that too.
+   is judged by that too. One with ``needs_owners = False`` is told of no owners, and no trial is made for it.
 6. An optional ``async def flush(self, link)`` collects what is left when training is over; an optional
    ``def first_order(self, cluster)`` says what a cluster does before its first contact, a task or None.
 """

@@ -14,6 +14,7 @@ import torch
 import small
 import text
 from example_scenarios import ORBIT, example, planned
+from fedexperts import run
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.data.digits import load
 from fedexperts.errors import InputError
@@ -195,12 +196,12 @@ def test_labels_in_a_config_are_those_of_the_tasks() -> None:
     assert new_model({**config, "id2label": names}, 0, outputs=3).config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
-@pytest.mark.parametrize("validation", [0.0, 0.2])
-def test_a_classifier_without_padding(validation: float) -> None:
-    given = small.document(evaluation={"validation": validation})
+def test_a_classifier_without_padding_is_judged_by_the_mask(tmp_path: Path) -> None:
+    """Where no sequence is padded it learns what one with a padding token learns."""
+    given = small.document(train={"cycles": 1})
+    padded = run(Scenario.parse(given), tmp_path / "padded").summary
     given["model"] = {"config": {key: value for key, value in small.CONFIG.items() if key != "pad_token_id"}}
-    with pytest.raises(InputError, match=r"cluster 'plain': the model's config has no pad_token_id.* set it, in config"):
-        prepare(Scenario.parse(given))
+    assert run(Scenario.parse(given), tmp_path / "none").summary["history"] == padded["history"]
 
 
 def test_a_warm_up_for_some_clusters_alone(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
-from transformers.modeling_layers import GenericForSequenceClassification
 
 from ..errors import InputError
 from ..reading import short
@@ -48,11 +47,6 @@ def kind_of(document: Mapping[str, Any]) -> Kind:
     names = document.get("architectures") or ()
     endings = {kind: auto.__name__.removeprefix("AutoModel") for kind, auto in AUTO.items()}
     return next((kind for kind, end in endings.items() if any(name.endswith(end) for name in names)), "language-model")
-
-
-def lacks_padding(model: nn.Module) -> bool:
-    """Whether a model is a classifier that finds the last token of a sequence by ``pad_token_id``, and has none."""
-    return isinstance(model, GenericForSequenceClassification) and model.config.pad_token_id is None
 
 
 def new_model(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..errors import InputError
 from .blocks import Routing, block_of
 from .checkpoint import Checkpoint
 from .families import check_family
+from .last_token import lacks_padding, last_by_mask
 from .lora import Adapter, LoRA
 from .parts import BACKBONE, GATE, HEAD, NotMoEError, Tensors, expert, expert_index, is_expert
 from .routing import Mask, Top1
@@ -58,6 +59,7 @@ class View:
         if config := getattr(model, "config", None):
             check_family(config, type(model).__name__)
         self.model = model
+        self._no_padding = lacks_padding(model)
         self.stream = None if stream is None else Stream(stream)
         routing = Routing(top1, mask, noise_std)
         self.blocks = [s for s in (block_of(n, m, routing, kept, self.stream) for n, m in model.named_modules()) if s]
@@ -273,13 +275,14 @@ class View:
         """Run the model on every entry of the batch but ``labels``; return its logits.
 
         Hugging Face classifiers find a sequence's last token by the padding token and not by the mask, so masked tokens are
-        given that token's number.
+        given that token's number; where there is none, see `last_token`.
         """
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         padding = getattr(getattr(self.model, "config", None), "pad_token_id", None)
         if padding is not None and "attention_mask" in inputs and "input_ids" in inputs:
             inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, padding)
-        output: Any = self.model(**inputs)
+        with last_by_mask(self.model, inputs.get("attention_mask")) if self._no_padding else nullcontext():
+            output: Any = self.model(**inputs)
         logits: Tensor = getattr(output, "logits", output)
         return logits
 

@@ -14,7 +14,7 @@ from ..data.images import shape_text
 from ..data.objective import Objective
 from ..data.source import Samples, first
 from ..errors import InputError
-from ..moe.auto import AUTO, FOR_TASK, lacks_padding, new_model
+from ..moe.auto import AUTO, FOR_TASK, new_model
 from ..moe.checkpoint import resolve
 from ..moe.lora import LoRA
 from ..moe.meta import meta_view, read_config
@@ -93,11 +93,6 @@ def check_fit(view: View, what: str, samples: Samples, objective: Objective) -> 
     if "pixel_values" in samples:
         _check_images(config, what, samples["pixel_values"].shape[1:])
         return
-    if lacks_padding(view.model):
-        raise InputError(
-            f"{what}: the model's config has no pad_token_id, by which a classifier finds the last token of a sequence; set "
-            "it, in config.json or model.config, to a number below vocab_size that the data do not hold"
-        )
     sequences = [samples[name] for name in ("input_ids", "question", "option") if name in samples]
     length = _longest(samples)
     most = getattr(config, "max_position_embeddings", length)

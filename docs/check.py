@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import ledger_page
+import scenario_page
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +49,13 @@ def ledger_faults() -> list[str]:
     return [] if same else ["docs/ledger.md: is not what src/fedexperts/events.py says; run python docs/ledger_page.py"]
 
 
+def scenario_faults() -> list[str]:
+    """Whether the page of the scenario is that of its tables."""
+    same = scenario_page.PAGE.exists() and scenario_page.PAGE.read_text() == scenario_page.page()
+    return [] if same else ["docs/scenario.md: is not what src/fedexperts/tables says; run python docs/scenario_page.py"]
+
+
 if __name__ == "__main__":
-    found = broken_links() + tree_faults() + paper_map_faults() + ledger_faults()
-    print("\n".join(found) or "docs: links, tree, paper map and the ledger's page agree with the code")
+    found = broken_links() + tree_faults() + paper_map_faults() + ledger_faults() + scenario_faults()
+    print("\n".join(found) or "docs: links, tree, paper map and the pages of ledger and scenario agree with the code")
     sys.exit(bool(found))

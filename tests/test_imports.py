@@ -24,6 +24,7 @@ MAY = {
     "tables": BASE,
     "scenario": BASE | {"tables"},
     "ledger": BASE | {"events", "lines"},
+    "reference": BASE | {"scenario", "tables", "events", "contact", "drive"},
     "contact": BASE,
     "assign": BASE,
     "moe": BASE,
@@ -35,11 +36,11 @@ MAY = {
     "method": BASE | LOWER | {"protocol", "drive", "setup", "scenario", "tables", "ledger"},
     "runs": BASE | LOWER | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "events", "lines"},
     "report": BASE | {"ledger"},
-    "cli": BASE | LOWER | {"scenario", "tables", "ledger", "setup", "method", "runs", "report"},
+    "cli": BASE | LOWER | {"scenario", "tables", "ledger", "setup", "method", "runs", "report", "reference"},
 }
 OUTSIDE = {
     "torch": {
-        *("contact", "assign", "report", "ledger", "scenario", "tables"),
+        *("contact", "assign", "report", "ledger", "scenario", "tables", "reference"),
         *("errors", "units", "reading", "writing", "events", "lines"),
     },
 }

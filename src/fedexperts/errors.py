@@ -5,9 +5,10 @@ Messages quote what a user, a file or another program gave. As texts they are sh
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 MOST_MESSAGE, LONG_VALUE, MOST_VALUE = 2000, 300, 240
@@ -38,6 +39,13 @@ def _cut(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}…({len(text) - most // 2 * 2:,} more characters)…{text[-(most // 2) :]}"
+
+
+def unknown_key(where: str, key: str, known: Sequence[str]) -> str:
+    """What to say of a key that is none of those known: the nearest of them, and all."""
+    near = difflib.get_close_matches(key, known, 1, 0.6)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{where}: unknown key; {hint}{'known are ' + ', '.join(known) if known else 'remove it or correct its spelling'}"
 
 
 class _Legible(Exception):  # noqa: N818  # what those below share

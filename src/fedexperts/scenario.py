@@ -5,7 +5,6 @@ Paths in a scenario are relative to its file. Unknown keys are errors. Each comm
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import InputError
+from .errors import InputError, unknown_key
 from .reading import MOST_DEPTH, leaves, read_text, short
 from .tables import (
     Alignment,
@@ -53,13 +52,21 @@ class Network(Table):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     name: Name
+    """What the scenario is called, in titles and folders."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """All chance of a run is drawn from it: equal seeds, equal bytes."""
     plan: Plan = Plan()
+    """Who can talk when."""
     satellite: Annotated[tuple[Satellite, ...], BeforeValidator(_listed), Field(strict=False)] = ()
+    """What flies over the clusters."""
     radio: Radio = Radio()
+    """How fast the link to a satellite is."""
     model: Model | None = None
+    """What is tuned."""
     cluster: Annotated[tuple[Place, ...], Field(min_length=1, strict=False)]
+    """Places with devices and their data."""
     base: Annotated[Path, Field(exclude=True)] = Path()
+    """The folder that relative paths start from; it is not part of the file."""
 
     @model_validator(mode="after")
     def _places(self) -> Network:
@@ -92,7 +99,7 @@ class Network(Table):
         known = set(Scenario.model_fields) - {"base"}
         if "base" in document or (cls is not Scenario and not set(document) <= known):
             unknown = sorted(set(document) - known)
-            raise InputError("\n".join(_unknown(key, key, sorted(known)) for key in unknown))
+            raise InputError("\n".join(unknown_key(key, key, sorted(known)) for key in unknown))
         try:
             return cls.model_validate({**document, "base": base})
         except ValidationError as error:
@@ -128,8 +135,11 @@ class Tasks(Network):
 
     model: Model
     task: TaskTable = TaskTable()
+    """What the model is to do."""
     warmup: Warmup | None = None
+    """Training on a shared set before the run; left out, there is none."""
     evaluation: Evaluation = Evaluation()
+    """When the model is judged, and what is to be reached."""
     cluster: Annotated[tuple[Cluster, ...], Field(min_length=1, strict=False)]
 
     def task_of(self, i: int) -> TaskTable:
@@ -153,20 +163,24 @@ class Tasks(Network):
 
 
 class Scenario(Tasks):
-    """A whole scenario.
-
-    ``base`` is the folder that relative paths start from; it is not part of the file.
-    """
+    """A whole scenario."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     protocol: Literal["sync", "ems-fl", "ems-fl-enhanced", "aligned", "networked"] = "ems-fl"
+    """The synchronous baseline, EMS-FL, its enhanced form, client–expert alignment, or Networked MoE."""
     train: Train
+    """Rounds and local training."""
     assignment: Assignment = Assignment()
+    """Who owns which expert."""
     alignment: Alignment = Alignment()
+    """Who trains which expert in a round."""
     networked: NetworkedTable = NetworkedTable()
+    """The stages of a Networked MoE."""
     faults: Faults = Faults()
+    """What goes wrong on the links."""
     device: dict[Name, Device] = Field(default={})
+    """Classes of devices: numbers that replace those of a built-in class, or all of a new one."""
 
     @property
     def by_client(self) -> bool:
@@ -295,18 +309,12 @@ def _known(kind: Any, at: Sequence[str | int]) -> list[str]:
     return next((found for one in inner if (found := _known(one, rest))), [])
 
 
-def _unknown(where: str, key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, 1, 0.6)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{where}: unknown key; {hint}{'known are ' + ', '.join(known) if known else 'remove it or correct its spelling'}"
-
-
 def _explain(error: dict[str, Any], cls: type[BaseModel] | None = None) -> str:
     """One line of pydantic's findings in a user's words: field, value, bound, remedy."""
     where = ".".join(f"[{at}]" if isinstance(at, int) else str(at) for at in error["loc"]).replace(".[", "[")
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return _unknown(where, str(error["loc"][-1]), _known(cls, error["loc"][:-1]) if cls else [])
+        return unknown_key(where, str(error["loc"][-1]), _known(cls, error["loc"][:-1]) if cls else [])
     if kind == "missing":
         return f"{where}: is missing; add it"
     message = error["msg"].removeprefix("Value error, ")

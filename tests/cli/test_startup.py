@@ -44,3 +44,8 @@ def test_commands_that_need_no_model_load_no_torch(tmp_path: Path) -> None:
     (tmp_path / "bare.toml").write_text(PLAN)
     assert loaded("plan", str(tmp_path / "bare.toml")) <= {"numpy", "scipy", "pydantic", "sgp4"}
     assert loaded("report", "--help") <= {"numpy", "pydantic", "plotly"}
+
+
+def test_explaining_a_key_loads_the_tables_alone() -> None:
+    assert loaded("explain", "train.lr_expert") <= {"numpy", "pydantic"}
+    assert loaded("explain", "radio.carrier_Hz") <= {"numpy", "pydantic", "scipy", "sgp4"}

@@ -17,6 +17,7 @@ PANELS = {
     "train": ("demo", "run", "compare", "assign"),
     "judge": ("eval", "try"),
     "look": ("report", "export"),
+    "learn": ("explain",),
 }
 """What people come for, and the commands for it."""
 MODULES = {"try": "try_"}

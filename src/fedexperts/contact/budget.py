@@ -12,12 +12,12 @@ Which numbers to put in is the business of ``radio.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.interpolate import CubicSpline
 from scipy.special import expn
 
 from ..errors import InputError
@@ -304,10 +304,13 @@ def mean_efficiency(snr_dB: ArrayLike, rician_K_dB: float) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _efficiency_table(rician_K_dB: float) -> CubicSpline:
+def _efficiency_table(rician_K_dB: float) -> Callable[[Array], Array]:
+    from scipy.interpolate import CubicSpline  # takes longer to import than most of what needs no fading
+
     low, high, step = TABLE_dB
     grid = np.linspace(low, high, round((high - low) / step) + 1)
-    return CubicSpline(grid, np.log(ergodic_bps(1.0, grid, float(linear(rician_K_dB)))))
+    table: Callable[[Array], Array] = CubicSpline(grid, np.log(ergodic_bps(1.0, grid, float(linear(rician_K_dB)))))
+    return table
 
 
 # From a rate that changes to piecewise-constant contacts

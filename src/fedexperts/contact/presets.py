@@ -1,4 +1,22 @@
-"""Radios to begin with: the paper's, and those of 3GPP TR 38.821 V16 (Table 6.1.3.3-1)."""
+"""Radios to begin with: the paper's, and those of 3GPP TR 38.821 V16 (Table 6.1.3.3-1).
+
+Where the numbers come from:
+
+- *paper*: EMS-FL Sec. II-B and V-A. 10 dB is the noise figure at which (19) gives the 5 Mb/s that the paper states. It names
+  no carrier; −160 dB over 600 km is 3.98 GHz. "The downlink transmission process is neglected due to the high-capacity
+  broadcast capability": no limit; its downlink numbers only matter when fixed_downlink_bps is set aside.
+- *paper-range*: The same radio with the distance that a pass has: a mask of 10° makes contacts of 5 to 8.5 minutes, and a
+  noise figure of 3 dB brings the mean over a median one (peak at 30°) back to about 5 Mb/s.
+- *s-band-handheld*: TR 38.821 Table 6.1.1.1-1 (set 1, LEO-600, S band: 34 dBW/MHz, 30 dBi, G/T 1.1 dB/K), Table 6.1.1.1-3
+  (handheld: 23 dBm, 0 dBi, noise figure 7 dB) and cases SC9 of Table 6.1.3.3-1 (30 MHz down, 360 kHz up, shadowing margin 3
+  dB, scintillation 2.2 dB). Rician factor: TR 38.811 Table 6.7.2-7a, rural, 30°. Mask: TR 38.821 Table 4.2-2, service link.
+  G/T, the 360 kHz, the shadowing margin and the mask are from memory, not checked against the document (test_budget.py says
+  what was).
+- *ka-terminal*: TR 38.821 Table 6.1.1.1-1 (set 1, LEO-600, Ka band: 4 dBW/MHz, 38.5 dBi, G/T 13 dB/K), Table 6.1.1.1-3 (VSAT
+  of 60 cm: 33 dBm, 43.2 dBi up, 39.7 dBi down, noise figure 1.2 dB, antenna at 150 K) and case SC6 of Table 6.1.3.3-1 (400 MHz
+  each way, no shadowing margin, scintillation 0.3 dB). Rician factor: TR 38.811 Table 6.7.2-7b, rural, 30°. Clear sky. G/T and
+  the mask are from memory.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +33,6 @@ from .surroundings import RadioError
 
 
 def _presets() -> dict[str, Radio]:
-    # EMS-FL Sec. II-B and V-A. 10 dB is the noise figure at which (19) gives the 5 Mb/s that the paper states. It names no
-    # carrier; −160 dB over 600 km is 3.98 GHz. "The downlink transmission process is neglected due to the high-capacity
-    # broadcast capability": no limit; the downlink numbers below only matter when fixed_downlink_bps is set aside.
     paper = Radio(
         carrier_Hz=4e9,
         bandwidth_Hz=5e6,
@@ -35,13 +50,7 @@ def _presets() -> dict[str, Radio]:
         fixed_rate_bps=5e6,
         fixed_downlink_bps=math.inf,
     )
-    # The same radio with the distance that a pass has: a mask of 10° makes contacts of 5 to 8.5 minutes, and a noise figure
-    # of 3 dB brings the mean over a median one (peak at 30°) back to about 5 Mb/s.
     paper_range = replace(paper, noise_figure_dB=3.0, min_elevation_deg=10.0, fixed_path_loss_dB=None, fixed_rate_bps=None)
-    # TR 38.821 Table 6.1.1.1-1 (set 1, LEO-600, S band: 34 dBW/MHz, 30 dBi, G/T 1.1 dB/K), Table 6.1.1.1-3 (handheld: 23 dBm,
-    # 0 dBi, noise figure 7 dB) and cases SC9 of Table 6.1.3.3-1 (30 MHz down, 360 kHz up, shadowing margin 3 dB, scintillation
-    # 2.2 dB). Rician factor: TR 38.811 Table 6.7.2-7a, rural, 30°. Mask: TR 38.821 Table 4.2-2, service link. G/T, the 360 kHz,
-    # the shadowing margin and the mask are from memory, not checked against the document (test_link.py says what was).
     handheld = Radio(
         carrier_Hz=2e9,
         bandwidth_Hz=360e3,
@@ -60,10 +69,6 @@ def _presets() -> dict[str, Radio]:
         rician_K_dB=8.05,
         min_elevation_deg=10.0,
     )
-    # TR 38.821 Table 6.1.1.1-1 (set 1, LEO-600, Ka band: 4 dBW/MHz, 38.5 dBi, G/T 13 dB/K), Table 6.1.1.1-3 (VSAT of 60 cm:
-    # 33 dBm, 43.2 dBi up, 39.7 dBi down, noise figure 1.2 dB, antenna at 150 K) and case SC6 of Table 6.1.3.3-1 (400 MHz each
-    # way, no shadowing margin, scintillation 0.3 dB). Rician factor: TR 38.811 Table 6.7.2-7b, rural, 30°. Clear sky.
-    # G/T and the mask are from memory.
     terminal = Radio(
         carrier_Hz=30e9,
         bandwidth_Hz=400e6,

@@ -53,11 +53,11 @@ class Radio:
         downlink_rx_gain_dB: a device's antenna gain when it receives.
         downlink_noise_figure_dB: a device's receiver.
         downlink_antenna_K: noise temperature of a device's antenna.
-        zenith_loss_dB: atmospheric loss straight up, both ways; None takes it from the carrier (``zenith_loss_dB``).
+        zenith_loss_dB: atmospheric loss straight up, both ways; where there is none, that of a clear sky at the carrier.
         itu_exceeded_percent: share of an average year for which the loss by gases, clouds and rain at the cluster's place may
-            be higher; it then comes from ITU-R P.618 (the extra ``itu``) in place of the clear sky of ``zenith_loss_dB``.
+            be higher; it then comes from ITU-R P.618 (the extra ``itu``) in place of the clear sky.
         scintillation_loss_dB: loss kept for scintillation.
-        shadowing_margin_dB: loss kept for shadowing; draw with ``shadowing_std_dB`` instead where a draw is wanted.
+        shadowing_margin_dB: loss kept for shadowing; who wants draws in code has `draw_shadowing_dB` instead.
         margin_dB: anything else that is kept back (pointing, polarisation, rain).
         rician_K_dB: Rician factor of small-scale fading; infinity is none, so that the rate is (19), else it is (18).
         implementation_efficiency: share of the capacity that modulation, coding and signalling leave.
@@ -103,35 +103,35 @@ class Radio:
             if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
                 raise RadioError(f"radio.{field.name} = {value!r}: must be a number")
         for name in FINITE:
-            self._need(name, math.isfinite(getattr(self, name)), "finite", "leave it out for the preset's value")
+            self._need(name, math.isfinite(getattr(self, name)), "leave it out for the preset's value", "finite")
         for name in POSITIVE:
-            self._need(name, getattr(self, name) > 0, "above 0", "leave it out for the preset's value")
+            self._need(name, getattr(self, name) > 0, "leave it out for the preset's value")
         for name in LOSSES:
-            self._need(name, getattr(self, name) >= 0, "0 or above", "losses, margins and noise figures are positive decibels")
-        self._need("implementation_efficiency", 0 < self.implementation_efficiency <= 1, "within (0, 1]", "1 is the capacity")
-        self._need("min_elevation_deg", 0 <= self.min_elevation_deg < 90, "from 0 to below 90", "10 to 40 degrees are usual")
-        self._need("rician_K_dB", self.rician_K_dB > -math.inf, "finite or inf", "use -100 for Rayleigh fading")
-        self._need("total_bandwidth_Hz", self.sub_channels >= 1, f"at least bandwidth_Hz = {self.bandwidth_Hz:g}", "widen it")
+            self._need(name, getattr(self, name) >= 0, "losses, margins and noise figures are positive decibels")
+        self._need("implementation_efficiency", 0 < self.implementation_efficiency <= 1, "1 is the capacity")
+        self._need("min_elevation_deg", 0 <= self.min_elevation_deg < 90, "10 to 40 degrees are usual")
+        self._need("rician_K_dB", self.rician_K_dB > -math.inf, "use -100 for Rayleigh fading")
+        self._need("total_bandwidth_Hz", self.sub_channels >= 1, "widen it", f"at least bandwidth_Hz = {self.bandwidth_Hz:g}")
         for name in ("zenith_loss_dB", "fixed_path_loss_dB"):
             value = getattr(self, name)
-            self._need(name, value is None or 0 <= value < math.inf, "0 or above", "a loss is a positive number of decibels")
+            self._need(name, value is None or 0 <= value < math.inf, "a loss is a positive number of decibels")
         for name in ("fixed_rate_bps", "fixed_downlink_bps"):
             value = getattr(self, name)
-            self._need(name, value is None or value > 0, "above 0", "leave it out to compute the rate")
+            self._need(name, value is None or value > 0, "leave it out to compute the rate")
 
         percent, others = self.itu_exceeded_percent, (self.zenith_loss_dB, self.fixed_path_loss_dB)
         if percent is not None:
-            self._need("itu_exceeded_percent", 0.001 <= percent <= 50, "from 0.001 to 50", "1 is four days of a year")
+            self._need("itu_exceeded_percent", 0.001 <= percent <= 50, "1 is four days of a year")
             self._need(
                 "itu_exceeded_percent",
                 others == (None, None),
-                "used without zenith_loss_dB and fixed_path_loss_dB",
                 "drop one; the preset paper has a fixed loss",
+                "used without zenith_loss_dB and fixed_path_loss_dB",
             )
 
-    def _need(self, name: str, ok: bool, bound: str, remedy: str) -> None:
+    def _need(self, name: str, ok: bool, remedy: str, bound: str | None = None) -> None:
         if not ok:
-            raise RadioError(f"radio.{name} = {getattr(self, name):g}: must be {bound}; {remedy}")
+            raise RadioError(f"radio.{name} = {getattr(self, name):g}: must be {bound or BOUNDS[name]}; {remedy}")
 
     @property
     def sub_channels(self) -> int:
@@ -146,6 +146,17 @@ POSITIVE = (
 LOSSES = ("noise_figure_dB", "downlink_noise_figure_dB", "scintillation_loss_dB", "shadowing_margin_dB", "margin_dB")
 GAINS = ("tx_power_dBm", "tx_gain_dB", "rx_gain_dB", "downlink_EIRP_dBm", "downlink_rx_gain_dB")
 FINITE = (*POSITIVE, *LOSSES, *GAINS)
+BOUNDS = {
+    **dict.fromkeys(POSITIVE, "above 0"),
+    **dict.fromkeys((*LOSSES, "zenith_loss_dB", "fixed_path_loss_dB"), "0 or above"),
+    **dict.fromkeys(GAINS, "finite"),
+    **dict.fromkeys(("fixed_rate_bps", "fixed_downlink_bps"), "above 0"),
+    "itu_exceeded_percent": "from 0.001 to 50",
+    "rician_K_dB": "finite or inf",
+    "implementation_efficiency": "within (0, 1]",
+    "min_elevation_deg": "from 0 to below 90",
+}
+"""Of each field, in words."""
 
 
 # Along a pass

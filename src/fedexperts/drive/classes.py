@@ -17,7 +17,7 @@ Power:
   GFLOP/s and 39.6 W (github.com/geerlingguy/top500-benchmark); idle power not known and not subtracted: an upper bound.
 - *Sensor gateway*: Raspberry Pi 4, 2.1 W idle (The MagPi 88), Linpack at 11.889 GFLOP/s and 7.2 W (the same benchmark);
   Iridium 9602: 45 mA at 5 V idle and receiving, at most 1.0 W on average in a message transfer (developer's guide, table 9).
-- Linpack runs in FP64. FP32 is twice as fast, and training reaches half of Linpack's speed [E]: the two cancel.
+- *Linpack* runs in FP64. FP32 is twice as fast, and training reaches half of Linpack's speed [E]: the two cancel.
 
 Capacity. Speeds are those that the powers above belong to, what training reaches and not the peak. Memory is what a training
 job may use beside the system, a half of what is built in or less [E]: of 8 GB in the phone 2 (Android gives an app with a large

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.\-]+$")]
+NAME = r"^[A-Za-z0-9_.\-]+$"
+Name = Annotated[str, Field(min_length=1, pattern=NAME)]
 Positive = Annotated[float, Field(ge=1e-30, le=1e30)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]
 """Products and quotients of a few such numbers are finite."""
@@ -21,6 +22,6 @@ LONGEST_S = 1e10
 
 
 class Table(BaseModel):
-    """A TOML table: no unknown keys, no silent conversion of strings to numbers."""
+    """A TOML table: no unknown keys, no silent conversion of strings to numbers. A string under a field is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)

@@ -9,31 +9,45 @@ from pydantic import BeforeValidator, Field, model_validator
 from .fields import LONGEST_S, MOST, Count, Fraction, NonNegative, Positive, Table, Whole
 from .network import Place
 
+SHORTEST_S = 1e-3
+Seconds = Annotated[float, Field(ge=SHORTEST_S, le=LONGEST_S)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Adapters(Table):
     """``model.lora``: experts are trained through low-rank adapters, scaled by ``alpha / rank``."""
 
     rank: Annotated[int, Field(ge=1, le=2**20)]
+    """Rank of the two factors of each projection's change."""
     alpha: Positive
+    """Adapters are scaled by alpha / rank."""
     average: Literal["refactor", "merge", "factors"] = "refactor"
+    """Mean of the products, factored again; of the weights with adapters merged in; or of each factor apart."""
 
 
 class Model(Table):
-    """``[model]``: a checkpoint folder or hub name, or a config to start from random weights; adapters and uploads; routing.
-
-    ``uplink`` is how the numbers of an upload are written; ``"exact"`` sends them as they are.
-    """
+    """``[model]``: a checkpoint folder or hub name, or a config to start from random weights; adapters and uploads; routing."""
 
     path: str | None = None
+    """A folder with a checkpoint in safetensors, or a name on the Hugging Face hub; this or config is needed."""
     config: dict[str, Any] | None = None
+    """What a config.json holds, model_type among it: a model that starts from random weights; this or path is needed."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of weights and activations; adapters are float32."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
+    """Where the model computes."""
     lora: Adapters | None = None
+    """Experts are trained through low-rank adapters; left out, in full."""
     uplink: Literal["exact", "bf16", "int8"] = "bf16"
+    """How an upload's numbers are written: as they are, in bf16, or in 8 bits with a scale for each slice."""
     tokenizer: str | None = None
+    """A tokenizer's folder or hub name; the model's own if left out."""
     top1: Literal["straight-through", "switch", "paper"] = "straight-through"
+    """What a single pick weighs: 1, its gradient that of the softmax; the softmax (switch); or 1 without gradient (paper)."""
     mask: Literal["-inf", "zero"] = "-inf"
+    """Whether masked experts are out, or get the logit 0, with which they can still win (the paper's (39) to the letter)."""
     noise_std: NonNegative = 0.0
+    """Standard deviation of the Gaussian noise on gate logits in training, ℰ of (9)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -45,23 +59,31 @@ class Model(Table):
 class TaskTable(Table):
     """``[task]``: what the model is to do; ``task = { … }`` in a cluster changes it for that cluster's data.
 
-    ``label`` is the column of labels, or of answers: ``"label"`` and ``"answer"`` if nothing is given. Without ``text``
-    samples of a classification are token numbers already, and labels are the head's outputs.
-    Of ``kind = "image"`` ``image`` is the column of encoded images; files ``.npz`` have arrays x and y instead of columns.
     Clusters whose tables are equal share the rows of a classifier's head; others have rows of their own.
     """
 
     kind: Literal["classification", "multiple-choice", "causal-lm", "image"] = "classification"
+    """Classes of sequences, options of questions by likelihood, the next token, or classes of images."""
     text: str | None = None
+    """Column of texts; without it samples of a classification are token numbers, and labels the head's outputs."""
     text_pair: str | None = None
+    """Column of second sequences, for pairs."""
     image: str = "image"
+    """Column of encoded images; .npz files have arrays x and y instead."""
     label: str | None = None
+    """Column of labels or answers; label, of multiple choice answer, if left out."""
     labels: Annotated[tuple[str | int, ...], Field(min_length=2, strict=False)] | None = None
+    """Classes in the order of the head's outputs; if left out, texts in the data are sorted, and numbers are outputs."""
     prompt: str = "Question: {question}\nAnswer:"
+    """What precedes the options of a question; {column} stands for a column's text."""
     options: str | Annotated[tuple[str, ...], Field(min_length=2, strict=False)] = "choices"
+    """Column with a list of options, or the columns of the options."""
     normalise: Literal["tokens", "characters"] = "tokens"
+    """Whether an option's log-likelihood is divided by its tokens or its characters."""
     max_length: Annotated[int, Field(ge=2)] = 128
+    """Tokens to which sequences are cut."""
     metric: Literal["accuracy", "f1", "matthews", "spearman", "pearson"] = "accuracy"
+    """What the model is judged by; of classifications. Spearman and Pearson make it a regression."""
 
     @property
     def label_column(self) -> str:
@@ -89,21 +111,26 @@ class TaskTable(Table):
 
 
 class Warmup(Table):
-    """``[warmup]``: training of the whole model on a small shared set before the run.
-
-    ``gate_fit`` weighs a loss that ties the gate to the domains, one group of experts for each entry of ``data``. ``parts``
-    says what is trained, for example ["gate"] as in the paper's Sec. V-B; nothing means everything.
-    """
+    """``[warmup]``: training of the whole model on a small shared set before the run."""
 
     data: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    """What is trained on; each entry, named as a cluster's data, is a domain."""
     samples: Count = 100
+    """Samples taken of each entry of data, at most."""
     steps: Count = 100
+    """Gradient steps."""
     batch_size: Count = 32
+    """Samples of a step."""
     lr: Positive = 1e-3
+    """Learning rate of AdamW at the start; it falls linearly to 0."""
     weight_decay: NonNegative = 0.0
-    token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight decay of AdamW."""
+    token_dropout: Share = 0.0
+    """Share of tokens that padding replaces, against overfitting a small set."""
     gate_fit: NonNegative = 0.0
+    """Weight of a loss that ties the gate to the domains, a group of experts for each entry of data."""
     parts: Annotated[frozenset[Literal["gate", "backbone", "head", "experts"]], Field(strict=False)] = frozenset()
+    """What is trained, for example ["gate"] as in the paper's Sec. V-B; nothing means everything."""
 
 
 def _batch_size(value: Any) -> Any:
@@ -113,9 +140,10 @@ def _batch_size(value: Any) -> Any:
 
 
 def _seconds(value: Any) -> Any:
-    if value != "device" and (type(value) not in (int, float) or not 1e-3 <= value <= LONGEST_S):
+    if value != "device" and (type(value) not in (int, float) or not SHORTEST_S <= value <= LONGEST_S):
         raise ValueError(
-            f'must be from 0.001 to {LONGEST_S:g}, or "device" for what a round takes at the speed of the device\'s class'
+            f'must be from {SHORTEST_S} to {LONGEST_S:g}, or "device" for what a round takes at the speed of the device\'s '
+            "class"
         )
     return value if value == "device" else float(value)
 
@@ -123,32 +151,45 @@ def _seconds(value: Any) -> Any:
 class Train(Table):
     """``[train]``: rounds and local training.
 
-    ``bucketing`` makes batches of samples of similar length, so that there is less padding to compute. ``cache_MB`` is for
-    outputs of frozen layers, which are then computed once for each sample; it is shared out evenly to all devices of the run.
-    ``seconds_per_round = "device"`` takes a round's FLOPs at the speed of the device's class.
-    ``first_cycle = "paper"`` lets clusters of EMS-FL train before they are met. ``weights = "samples"`` weighs devices by their
-    samples in (26), (31) and (32). ``overlap`` is for a version of a shared part that several clusters train at once:
+    ``overlap`` is for a version of a shared part that several clusters train at once:
     ``"mean"`` averages what they make of it, as in (6), ``"add"`` adds up their changes; left out, it is the mean in an
     always-on plan and the sum in others.
     """
 
     cycles: Count
+    """Orbital cycles of the run; a cycle ends when every reachable cluster has been served since it began."""
     local_steps: Count = 1
-    batch_size: Annotated[int | Literal["full"], BeforeValidator(_batch_size)] = 32
+    """Gradient steps of a device in a local round."""
+    batch_size: Annotated[Count | Literal["full"], BeforeValidator(_batch_size)] = 32
+    """Samples of a step; full is one batch of all of a device's samples."""
     bucketing: bool = True
+    """Whether batches hold samples of similar length, so that there is less padding to compute."""
     cache_MB: Annotated[float, Field(ge=0, le=1e9)] = 1000.0
+    """For outputs of frozen layers, computed once a sample, in MB; shared out evenly to all devices of the run."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Optimiser of local training."""
     lr_expert: Positive = 1e-3
+    """Learning rate of experts, η^E."""
     lr_gate: Positive = 1e-3
+    """Learning rate of the gate and other shared parts, η^U."""
     weight_decay: NonNegative = 0.0
+    """Weight decay of AdamW; with sgd an L2 penalty."""
     shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
-    seconds_per_round: Annotated[float | Literal["device"], BeforeValidator(_seconds)] = 60.0
+    """Parts beside experts that whoever is in contact trains; of all protocols but networked."""
+    seconds_per_round: Annotated[Seconds | Literal["device"], BeforeValidator(_seconds)] = 60.0
+    """Length of a local round, in s; device takes its FLOPs at the speed of the device's class."""
     max_rounds: Count | None = None
+    """Local rounds of a device at most, in a contact or between two; as many as fit if left out."""
     gate_tail_cycles: Whole = 1
+    """Cycles at the end, part of cycles, that tune the gate with experts frozen; ems-fl-enhanced."""
     final_flush: bool = True
+    """Whether one further contact a cluster, without training, collects what was not uploaded."""
     first_cycle: Literal["met", "paper"] = "met"
+    """Whether clusters rest until they are met, or train from the start; ems-fl and ems-fl-enhanced."""
     weights: Literal["devices", "samples"] = "devices"
+    """Whether devices weigh alike or by their samples in (26), (31) and (32); sync, ems-fl and ems-fl-enhanced."""
     overlap: Literal["add", "mean"] | None = None
+    """Changes of clusters that train one version at once add up, or are averaged; sync, ems-fl and ems-fl-enhanced."""
 
 
 def _validation(value: Any) -> Any:
@@ -162,20 +203,24 @@ def _validation(value: Any) -> Any:
 class Evaluation(Table):
     """``[evaluation]``: when to judge the global model, on what, and the accuracy to reach.
 
-    ``validation`` is a share of each cluster's training data, held out and drawn from the seed, or a file. Targets, plateaus
-    and the evaluations of all cycles read these data; the test data are judged once, at the end. With 0 there are none, and
-    everything reads the test data. A run is on its plateau from the first evaluation whose accuracy no later one exceeds by
-    ``min_gain``, if at least ``patience`` evaluations follow.
+    Targets, plateaus and the evaluations of all cycles read the validation data; the test data are judged once, at the end. A
+    run is on its plateau from the first evaluation whose accuracy no later one exceeds by ``min_gain``, if at least
+    ``patience`` evaluations follow.
     """
 
     target: Fraction | None = None
-    validation: Annotated[float | str, BeforeValidator(_validation)] = 0.2
+    """Accuracy, or the task's metric, to reach on validation data; costs are told up to there."""
+    validation: Annotated[Share | str, BeforeValidator(_validation)] = 0.2
+    """Share of each cluster's training data held out, drawn from the seed, or a file; with 0 test data stand in."""
     every_cycles: Count = 1
+    """Orbital cycles from one evaluation to the next."""
     patience: Count = 5
+    """Evaluations that must follow a plateau's first."""
     min_gain: Fraction = 0.005
+    """What a later evaluation must exceed a plateau's first by to end it, as accuracy."""
 
 
 class Cluster(Place):
-    """``[[cluster]]`` of a training scenario."""
+    """``[[cluster]]``: devices in one place and their data; ``fedexperts plan`` needs the place alone."""
 
     data: str

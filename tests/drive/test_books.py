@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
 from fedexperts.errors import InputWarning
 from fedexperts.ledger import Ledger, read
-from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
+from fedexperts.protocol.ems_fl import EmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
 from fedexperts.runs.checkpoint import Packer, unpack
@@ -200,14 +199,3 @@ def test_devices_that_are_fast_for_their_slots_are_warned_of(tmp_path: Path) -> 
         free._warn_of_many_steps(toy.make(DATA)[1])
     bound._warn_of_many_steps(toy.make(DATA)[1])  # a warning would be an error
     ledger.close()
-
-
-@pytest.mark.parametrize("protocol_class", [Sync, EmsFl, EnhancedEmsFl])
-def test_devices_make_no_more_rounds_than_they_may_in_a_contact_or_between_two(protocol_class: Any, tmp_path: Path) -> None:
-    plan, (_, model, devices) = round_robin(list(DATA), 4, 10.0), toy.make(DATA)
-    with closing(Ledger(tmp_path / "ledger.jsonl")) as ledger:
-        protocol = toy.protocol(protocol_class, model, OWNED, 3)
-        Simulator(plan, toy.hosts(devices), Pace(1.0, 2), 3, ledger, lambda model, cycle: {}).run(protocol)
-    trained = [line for line in read(tmp_path / "ledger.jsonl") if line["event"] == "train"]
-    phases = {"connected"} if protocol_class is Sync else {"connected", "disconnected"}
-    assert {(line["phase"], line["rounds"]) for line in trained} == {(phase, 2) for phase in phases}

@@ -19,7 +19,7 @@ MOST_STEPS = 1e12
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast devices are: seconds of one local round, and a cap on the rounds in a contact, or between two.
+    """How fast devices are: seconds of one local round, and a cap on the rounds of a disconnected phase.
 
     Without seconds a round takes as long as its FLOPs do at the speed of the device's class.
     """
@@ -28,7 +28,7 @@ class Pace:
     max_rounds: int | None = None
 
     def rounds(self, time_s: float, round_s: float) -> int:
-        """Whole local rounds that a phase of this length has room for."""
+        """Whole local rounds that a disconnected phase of this length has room for."""
         fit = whole_rounds(time_s, round_s)
         return fit if self.max_rounds is None else min(fit, self.max_rounds)
 

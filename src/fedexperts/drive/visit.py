@@ -87,7 +87,7 @@ class SimulatedLink:
         down_s = self.contact.begin_s("down", self.contact.end_s, sum(model[part].size_B for part in down))
         up_B = sum(self.host.upload_B(part) for part in up)
         left_s = (self.contact.begin_s("up", down_s, up_B) if math.isfinite(down_s) else down_s) - self.now_s
-        return self.books.pace.rounds(left_s, self.books.round_s(self.cluster, task or Task(frozenset(up))))
+        return whole_rounds(left_s, self.books.round_s(self.cluster, task or Task(frozenset(up))))
 
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
         """See `Link`; a broadcast takes as long as one copy. Pieces that are complete when the signal is lost have arrived."""

@@ -107,7 +107,7 @@ class Start:
         lora: how experts are adapted; None where their full parameters are trained.
         weights, overlap: how the server averages, see `aggregate.Averaging`.
         first_cycle: ``"met"``: clusters rest until their first contact; ``"paper"``: they train from the start.
-        max_rounds: local rounds that a device makes at most, in contact or out of it.
+        max_rounds: local rounds that a device makes at most between two contacts, and in rounds of clients also in one.
     """
 
     model: Mapping[str, Piece]

@@ -118,7 +118,7 @@ class Rounds(ABC):
         await link.send([piece for piece in pieces if has.get(piece.part) != piece.version], order)
         has.update({piece.part: piece.version for piece in pieces})
         rounds = link.rounds_left(up=task.parts - task.keeps, task=task)
-        await link.train(replace(task, rounds=rounds))
+        await link.train(replace(task, rounds=rounds if self._max_rounds is None else min(rounds, self._max_rounds)))
         self.accept(link, await link.collect(self.uploads))
         await link.leave(order if link.gap_ahead else None)  # slots without a gap between them are rounds in step
 

@@ -179,7 +179,7 @@ class Train(Table):
     seconds_per_round: Annotated[Seconds | Literal["device"], BeforeValidator(_seconds)] = 60.0
     """Length of a local round, in s; device takes its FLOPs at the speed of the device's class."""
     max_rounds: Count | None = None
-    """Local rounds of a device at most, in a contact or between two; as many as fit if left out."""
+    """Local rounds at most between two contacts, with aligned and networked also in one; left out, as many as fit."""
     gate_tail_cycles: Whole = 1
     """Cycles at the end, part of cycles, that tune the gate with experts frozen; ems-fl-enhanced."""
     final_flush: bool = True

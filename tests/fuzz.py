@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -192,7 +193,8 @@ class Fuzzing:
 
     def stop(self, what: str, why: str) -> None:
         """End a process that breaks a bound, and go on behind the mutation that it was at."""
-        os.kill(self.process.pid or 0, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may have ended by itself
+            os.kill(self.process.pid or 0, signal.SIGKILL)
         self.process.join()
         self.fail(what, why)
         if self.numbers:

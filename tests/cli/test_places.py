@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import small
 from fedexperts.cli.main import main
 from fedexperts.writing import MARK
+from obstacles import KINDS, put
 
-KINDS = ("file", "link", "dangling", "FIFO", "folder")
 LLAMA = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
 Command = Callable[..., tuple[int, str]]
 
@@ -42,25 +42,6 @@ def scenario(tmp_path: Path) -> Path:
     return path
 
 
-def make(kind: str, path: Path) -> Path:
-    """Something in the way; returns what must stay as it is."""
-    target = path.parent / "target"
-    target.write_text("mine")
-    match kind:
-        case "file":
-            path.write_text("mine")
-        case "link":
-            path.symlink_to(target)
-        case "dangling":
-            path.symlink_to("nowhere")
-        case "FIFO":
-            os.mkfifo(path)
-        case "folder":
-            path.mkdir()
-            (path / "file").write_text("mine")
-    return target
-
-
 def unread(*_: object, **__: object) -> None:
     raise AssertionError("work was done before the refusal")
 
@@ -73,7 +54,7 @@ def test_a_plan_replaces_what_it_wrote_alone(
     out = scenario.parent / "plan"
     out.mkdir()
     at = out / name
-    target, before = make(kind, at), at.lstat()
+    target, before = put(kind, at), at.lstat()
     words = ("plan", scenario, "--out", out, "--export", "csv")
     with monkeypatch.context() as patch:
         patch.setattr("fedexperts.cli.plan.network_plan", unread)
@@ -143,7 +124,7 @@ def dense(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_build_writes_into_what_is_new_or_empty(kind: str, dense: Path, command: Command) -> None:
     out = dense.parent / "out"
-    target, before = make(kind, out), out.lstat()
+    target, before = put(kind, out), out.lstat()
     code, said = command("build", "upcycle", "--model", dense, "--experts", 2, "--out", out)
     assert (code, out.lstat().st_ino, target.read_text()) == (2, before.st_ino, "mine")
     assert f"--out {out}: " in said
@@ -187,7 +168,7 @@ def test_compare_goes_on_only_where_it_can_write_its_page(
     monkeypatch.setattr("fedexperts.runs.grid.run_many", unread)
     page = scenario.parent / "out" / "report.html"
     page.parent.mkdir()
-    target, before = make(kind, page), page.lstat()
+    target, before = put(kind, page), page.lstat()
     code, said = command("compare", scenario, "--protocol", "sync,ems-fl", "--out", page.parent, "--resume")
     assert (code, page.lstat().st_ino, target.read_text()) == (2, before.st_ino, "mine")
     assert f"--out {page}: " in said
@@ -202,7 +183,7 @@ def test_a_folder_is_a_folder(
     for work in ("runs.grid.run_many", "cli.demo.warmed_up"):
         monkeypatch.setattr(f"fedexperts.{work}", unread)
     monkeypatch.chdir(scenario.parent)
-    target = make(kind, scenario.parent / "out")
+    target = put(kind, scenario.parent / "out")
     code, said = command(*words, "--out", "out")
     assert (code, "--out out: is " in said, "name a folder" in said) == (2, True, True)
     assert target.read_text() == "mine"

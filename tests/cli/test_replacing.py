@@ -13,6 +13,7 @@ import small
 from fedexperts import run
 from fedexperts.cli.main import main
 from fedexperts.writing import MARK
+from obstacles import KINDS, put
 
 
 @pytest.fixture(scope="module")
@@ -30,28 +31,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return int(ended.value.code or 0), capsys.readouterr().err
 
 
-def make(kind: str, path: Path, target: Path) -> None:
-    target.write_text("mine")
-    match kind:
-        case "file":
-            path.write_text("mine")
-        case "link":
-            path.symlink_to(target)
-        case "dangling":
-            path.symlink_to("nowhere")
-        case "FIFO":
-            os.mkfifo(path)
-        case "folder":
-            path.mkdir()
-            (path / "file").write_text("mine")
-
-
-@pytest.mark.parametrize("kind", ["file", "link", "dangling", "FIFO", "folder"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_report_replaces_its_own_pages_alone(
     kind: str, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, target = tmp_path / "page.html", tmp_path / "target"
-    make(kind, page, target)
+    put(kind, page)
     before = page.lstat()
     code, said = command(monkeypatch, capsys, "report", done, "--out", page)
     assert (code, page.lstat().st_ino, target.read_text()) == (2, before.st_ino, "mine")
@@ -67,12 +52,12 @@ def test_report_replaces_its_own_pages_alone(
 
 
 @pytest.mark.parametrize("form", ["merged", "peft"])
-@pytest.mark.parametrize("kind", ["file", "link", "dangling", "FIFO", "folder"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_export_replaces_nothing(
     kind: str, form: str, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to, target = tmp_path / "to", tmp_path / "target"
-    make(kind, to, target)
+    put(kind, to)
     before = to.lstat()
     code, said = command(monkeypatch, capsys, "export", done, "--format", form, "--to", to)
     assert (code, to.lstat().st_ino, target.read_text()) == (2, before.st_ino, "mine")

@@ -31,10 +31,11 @@ def command(
 def summary(document: dict[str, Any]) -> str:
     """The run in a line."""
     wall_s, warm = sum(document["wall_s"].values()), document["warmup_steps"]
+    time = f"about {wall_s:.0f} s" if wall_s >= 1 else "under a second"
     return (
         f"{document['cycles']} orbital cycles end after {document['ends_s'] / 3600:.1f} h; {document['steps']:,} gradient "
-        f"steps, {document['uplink_B'] / 1e6:.2f} MB up, {document['downlink_B'] / 1e6:.2f} MB down; about {wall_s:.0f} s on "
-        "this machine" + (f", and {warm:,} steps of warm-up" if warm else "")
+        f"steps, {document['uplink_B'] / 1e6:.2f} MB up, {document['downlink_B'] / 1e6:.2f} MB down; {time} on this machine"
+        + (f", and {warm:,} steps of warm-up" if warm else "")
     )
 
 

@@ -16,6 +16,10 @@ VALUE_B = 8
 """About what a value takes, of a list too; in the file it may take nothing."""
 
 
+NO_VALUE = (ValueError, OverflowError, TypeError, NotImplementedError)
+"""What Arrow raises where Python has no such value: dates beyond its own, text that is not UTF-8, types without a twin."""
+
+
 def read_parquet(path: Path, wanted: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """All rows, with the wanted columns or with all.
 
@@ -85,12 +89,7 @@ def _plain(batch: Any) -> Any:
 def _values(batch: Any, where: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
-    except (
-        ValueError,
-        OverflowError,
-        TypeError,
-        NotImplementedError,
-    ) as error:  # dates beyond Python's, text that is not UTF-8
+    except NO_VALUE as error:
         raise InputError(
             f"{where}: a column of {', '.join(batch.schema.names)} holds what cannot be read as a value ({error}); "
             "convert it to numbers or text, or leave it out"

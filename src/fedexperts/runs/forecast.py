@@ -9,25 +9,21 @@ from __future__ import annotations
 import tempfile
 import time
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..drive.cluster import Pace
-from ..drive.faults import Faults
-from ..drive.simulate import Simulator
 from ..ledger import Ledger, read
 from ..method.method import Method, start
 from ..method.methods import METHODS
 from ..moe.parts import in_order
 from ..scenario import Scenario
-from ..setup.prepare import Prepared, trial_B
+from ..setup.prepare import Prepared
 from ..train.dry import DryHost
 from ..train.host import Host
 from ..train.task import Task
-from .run import ready
+from .run import ready, simulator
 
 Lines = list[dict[str, Any]]
 
@@ -75,21 +71,9 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
 
 
 def _play(prepared: Prepared, method: Method, hosts: dict[str, Host], ledger: Ledger) -> None:
-    scenario, train = prepared.scenario, prepared.scenario.train
     begun = method.begin(prepared, ledger)
-    Simulator(
-        prepared.plan,
-        hosts,
-        Pace(None if train.seconds_per_round == "device" else train.seconds_per_round, train.max_rounds),
-        train.cycles,
-        ledger,
-        lambda model, cycle: {},
-        train.final_flush,
-        faults=Faults(**scenario.faults.model_dump(), seed=scenario.seed),
-        kinds=prepared.kinds,
-        trial_B=partial(trial_B, scenario),
-        first_uplink_B=begun.uplink_B,
-    ).run(method.protocol(prepared, start(prepared, begun.owned)))
+    clock = simulator(prepared, hosts, begun.uplink_B, ledger, lambda model, cycle: {})
+    clock.run(method.protocol(prepared, start(prepared, begun.owned)))
 
 
 def _link(name: str, host: Host, lines: Lines, end: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +94,10 @@ def _link(name: str, host: Host, lines: Lines, end: dict[str, Any]) -> dict[str,
 
 
 def _measured_s(prepared: Prepared, lines: Lines) -> tuple[float, float]:
-    """Seconds of all training ahead and of one evaluation on this machine, from one local round of each kind of task."""
+    """Seconds of all training ahead and of one evaluation on this machine, from one local round of each set of parts.
+
+    Masks and goals are not in the ledger: of tasks that have them the time is that of plain training.
+    """
     steps: dict[tuple[str, tuple[str, ...]], int] = {}
     for line in (line for line in lines if line["event"] == "train"):
         key = line["cluster"], tuple(line["parts"])

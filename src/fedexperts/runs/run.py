@@ -59,6 +59,10 @@ CHECKPOINT_EVERY_S = 2.0
 GO_ON = "make room, or mend what is said there, and go on with the same command and --resume"
 
 
+Evaluate = Callable[[dict[str, Piece], int | None], dict[str, Any]]
+"""From the global model, and the cycle or None at the end, to facts for the ledger."""
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished run: its directory, and its summary with the keys of ``fedexperts run --json``."""
@@ -126,6 +130,27 @@ def ready(scenario: Scenario, method: Method) -> Prepared:
     if not prepared.lora:  # what adapters take is known when they are attached
         method.check(prepared)
     return prepared
+
+
+def simulator(
+    prepared: Prepared, hosts: Mapping[str, Host], first_uplink_B: int, ledger: Ledger, evaluate: Evaluate
+) -> Simulator:
+    """Simulated time as the scenario has it, for these Hosts."""
+    scenario, train = prepared.scenario, prepared.scenario.train
+    return Simulator(
+        prepared.plan,
+        hosts,
+        Pace(None if train.seconds_per_round == "device" else train.seconds_per_round, train.max_rounds),
+        train.cycles,
+        ledger,
+        evaluate,
+        train.final_flush,
+        faults=Faults(**scenario.faults.model_dump(), seed=scenario.seed),
+        kinds=prepared.kinds,
+        trial_B=partial(trial_B, scenario),
+        first_uplink_B=first_uplink_B,
+        owners=prepared.owners,
+    )
 
 
 def default_directory(scenario: Scenario, label: str | None = None) -> Path:
@@ -200,21 +225,7 @@ class _Run:
             self.prepared.begin()
         begun = Beginning(saved["owned"]) if saved else self._begin()
         protocol = self.protocol = self.method.protocol(self.prepared, start(self.prepared, begun.owned))
-        train = self.scenario.train
-        self.simulator = Simulator(
-            self.prepared.plan,
-            self.prepared.hosts,
-            Pace(None if train.seconds_per_round == "device" else train.seconds_per_round, train.max_rounds),
-            train.cycles,
-            self.ledger,
-            self._evaluate,
-            train.final_flush,
-            faults=Faults(**self.scenario.faults.model_dump(), seed=self.scenario.seed),
-            kinds=self.prepared.kinds,
-            trial_B=partial(trial_B, self.scenario),
-            first_uplink_B=begun.uplink_B,
-            owners=self.prepared.owners,
-        )
+        self.simulator = simulator(self.prepared, self.prepared.hosts, begun.uplink_B, self.ledger, self._evaluate)
         if saved:
             vars(protocol).update(saved["protocol"])
             self.simulator.restore(saved["simulator"])

@@ -121,8 +121,7 @@ def prepare(scenario: Scenario, by_client: bool = False, even: bool = False) -> 
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     shares = {cluster.name: dealt(cluster, data.splits[cluster.name].train, scenario.seed) for cluster in scenario.cluster}
     groups = devices(scenario, view, model, data.objectives, shares)
-    links = _links_of_clients if by_client else _links_of_clusters
-    plan, hosts, kinds, objectives = links(scenario, plan, groups, classes, data)
+    plan, hosts, kinds, objectives = _links(scenario, plan, groups, classes, data, by_client)
 
     def judged(held: dict[str, Samples], what: str) -> Judges:
         return judges(scenario, held, shares, list(hosts), even, what) if by_client else Judges(held, {})
@@ -141,25 +140,18 @@ Links = tuple[ContactPlan, dict[str, Host], dict[str, DeviceClass], dict[str, Ob
 """The plan as the links see it, and by link the devices behind it, their class and what they are trained for."""
 
 
-def _links_of_clusters(
+def _links(
     scenario: Scenario,
     plan: ContactPlan,
     groups: Mapping[str, list[Device]],
     classes: Mapping[str, DeviceClass],
     data: Datasets,
+    by_client: bool,
 ) -> Links:
-    hosts: dict[str, Host] = {name: LocalHost(group) for name, group in groups.items()}
-    return plan, hosts, {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}, data.objectives
-
-
-def _links_of_clients(
-    scenario: Scenario,
-    plan: ContactPlan,
-    groups: Mapping[str, list[Device]],
-    classes: Mapping[str, DeviceClass],
-    data: Datasets,
-) -> Links:
-    """Each device has a link of its own."""
+    """Clusters are links, or each device has one of its own."""
+    if not by_client:
+        kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}
+        return plan, {name: LocalHost(group) for name, group in groups.items()}, kinds, data.objectives
     names, group = list(groups), clients(scenario, classes)
     every = [device for name in names for device in groups[name]]
     hosts: dict[str, Host] = {client.name: LocalHost([device]) for client, device in zip(group, every, strict=True)}

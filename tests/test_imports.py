@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "fedexperts"
-BASE = {"errors", "units", "reading", "writing", "seeds"}
+BASE = {"errors", "units", "reading", "writing", "seeds", "own"}
 LOWER = {"contact", "assign", "moe", "data", "train"}
 MAY = {
     "errors": set(),
     "units": set(),
     "seeds": set(),
+    "own": {"errors"},
     "reading": {"errors"},
     "writing": {"errors"},
     "events": set(),
@@ -41,7 +42,7 @@ MAY = {
 OUTSIDE = {
     "torch": {
         *("contact", "assign", "report", "ledger", "scenario", "tables", "reference"),
-        *("errors", "units", "reading", "writing", "events", "lines"),
+        *("errors", "units", "reading", "writing", "own", "events", "lines"),
     },
 }
 

@@ -150,7 +150,7 @@ def test_a_number_out_of_range_is_refused_with_field_and_value(change, says):
 # ---- wrong kinds of values
 
 WRONG_KIND = [
-    ("protocol", {"protocol": "fedavg"}, "protocol = 'fedavg'", "'ems-fl-enhanced'"),
+    ("protocol", {"protocol": "fedavg"}, "protocol = 'fedavg'", "ems-fl-enhanced"),
     ("plan kind", {"plan": {"kind": "sometimes"}}, "plan.kind = 'sometimes'", "'round-robin'"),
     ("optimizer", {"train": {"optimizer": "lion"}}, "train.optimizer = 'lion'", "'adamw'"),
     ("shared", {"train": {"shared": ["gate", "nose"]}}, "train.shared[1] = 'nose'", "'gate'"),

@@ -5,8 +5,10 @@ Paths in a scenario are relative to its file. Unknown keys are errors. Each comm
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -14,6 +16,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError, unknown_key
+from .own import OWN, is_own, label
 from .reading import MOST_DEPTH, leaves, read_text, short
 from .tables import (
     Alignment,
@@ -25,6 +28,7 @@ from .tables import (
     Model,
     Name,
     NetworkedTable,
+    OwnName,
     Place,
     Plan,
     Radio,
@@ -40,6 +44,18 @@ BY_CLIENT = frozenset({"aligned", "networked"})
 
 
 MOST_TOML_B = 2**20
+
+
+ProtocolName = Literal["sync", "ems-fl", "ems-fl-enhanced", "aligned", "networked"]
+PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
+
+
+def _protocol(value: Any) -> Any:
+    if isinstance(value, str) and value not in PROTOCOLS and not re.fullmatch(OWN, value):
+        near = get_close_matches(value, PROTOCOLS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown; {hint}choose from {', '.join(PROTOCOLS)}, or name module:Class of your own")
+    return value
 
 
 def _listed(value: Any) -> Any:
@@ -167,8 +183,8 @@ class Scenario(Tasks):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    protocol: Literal["sync", "ems-fl", "ems-fl-enhanced", "aligned", "networked"] = "ems-fl"
-    """The synchronous baseline, EMS-FL, its enhanced form, client–expert alignment, or Networked MoE."""
+    protocol: Annotated[ProtocolName | OwnName, BeforeValidator(_protocol)] = "ems-fl"
+    """The synchronous baseline, EMS-FL, its enhanced form, client–expert alignment, Networked MoE, or a class of your own."""
     train: Train
     """Rounds and local training."""
     assignment: Assignment = Assignment()
@@ -184,8 +200,13 @@ class Scenario(Tasks):
 
     @property
     def by_client(self) -> bool:
-        """Whether the protocol treats clients one by one, each with a link of its own."""
+        """Whether the protocol treats clients one by one, each with a link of its own; one of the user's own says so itself."""
         return self.protocol in BY_CLIENT
+
+    @property
+    def label(self) -> str:
+        """The protocol's name in ledgers, tables and folders."""
+        return label(self.protocol)
 
     @model_validator(mode="after")
     def _clients(self) -> Scenario:
@@ -194,14 +215,19 @@ class Scenario(Tasks):
                 raise ValueError(
                     f"cluster[{i}].until_cycle = {cluster.until_cycle}: must be above from_cycle = {cluster.from_cycle}"
                 )
-            if self.by_client:
-                continue
+        if not (self.by_client or is_own(self.protocol)) and (fault := self.needs_clients()):
+            raise ValueError(fault)
+        return self
+
+    def needs_clients(self) -> str | None:
+        """What of the clusters only protocols can have that treat clients one by one."""
+        for i, cluster in enumerate(self.cluster):
             if isinstance(cluster.device, dict) or cluster.from_cycle or cluster.until_cycle is not None:
-                raise ValueError(
+                return (
                     f"cluster[{i}]: a mix of device classes, from_cycle and until_cycle are for protocols that treat clients "
                     f"one by one ({', '.join(sorted(BY_CLIENT))}); protocol = {self.protocol!r} does not"
                 )
-        return self
+        return None
 
     @model_validator(mode="after")
     def _stages(self) -> Scenario:

@@ -33,7 +33,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Run a scenario with several protocols or policies and seeds; one table, one report."""
-    from ..method.methods import METHODS
+    from ..method.methods import of
     from ..runs import comparison
     from ..runs import networked_tables as tables
     from ..runs.grid import by_name, job_name, run_grid
@@ -41,7 +41,7 @@ def command(
     loaded = load(scenario, None, None, set_)
     directory = out or Path("runs") / f"{loaded.name}-compare"
     page = directory / PAGE
-    if METHODS[loaded.protocol].fills_tables and not protocol and not policy:
+    if of(loaded).fills_tables and not protocol and not policy:
         grid = tables.grid(loaded, tables.partitions(tau), numbers("--clients", clients) if clients else [], seeds)
     else:
         grid = comparison.grid(loaded, _names(protocol), _names(policy), seeds)

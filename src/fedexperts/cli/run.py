@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..scenario import Scenario
+from ..scenario import PROTOCOLS, Scenario
 from ..writing import check_replaceable
 from .common import advance, output, print_json, progress_bars, reached, resumable, say, warn
 
@@ -20,15 +16,13 @@ ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The
 Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the scenario.")]
 Seed = Annotated[int | None, typer.Option(help="Change the scenario's seed.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
-PROTOCOLS = get_args(Scenario.model_fields["protocol"].annotation)
-Protocol = Annotated[str | None, typer.Option(help=f"One of {', '.join(PROTOCOLS)}.")]
-OrOwn = Annotated[str | None, typer.Option(help=f"One of {', '.join(PROTOCOLS)}, or MODULE:CLASS of your own.")]
+Protocol = Annotated[str | None, typer.Option(help=f"One of {', '.join(PROTOCOLS)}, or module:Class of your own.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>-<protocol>-<seed>.")]
 
 
 def command(
     scenario: ScenarioPath,
-    protocol: OrOwn = None,
+    protocol: Protocol = None,
     seed: Seed = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -40,10 +34,9 @@ def command(
     from ..report.table import results_table
     from ..runs import run as module
 
-    own = own_class(protocol) if protocol and ":" in protocol else None
-    loaded = load(scenario, None if own else protocol, seed, set_)
-    label = own.__name__ if own else loaded.protocol
-    directory = module.default_directory(loaded, label) if out is None else out
+    loaded = load(scenario, protocol, seed, set_)
+    label = loaded.label
+    directory = module.default_directory(loaded) if out is None else out
     check_replaceable(directory / PAGE, "--out")
     with progress_bars() as bars, resumable():
         bar = bars.add_task(label, total=loaded.train.cycles, accuracy="")
@@ -52,7 +45,7 @@ def command(
             if line["event"] == "evaluate":
                 advance(bars, bar, line["cycle"], reached(line["accuracy"], line.get("metric", "accuracy")))
 
-        result = module.run(loaded, directory, own, resume, show)
+        result = module.run(loaded, directory, resume=resume, listener=show)
     for warning in warnings(loaded, result.summary):
         warn(warning)
     write_report({label: result.directory}, result.directory / PAGE, loaded.name)
@@ -61,27 +54,6 @@ def command(
     else:
         output.print(results_table({label: result.summary}))
         say(f"{result.directory}: ledger.jsonl, report.html, model/")
-
-
-def own_class(name: str) -> type[Any]:
-    """A protocol of the user's own, ``module:Class``, of this folder or of what is installed.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    module, _, kind = name.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"--protocol {name}: cannot be imported ({error}); name module:Class, as my_protocol:TurnTaking"
-        ) from error
-    finally:
-        sys.path.pop(0)
-    if not isinstance(found, type):
-        raise InputError(f"--protocol {name}: is no class; name module:Class, as my_protocol:TurnTaking")
-    return found
 
 
 def warnings(scenario: Scenario, summary: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from ..setup.samples import datasets
 from ..tables import Load
 from ..train.host import Host, LocalHost
 from .method import Method
-from .methods import METHODS, prepare
+from .methods import of, prepare
 
 
 def check_loads(scenario: Scenario, method: Method, here: bool = True) -> None:
@@ -59,7 +59,7 @@ def host(scenario: Scenario, link: str, owned: Collection[str] = ()) -> Host:
     Raises:
         InputError: as `methods.prepare`; or experts alone are to be loaded of a model that is in no checkpoint.
     """
-    check_loads(scenario, METHODS[scenario.protocol], here=False)
+    check_loads(scenario, of(scenario), here=False)
     load = load_of(scenario, link)
     if load == "all":
         prepared = prepare(scenario)

@@ -7,8 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ..errors import InputError
+from ..own import imported, is_own
 from ..protocol.link import ServerProtocol, Start
-from ..scenario import BY_CLIENT, Scenario
+from ..scenario import Scenario
 from ..setup.devices import Judges
 from ..setup.prepare import Prepared
 from ..setup.prepare import prepare as prepare_devices
@@ -30,15 +32,34 @@ def prepare(scenario: Scenario) -> Prepared:
     Raises:
         InputError: with the field, the value, the bound and the remedy.
     """
-    return METHODS[scenario.protocol].prepare(scenario)
+    return of(scenario).prepare(scenario)
+
+
+def of(scenario: Scenario) -> Method:
+    """The method of a scenario's protocol.
+
+    Raises:
+        InputError: it is a class of the user's own, and there is none of this name, or the scenario is not for it.
+    """
+    if not is_own(scenario.protocol):
+        return METHODS[scenario.protocol]
+    found = imported("protocol", scenario.protocol, scenario.base)
+    if not isinstance(found, type):
+        raise InputError(f"protocol = {scenario.protocol!r}: is no class; name module:Class, as my_protocol:TurnTaking")
+    return own(found, scenario)
 
 
 def own(build: Callable[[Start], ServerProtocol], scenario: Scenario) -> Method:
     """A method of a class that is built from a `Start`. With ``by_client = True`` each device is a link of its own.
 
     One that has a ``placement()``, by client, is judged by that as well.
+
+    Raises:
+        InputError: the scenario's clusters are for protocols that treat clients one by one, and this one does not.
     """
-    by_client: bool = getattr(build, "by_client", scenario.protocol in BY_CLIENT)
+    by_client: bool = getattr(build, "by_client", False)
+    if not by_client and (fault := scenario.needs_clients()):
+        raise InputError(f"{fault}; write by_client = True into the class, if it does")
     method = Method(partial(prepare_devices, by_client=by_client), lambda prepared, start: build(start), judge=_judge)
     alone = by_client or not getattr(build, "needs_owners", True)
     return method if alone else replace(method, check=owners.check, begin=owners.begin)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
+from ..own import OWN
 from ..tables.fields import NAME
 
 WORDS: dict[Any, str] = {
@@ -51,6 +52,8 @@ def kind(annotation: Any, constraints: Iterable[Any] = ()) -> str:
         raise ValueError(f"{annotation}: say in reference/types.py how it is to be shown")
     if bounds.get("pattern") == NAME:
         return "name of letters, digits, _, . and -"
+    if bounds.get("pattern") == OWN:
+        return "module:name of your own"
     return f"{WORDS[annotation]}{_range(bounds)}"
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..method.methods import METHODS
+from ..method.methods import of
+from ..own import label
 from ..scenario import Scenario
 from .grid import Done, Grid, Key, by_name, over_seeds
 
@@ -37,11 +38,12 @@ def variants(scenario: Scenario, protocols: Sequence[str], policies: Sequence[st
     """
     if protocols and policies:
         raise InputError("--protocol and --policy: give one of them; policies are compared under one protocol")
-    if twice := sorted({name for names in (protocols, policies) for name in names if list(names).count(name) > 1}):
+    named = [label(name) for name in (*protocols, *policies)]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
         raise InputError(f"{twice[0]}: is given twice; name each protocol or policy once")
     if protocols:
-        return "protocols", {name: scenario.changed(protocol=name) for name in protocols}
-    table, usual = METHODS[scenario.protocol].policies or ("", ())
+        return "protocols", {label(name): scenario.changed(protocol=name) for name in protocols}
+    table, usual = of(scenario).policies or ("", ())
     if not table or not (policies or usual):
         raise InputError(
             f"protocol = {scenario.protocol!r}: name what to compare, --protocol sync,ems-fl or --policy algorithm-1,balanced"

@@ -16,7 +16,7 @@ import torch
 
 from ..ledger import Ledger, read
 from ..method.method import Method, start
-from ..method.methods import METHODS
+from ..method.methods import of
 from ..moe.parts import in_order
 from ..scenario import Scenario
 from ..setup.prepare import Prepared
@@ -37,7 +37,7 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
         InputError: the scenario cannot work.
     """
     torch.set_num_threads(1)
-    method = METHODS[scenario.protocol]
+    method = of(scenario)
     prepared = ready(scenario, method)
     warm_steps = scenario.warmup.steps if scenario.warmup else 0
     prepared.scenario = scenario.model_copy(update={"warmup": None})
@@ -53,7 +53,7 @@ def forecast(scenario: Scenario) -> dict[str, Any]:
     host = next(iter(prepared.hosts.values()))
     return {
         "name": scenario.name,
-        "protocol": scenario.protocol,
+        "protocol": scenario.label,
         "cycles": end["cycles"],
         "ends_s": end["t_s"],
         "steps": end["steps"],

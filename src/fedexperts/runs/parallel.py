@@ -43,7 +43,7 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
     with claimed(out):
         for name, job in jobs.items():
             at = out / folder(name)
-            if before := check_directory(at, job, job.protocol, _begun(at, resume)):
+            if before := check_directory(at, job, job.label, _begun(at, resume)):
                 raise InputError(
                     f"{at}: was begun with {shown(before)}; runs that are compared keep their rates: go on with these"
                 )

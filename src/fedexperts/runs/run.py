@@ -32,10 +32,11 @@ from ..events import FORMAT
 from ..ledger import Ledger, Listener, beginning, summary
 from ..method.elsewhere import check_loads
 from ..method.method import Beginning, Method, start
-from ..method.methods import METHODS, own
+from ..method.methods import of, own
 from ..moe.checkpoint import resolve
 from ..moe.parts import Piece, in_order
 from ..moe.tokenizer import copy_tokenizer
+from ..own import named
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
 from ..setup.baselines import baselines
@@ -84,7 +85,8 @@ def run(
     Args:
         scenario: a scenario or the path of its file.
         out: run directory; default ``runs/<name>-<protocol>-<seed>``.
-        protocol: a name that overrides the scenario's, or a class of your own that is built from a `Start`.
+        protocol: a name that overrides the scenario's, as ``"sync"`` or ``"module:Class"``, or a class of your own, built from
+            a `Start`.
         resume: go on with the run in ``out`` from its last checkpoint; begin it if it was stopped before it began. Learning
             rates may be others than before, as after `Diverged`; the ledger says from when on.
         listener: called with every ledger line as it is written.
@@ -99,9 +101,11 @@ def run(
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     if isinstance(protocol, str):
         scenario = scenario.changed(protocol=protocol)
-    method = own(protocol, scenario) if callable(protocol) else METHODS[scenario.protocol]
-    label = getattr(protocol, "__name__", "custom") if callable(protocol) else scenario.protocol
-    directory = Path(out) if out else default_directory(scenario, label)
+    elif protocol is not None:
+        scenario = scenario.changed(protocol=named(protocol))
+    method = own(protocol, scenario) if callable(protocol) else of(scenario)
+    label = scenario.label
+    directory = Path(out) if out else default_directory(scenario)
     check_directory(directory, scenario, label, resume)
     with ExitStack() as stack:
         if there := directory.exists():  # before the work of preparing, which another process may be doing as well
@@ -153,9 +157,9 @@ def simulator(
     )
 
 
-def default_directory(scenario: Scenario, label: str | None = None) -> Path:
+def default_directory(scenario: Scenario) -> Path:
     """Where a run goes that is not told where."""
-    return Path("runs") / f"{scenario.name}-{label or scenario.protocol}-{scenario.seed}"
+    return Path("runs") / f"{scenario.name}-{scenario.label}-{scenario.seed}"
 
 
 def _finish(prepared: Prepared, method: Method, label: str, directory: Path, listener: Listener | None) -> None:

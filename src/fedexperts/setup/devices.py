@@ -9,11 +9,13 @@ from ..data.objective import Objective
 from ..data.partition import TestPartition, deal, deal_test
 from ..data.source import Samples
 from ..drive.classes import DeviceClass, device_class
+from ..errors import InputError
 from ..moe.parts import Piece
 from ..moe.view import View
+from ..own import imported
 from ..scenario import Scenario
 from ..tables import Cluster
-from ..train.device import Device, LocalTraining
+from ..train.device import Device, LocalLoss, LocalTraining
 
 
 @dataclass(frozen=True)
@@ -94,5 +96,20 @@ def _local_training(scenario: Scenario) -> LocalTraining:
         lr_gate=table.lr_gate,
         weight_decay=table.weight_decay,
         bucketing=table.bucketing,
+        loss=_local_loss(scenario),
         cache_B=int(table.cache_MB * 1e6) // sum(cluster.devices for cluster in scenario.cluster),
     )
+
+
+def _local_loss(scenario: Scenario) -> LocalLoss | None:
+    """The user's own, if there is one.
+
+    Raises:
+        InputError: there is none of this name, or it is no function.
+    """
+    if (name := scenario.train.local_loss) is None:
+        return None
+    found: LocalLoss = imported("train.local_loss", name, scenario.base)
+    if not callable(found):
+        raise InputError(f"train.local_loss = {name!r}: is no function; name module:function, as fedprox:proximal")
+    return found

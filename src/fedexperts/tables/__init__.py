@@ -1,6 +1,6 @@
 """The tables of a scenario: each field with its bounds. What ties tables together is in `scenario`."""
 
-from .fields import LONGEST_S, MOST, Count, Fraction, Load, Name, NonNegative, Positive, Table, Whole
+from .fields import LONGEST_S, MOST, Count, Fraction, Load, Name, NonNegative, OwnName, Positive, Table, Whole
 from .learning import Adapters, Cluster, Evaluation, Model, TaskTable, Train, Warmup
 from .methods import Alignment, Assignment, NetworkedTable
 from .network import Device, Faults, Place, Plan, Radio, Satellite, Walker
@@ -22,6 +22,7 @@ __all__ = [
     "Name",
     "NetworkedTable",
     "NonNegative",
+    "OwnName",
     "Place",
     "Plan",
     "Positive",

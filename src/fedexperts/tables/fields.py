@@ -6,8 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..own import OWN
+
 NAME = r"^[A-Za-z0-9_.\-]+$"
 Name = Annotated[str, Field(min_length=1, pattern=NAME)]
+OwnName = Annotated[str, Field(pattern=OWN)]
+"""Of a class or function of the user's own."""
 Positive = Annotated[float, Field(ge=1e-30, le=1e30)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]
 """Products and quotients of a few such numbers are finite."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .fields import LONGEST_S, MOST, Count, Fraction, NonNegative, Positive, Table, Whole
+from .fields import LONGEST_S, MOST, Count, Fraction, NonNegative, OwnName, Positive, Table, Whole
 from .network import Place
 
 SHORTEST_S = 1e-3
@@ -174,6 +174,8 @@ class Train(Table):
     """Learning rate of the gate and other shared parts, η^U."""
     weight_decay: NonNegative = 0.0
     """Weight decay of AdamW; with sgd an L2 penalty."""
+    local_loss: OwnName | None = None
+    """A function of your own, from a batch's loss to what is minimised, as examples/fedprox.py; left out, it is that loss."""
     shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
     """Parts beside experts that whoever is in contact trains; of all protocols but networked."""
     seconds_per_round: Annotated[Seconds | Literal["device"], BeforeValidator(_seconds)] = 60.0

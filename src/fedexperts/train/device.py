@@ -6,7 +6,7 @@ One resident model per process: devices hold tensors, the `View` holds the model
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
+from ..errors import InputError
 from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
@@ -35,6 +36,10 @@ Experts = Mapping[str, tuple[Tensors, Tensors | None]]
 """Experts of other clients, as these hold them, and as they have trained them, if they have."""
 
 
+LocalLoss = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+"""From a batch's loss, what is trained and the same as it was received, both by "part/tensor", to what is minimised."""
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """How a local round is done.
@@ -42,7 +47,7 @@ class LocalTraining:
     ``local_steps = 1``, ``batch_size = None`` and ``optimizer = "sgd"`` is the paper's literal round, one full-batch
     gradient step (4)-(5). ``lr_gate`` is η^U and serves every shared part; ``lr_expert`` is η^E. ``bucketing`` makes batches of
     samples of similar length; it changes nothing where all have one length. ``cache_B`` bounds what a device keeps of the
-    outputs of frozen layers (see `frozen`); 0 computes them in every step.
+    outputs of frozen layers (see `frozen`); 0 computes them in every step. ``loss`` makes of a batch's loss what is minimised.
     """
 
     local_steps: int = 1
@@ -53,6 +58,7 @@ class LocalTraining:
     weight_decay: float = 0.0
     bucketing: bool = True
     cache_B: int = 10**9
+    loss: LocalLoss | None = None
 
 
 class Device(Holding):
@@ -89,6 +95,7 @@ class Device(Holding):
             fresh = [part for part in filter(is_expert, task.parts) if part not in self.trained]
             self.appraisals |= self.appraise(fresh, task)
         leaves = self._enter(task.parts, task.route, task, peers)
+        term = self._local_loss(leaves)
         optimizer = self._optimizer(leaves, task.rate)
         kept = self._frozen_layers(task, leaves, rounds)
         first = self.steps
@@ -100,7 +107,7 @@ class Device(Holding):
                     chosen_B = self._chosen(self.steps)
                     optimizer.zero_grad(set_to_none=True)
                     with kept.used(chosen_B, self.view.device) if kept else nullcontext():
-                        learnt = self._backward(self._batch(chosen_B), task.goal)
+                        learnt = self._backward(self._batch(chosen_B), task.goal, term)
                     if learnt:
                         if task.unit_gradient:
                             normalise_gradients(leaf for _, _, leaf in leaves)
@@ -239,11 +246,31 @@ class Device(Holding):
         self.view.model.train()
         return self.view.freeze(but=[part for part in parts if part != CORRELATION])
 
+    def _local_loss(self, leaves: list[tuple[str, str, Tensor]]) -> Callable[[Tensor], Tensor]:
+        """What is made of a batch's loss: with a function of the user's own, from the leaves and what they were received as."""
+        if (own := self.local.loss) is None:
+            return lambda loss: loss
+        started = {part for part, _, _ in leaves if part in self.trained}
+        for part in started:
+            self.view.install(part, self.held[part].tensors)
+        received = {f"{part}/{name}": leaf.detach().clone() for part, name, leaf in leaves}
+        for part in started:
+            self.view.install(part, self.held[part].tensors, self.trained[part])
+        trained = {f"{part}/{name}": leaf for part, name, leaf in leaves}
+
+        def term(loss: Tensor) -> Tensor:
+            made = own(loss, trained, received)
+            if not isinstance(made, Tensor) or made.dim():
+                raise InputError(f"train.local_loss: returned {type(made).__name__}; it must return a tensor of one number")
+            return made
+
+        return term
+
     def _loss(self, batch: Batch, goal: str) -> Tensor:
         return self.objective.loss(self.view, batch) if self.member is None else self.member.loss(self, batch, goal)
 
-    def _backward(self, batch: Batch, goal: str) -> bool:
-        loss = self._loss(batch, goal)
+    def _backward(self, batch: Batch, goal: str, term: Callable[[Tensor], Tensor] = lambda loss: loss) -> bool:
+        loss = term(self._loss(batch, goal))
         if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
         return loss.requires_grad

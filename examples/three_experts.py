@@ -15,17 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedexperts import Scenario, run
 from fedexperts.data.rows import read_rows
 from fedexperts.moe.build import merge
+from fedexperts.moe.tokenizer import train_tokenizer
 
 SETS = ("mmlu", "cmexam", "medmcqa")
 LENGTH = 128
@@ -42,17 +41,6 @@ def as_text(row: dict[str, Any]) -> str:
     answer = row["answer"]
     number = "ABCDE".index(answer) if isinstance(answer, str) and answer in "ABCDE" else int(answer)
     return f"Question: {row['question']}\nAnswer: {row['choices'][number]}"
-
-
-def train_tokenizer(texts: Iterator[str]) -> Any:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def learn(model: Any, tokenizer: Any, texts: list[str], steps: int, lr: float, parts: str = "") -> float:
@@ -79,7 +67,7 @@ def dense_models(rows: dict[str, list[dict[str, Any]]], out: Path, quick: bool) 
     torch.manual_seed(0)
     texts = {name: [as_text(row) for row in rows[name]] for name in SETS}
     everything = [text for name in SETS for text in texts[name]]
-    tokenizer = train_tokenizer(iter(everything))
+    tokenizer = train_tokenizer(everything, 4096)
     size = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = LlamaConfig(
         vocab_size=len(tokenizer), num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, **size

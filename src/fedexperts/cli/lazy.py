@@ -12,12 +12,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 PANELS = {
+    "begin": ("init", "explain"),
     "plan": ("plan", "inspect", "check"),
     "build": ("build",),
     "train": ("demo", "run", "compare", "assign"),
     "judge": ("eval", "try"),
     "look": ("report", "export"),
-    "learn": ("explain",),
 }
 """What people come for, and the commands for it."""
 MODULES = {"try": "try_"}

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import api_page
 import ledger_page
 import scenario_page
 
@@ -43,19 +44,18 @@ def paper_map_faults() -> list[str]:
     return faults
 
 
-def ledger_faults() -> list[str]:
-    """Whether the page of the ledger is that of the table of events."""
-    same = ledger_page.PAGE.exists() and ledger_page.PAGE.read_text() == ledger_page.page()
-    return [] if same else ["docs/ledger.md: is not what src/fedexperts/events.py says; run python docs/ledger_page.py"]
-
-
-def scenario_faults() -> list[str]:
-    """Whether the page of the scenario is that of its tables."""
-    same = scenario_page.PAGE.exists() and scenario_page.PAGE.read_text() == scenario_page.page()
-    return [] if same else ["docs/scenario.md: is not what src/fedexperts/tables says; run python docs/scenario_page.py"]
+def made_faults() -> list[str]:
+    """Pages that are made from the code, and are not what it says."""
+    stale = [
+        page
+        for page in (api_page, ledger_page, scenario_page)
+        if not page.PAGE.exists() or page.PAGE.read_text() != page.page()
+    ]
+    names = [page.__name__ for page in stale]
+    return [f"docs/{name.removesuffix('_page')}.md: is not what the code says; run python docs/{name}.py" for name in names]
 
 
 if __name__ == "__main__":
-    found = broken_links() + tree_faults() + paper_map_faults() + ledger_faults() + scenario_faults()
-    print("\n".join(found) or "docs: links, tree, paper map and the pages of ledger and scenario agree with the code")
+    found = broken_links() + tree_faults() + paper_map_faults() + made_faults()
+    print("\n".join(found) or "docs: links, tree, paper map and the pages of API, ledger and scenario agree with the code")
     sys.exit(bool(found))

@@ -236,12 +236,10 @@ def test_the_page_is_made_from_the_table(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.ledger_faults() == []
+    assert module.made_faults() == []
     right = module.ledger_page.PAGE.read_text()
     assert all(f"\n## {event}\n" in right for event in EVENTS)
     (tmp_path / "ledger.md").write_text(right.replace("`rounds`", "`turns`"))
     for page in (tmp_path / "ledger.md", tmp_path / "none.md"):
         monkeypatch.setattr(module.ledger_page, "PAGE", page)
-        assert module.ledger_faults() == [
-            "docs/ledger.md: is not what src/fedexperts/events.py says; run python docs/ledger_page.py"
-        ]
+        assert module.made_faults() == ["docs/ledger.md: is not what the code says; run python docs/ledger_page.py"]

@@ -229,7 +229,7 @@ def test_the_page_is_made_from_the_tables(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.scenario_faults() == []
+    assert module.made_faults() == []
     right = module.scenario_page.PAGE.read_text()
     for key in KEYS:
         name = key.rpartition(".")[2]
@@ -238,6 +238,4 @@ def test_the_page_is_made_from_the_tables(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "scenario.md").write_text(right.replace("0.001", "0.01"))
     for page in (tmp_path / "scenario.md", tmp_path / "none.md"):
         monkeypatch.setattr(module.scenario_page, "PAGE", page)
-        assert module.scenario_faults() == [
-            "docs/scenario.md: is not what src/fedexperts/tables says; run python docs/scenario_page.py"
-        ]
+        assert module.made_faults() == ["docs/scenario.md: is not what the code says; run python docs/scenario_page.py"]

@@ -47,6 +47,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/lora.py
+	-$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/uplink.py
 	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/alignment.py

@@ -19,7 +19,7 @@ from processes import fork_instead_of_spawning
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
-MODULES = {"paper.py", "runs.py"}  # other benchmarks import them
+MODULES = {"paper.py", "runs.py", "gpu_large.py", "gpu_same.py", "gpu_table.py"}  # other benchmarks import them
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.name not in MODULES)
 TESTED_ELSEWHERE = {"rederive"}  # in test_rederive.py
 APART = {"alignment"}  # needs no torch, whose import is what a process of its own costs
@@ -35,6 +35,27 @@ ROWS = {  # beginnings of lines, in order
     ],
     "demo": [*(rf"{name} +γ \d" for name in DEMO), "ratio", "ems-fl / sync  ", *["ems-fl[^/]* / sync"] * 4],
     "extractor": ["never trained", *["one client"] * 4, *["ten clients"] * 3],
+    "gpu": [
+        "layer, ",
+        *(
+            rf"64 tokens, {of}: {by} "
+            for of in ("all trained", "all frozen.*")
+            for by in ("dense", "ours", "eager", "grouped_mm")
+        ),
+        "memory, ",
+        *(rf"3 × Llama-3-8B, {held}, 1 × 384 " for held in ("1 of 3 there", "all, 1 trained", "all trained")),
+        *(rf"Mixtral-8x7B, {held}" for held in ("2 of 8 there", "all 8, 2 trained")),
+        *(rf"3 × Llama-3-8B, {held}, 8 questions × 4 " for held in ("1 of 3 there", "all, 1 trained", "all trained")),
+        "same, ",
+        *(rf"small Mixtral, logits, {kind} " for kind in ("float32", "bf16")),
+        *(rf"{n} steps?, {of}, " for n, of in ((1, "all weights"), (5, "all weights"), (5, "adapters on 2 of 8"))),
+        "logits, 2 of 8 experts there, 6 streamed ",
+        "run: repeated on this device +same bytes +resumed: same bytes",
+        "run: ems-fl ",
+        "2 of 2 whole small runs +2 with the same ledger",
+        "images, ",
+        *(rf"{extractor}, width 8, 1/1/1 cycles +accuracy \d.*whole run" for extractor in ("fedsc", "fedce")),
+    ],
     "lora": ["frozen", "ours, 2 of 8", "ours, all 8", "PEFT, all 8", "limit"],
     "memory": ["interpreter", "full", "PEFT", "subset", "streamed"],
     "moments": ["sync +kept +", "sync +afresh +", " +afresh − kept"],

@@ -17,7 +17,7 @@ from ..moe.subset import load_streamed, load_subset
 from ..moe.view import View
 from ..scenario import Scenario
 from ..setup.devices import dealt, devices
-from ..setup.model import lora_of
+from ..setup.model import accelerator, lora_of
 from ..setup.samples import datasets
 from ..tables import Load
 from ..train.host import Host, LocalHost
@@ -96,10 +96,10 @@ def partial_view(scenario: Scenario, owned: Collection[str], load: Load) -> View
         )
     checkpoint = Checkpoint(resolve(table.path, scenario.base))
     keep = sorted({m for layer, m in map(expert_index, owned)})
-    auto, dtype = AUTO[FOR_TASK[scenario.task.kind]], getattr(torch, table.precision)
+    auto, dtype, where = AUTO[FOR_TASK[scenario.task.kind]], getattr(torch, table.precision), accelerator(table)
     granularity = scenario.assignment.granularity
     if load == "own":
-        subset = load_subset(checkpoint, keep, auto, dtype, scenario.seed)
+        subset = load_subset(checkpoint, keep, auto, dtype, scenario.seed).to(where)
         return View(subset, table.top1, table.mask, table.noise_std, granularity, kept=keep)
-    streamed = load_streamed(checkpoint, keep, auto, dtype, scenario.seed)
+    streamed = load_streamed(checkpoint, keep, auto, dtype, scenario.seed).to(where)
     return View(streamed, table.top1, table.mask, table.noise_std, granularity, kept=keep, stream=checkpoint)

@@ -54,13 +54,22 @@ def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
         InputError: there is no such model or accelerator.
     """
     table, seed, kind = scenario.model, scenario.seed, FOR_TASK[scenario.task.kind]
-    dtype = getattr(torch, table.precision)
+    dtype, where = getattr(torch, table.precision), accelerator(table)
+    if table.path is None:
+        return new_model(table.config or {}, seed, dtype, kind, outputs).to(where)
+    path = resolve(table.path, scenario.base)
+    return load_full(path, AUTO[kind], dtype, seed, outputs).to(where)
+
+
+def accelerator(table: Model) -> torch.device:
+    """Where the model is to be computed.
+
+    Raises:
+        InputError: there is no such accelerator.
+    """
     if table.accelerator == "cuda" and not torch.cuda.is_available():
         raise InputError("model.accelerator = 'cuda': no GPU that torch can use is here; use \"cpu\" or install torch for CUDA")
-    if table.path is None:
-        return new_model(table.config or {}, seed, dtype, kind, outputs).to(table.accelerator)
-    path = resolve(table.path, scenario.base)
-    return load_full(path, AUTO[kind], dtype, seed, outputs).to(table.accelerator)
+    return torch.device(table.accelerator)
 
 
 def model_view(scenario: Scenario, outputs: int | None) -> View:

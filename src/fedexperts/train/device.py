@@ -306,7 +306,9 @@ class Device(Holding):
         for part, name, leaf in leaves:
             leaf.grad = None
             if leaf in optimizer.state:
-                self.optimizer_state.setdefault(part, {})[name] = optimizer.state[leaf]
+                state = optimizer.state[leaf].items()  # kept where the parts are: a GPU holds one model, and not all devices
+                saved = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state}
+                self.optimizer_state.setdefault(part, {})[name] = saved
 
     def _seed_round(self) -> None:
         seed = torch_seed(Stream.ROUND, self.key, self.steps)

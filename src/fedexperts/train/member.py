@@ -122,7 +122,8 @@ class Member:
         """What else a task has made: the correlation matrix to be shared; a rolling gate is judged."""
         if task.goal == "own-id":
             with torch.no_grad():
-                holding.held_loss = float(roll(holding.view, source, held_back=True))
+                there = {key: value.to(holding.view.device) for key, value in source.items()}
+                holding.held_loss = float(roll(holding.view, there, held_back=True))
         if CORRELATION not in task.parts:
             return {}
         weight = holding.held[CORRELATION].tensors["weight"]

@@ -104,4 +104,5 @@ def _batches_from(shared: Sequence[tuple[Samples, Objective]]) -> tuple[list[Sam
 
 def _drop_tokens(view: View, input_ids: Tensor, share: float) -> Tensor:
     config: Any = view.model.config
-    return torch.where(torch.rand(input_ids.shape) < share, config.pad_token_id or 0, input_ids)
+    dropped = (torch.rand(input_ids.shape) < share).to(input_ids.device)  # drawn here, so alike on every device
+    return torch.where(dropped, config.pad_token_id or 0, input_ids)

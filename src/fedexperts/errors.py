@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 MOST_MESSAGE, LONG_VALUE, MOST_VALUE = 2000, 300, 240
@@ -70,6 +71,27 @@ class RunError(_Legible, RuntimeError):
 
     What a run had written before stays valid: with ``resume`` it goes on from its last checkpoint.
     """
+
+
+_overhearing: list[list[str]] = []
+
+
+def warn_input(message: str) -> None:
+    """Warn of input (`InputWarning`), and tell whoever is within `overheard`."""
+    for heard in _overhearing:
+        heard.append(message)
+    warnings.warn(message, InputWarning, stacklevel=3)
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """What is warned of within the block, each time that it is: Python itself shows the same warning once."""
+    heard: list[str] = []
+    _overhearing.append(heard)
+    try:
+        yield heard
+    finally:
+        _overhearing[:] = [one for one in _overhearing if one is not heard]
 
 
 def hear_warnings(hear: Callable[[str], object]) -> None:

@@ -49,6 +49,9 @@ class Run(Line):
     clusters: Annotated[
         dict[str, Annotated[list[Count], Field(min_length=1)]], "Of each link the training samples of its devices."
     ]
+    links: Annotated[
+        Literal["clusters", "clients"], "What links are: whole clusters, or clients, every device one of its own."
+    ] = "clusters"
     parts_B: Annotated[dict[str, Count], "Bytes of each part as it is sent down."]
     upload_B: Annotated[dict[str, Count], "Bytes of each part as a device uploads it."]
     shared: Annotated[Names, "Parts that whoever is in contact trains."]
@@ -69,6 +72,12 @@ class Rates(Line):
     lr_expert: Annotated[Number, "Of experts."] = Field(0, alias="train.lr_expert")
     lr_gate: Annotated[Number, "Of the gate and other shared parts."] = Field(0, alias="train.lr_gate")
     gate_lr: Annotated[Number, "Of the gate of a Networked MoE."] = Field(0, alias="networked.gate_lr")
+
+
+class Warn(Line):
+    """What the terminal warned of as the run was made ready. Before the first contact."""
+
+    text: Annotated[str, "In words, with the place and the remedy."]
 
 
 class Scores(Values):
@@ -142,6 +151,10 @@ class Train(OfCluster):
     rounds: Annotated[Count, "Of each device."]
     steps: Annotated[Count, "Gradient steps, summed over the devices."]
     peer_B: Annotated[Count, "Sent between clients that ask each other's experts, where they do."] = 0
+    loss: Annotated[
+        Number, "Before each of these steps, on its batch: the mean over steps and devices; not where none is finite."
+    ] = 0
+    goal: Annotated[str, "What the loss is of, if not of the task: contrast (FedSC) or own-id (a rolling gate)."] = "task"
 
 
 class Trial(OfCluster):
@@ -361,6 +374,7 @@ class End(Judged):
 
 EVENTS: dict[str, tuple[type[Line], ...]] = {
     "run": (Run,),
+    "warning": (Warn,),
     "baselines": (Baselines,),
     "assignment": (Assignment,),
     "privacy": (Privacy,),

@@ -19,8 +19,25 @@ from .errors import Diverged, InputError
 from .events import EVENTS
 from .lines import check, parsed
 
-HISTORY = ("cycle", "t_s", "steps", "uplink_B", "energy_J_per_device", "accuracy", "loss", "accuracy_by_cluster")
-PERSONAL = ("personal_accuracy", "personal_by_client")
+OF_CLIENTS = (
+    *("personal_accuracy", "personal_by_client", "macro_f1", "macro_auc", "macro_auc_left_out"),
+    *("mean_f1", "mean_auc", "mean_auc_left_out", "local_ratio", "inference_B", "accuracy_by_k", "routing"),
+    *("even_test", "one_shot"),
+)
+"""What an evaluation says where links are clients, as far as the protocol does."""
+HISTORY = (
+    "cycle",
+    "t_s",
+    "steps",
+    "uplink_B",
+    "energy_J_per_device",
+    "accuracy",
+    "loss",
+    "accuracy_by_cluster",
+    "training_loss",
+)
+OWN = ("personal_accuracy", "personal_by_client", "macro_f1", "macro_auc", "local_ratio")
+"""Of each point of a history, as far as it has them."""
 Listener = Callable[[dict[str, Any]], None]
 LONGEST_B = 2**26
 """Of a line; a whole round of a thousand clients is well below it."""
@@ -147,7 +164,9 @@ def summary(path: Path) -> dict[str, Any]:
     data (``judged_on`` says "test" of a run without validation data, where both are the same). ``…_to_target`` are taken at the
     first evaluation that reaches the target, None if none does. Steps are gradient steps
     summed over all devices, joules are means over them. What arrives after the last cycle, in the final flush say,
-    counts as one more cycle. ``metric`` is what the accuracies are, where they are none.
+    counts as one more cycle. ``metric`` is what the accuracies are, where they are none. ``links`` says whether what is kept by
+    cluster is kept by client, ``warnings`` what a reader should know. ``training_loss`` of a point, by what is learnt and by
+    link, is what the steps since the point before began with. Clients have what `OF_CLIENTS` names.
 
     Raises:
         InputError: no such file, a line is none of a ledger, lines do not belong together, or the run has not ended.
@@ -167,6 +186,7 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     beside: dict[str, Any] = next((line["clusters"] for line in lines if line["event"] == "baselines"), {})
     if run is None:
         raise InputError(f"{path}: the run has not begun to train; finish it with fedexperts run --resume first")
+    _add_losses(lines)
     _add_joules(lines, {name: len(samples) for name, samples in run["clusters"].items()})
     points = [line for line in lines if line["event"] in ("evaluate", "end") and "accuracy" in line]
     if not points or points[-1]["event"] != "end":
@@ -179,18 +199,21 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     return {
         "protocol": run["protocol"],
         "seed": run["seed"],
+        "links": run.get("links") or _links(lines),
         "target": target,
         "judged_on": "validation" if "validation" in end else "test",
         "metric": end.get("metric", "accuracy"),
         "metric_by_cluster": end.get("metric_by_cluster") or dict.fromkeys(end["accuracy_by_cluster"], "accuracy"),
         "final_accuracy": end["accuracy"],
         "accuracy_by_cluster": end["accuracy_by_cluster"],
+        "metrics_by_cluster": end.get("metrics_by_cluster", {}),
         "baselines": beside,
         "cycles_to_target": reached["cycle"] if reached else None,
         "steps_to_target": reached["steps"] if reached else None,
         "uplink_B_to_target": reached["uplink_B"] if reached else None,
         "uplink_B": end["uplink_B"],
         "downlink_B": end["downlink_B"],
+        "peer_B": end.get("peer_B", 0),
         "steps": end["steps"],
         "energy_J_per_device": end["energy_J_per_device"],
         "cycles": end["cycles"],
@@ -198,9 +221,56 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
         "cycles_to_plateau": _plateau(points, *run["plateau"]),
         "assignment": assigned.get("assignment", {}),
         "gamma": assigned.get("gamma", {}),
+        **_of_clients(end),
         **_alignment(lines, list(run["clusters"]), end),
-        "history": [{key: p[key] for key in (*HISTORY, *PERSONAL) if key in p} for p in points],
+        "privacy": next((line["note"] for line in lines if line["event"] == "privacy"), None),
+        "warnings": _warnings(lines, run, end),
+        "history": [{key: p[key] for key in (*HISTORY, *OWN) if key in p} for p in points],
     }
+
+
+def _links(lines: list[dict[str, Any]]) -> str:
+    """What links were in ledgers that do not say so."""
+    return "clients" if any(line["event"] in ("align", "stage") for line in lines) else "clusters"
+
+
+def _of_clients(end: dict[str, Any]) -> dict[str, Any]:
+    """How a model does for clients; of one that is judged link by link alone F1 and AUC are means over these."""
+    found = {key: end[key] for key in OF_CLIENTS if key in end}
+    for mean, metric in (("mean_f1", "macro_f1"), ("mean_auc", "macro_auc")):
+        own = [metrics[metric] for metrics in end.get("metrics_by_cluster", {}).values() if metric in metrics]
+        if own and mean not in found:
+            told = [value for value in own if value is not None]
+            found[mean] = sum(told) / len(told) if told else None
+    return found
+
+
+def _warnings(lines: list[dict[str, Any]], run: dict[str, Any], end: dict[str, Any]) -> list[str]:
+    """What a reader should know before the results."""
+    found = [str(line["text"]) for line in lines if line["event"] == "warning"]
+    if end["cycles"] < run.get("cycles", 0):
+        found.append(f"the plan ended after {end['cycles']} of train.cycles = {run['cycles']} orbital cycles")
+    if end["steps"] == 0:
+        found.append(
+            "no gradient step was made: no round fits the contacts beside the transfers; see train.seconds_per_round, "
+            "plan.slot_s and the rates of radio and devices"
+        )
+    if end["unsent_rounds"]:
+        found.append(f"up to {end['unsent_rounds']} local rounds of a device were never uploaded; the plan ended before")
+    broken: dict[tuple[str, str], int] = {}
+    for line in lines:
+        if line["event"] == "refuse" and "device" in line:
+            at = str(line["device"]), ", ".join(map(str, line["parts"]))
+            broken[at] = broken.get(at, 0) + 1
+        if line["event"] == "rates":
+            own = ", ".join(f"{key} = {value:g}" for key, value in line.items() if "." in key)
+            found.append(f"from {line['t_s']:g} s on the run went on with {own}")
+    found += [f"{device} has given up {parts}, as not finite{_times(n)}" for (device, parts), n in broken.items()]
+    return found
+
+
+def _times(n: int) -> str:
+    return f", {n} times" if n > 1 else ""
 
 
 def _plateau(points: list[dict[str, Any]], patience: int, min_gain: float) -> int | None:
@@ -248,6 +318,22 @@ def _variation(values: list[float]) -> float | None:
     """Standard deviation over mean; None where the mean is zero."""
     mean = sum(values) / len(values)
     return (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5 / mean if mean else None
+
+
+def _add_losses(lines: list[dict[str, Any]]) -> None:
+    """Give each evaluation the mean training loss since the last, by what was learnt and by link."""
+    sums: dict[str, dict[str, list[float]]] = {}
+    for line in lines:
+        if line["event"] == "train" and "loss" in line:
+            found = sums.setdefault(line.get("goal", "task"), {}).setdefault(line["cluster"], [0.0, 0.0])
+            found[0] += line["steps"] * line["loss"]
+            found[1] += line["steps"]
+        elif line["event"] in ("evaluate", "end") and "accuracy" in line:
+            line["training_loss"] = {
+                goal: {link: round(total / steps, 6) for link, (total, steps) in by_link.items() if steps}
+                for goal, by_link in sums.items()
+            }
+            sums = {}
 
 
 def _add_joules(lines: list[dict[str, Any]], devices: dict[str, int]) -> None:

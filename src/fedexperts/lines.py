@@ -20,6 +20,8 @@ NEEDED: dict[str, frozenset[str]] = {
     "energy": frozenset({"per_device"}),
     "align": frozenset({"assigned", "sat_out"}),
     "round": frozenset({"load"}),
+    "warning": frozenset({"text"}),
+    "train": frozenset(),
 }
 """What readers cannot do without; each of these events has one form. All else may lack, as in earlier formats."""
 

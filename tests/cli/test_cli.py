@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 import small
+from fedexperts.ledger import read
 from processes import exit_code, program, start_program
 
 PROGRAM = [sys.executable, "-c", "from fedexperts.cli.main import main; main()"]
@@ -103,6 +104,13 @@ def test_labels_that_count_from_1_are_warned_of_before_training(tmp_path: Path) 
     done = program("run", "scenario.toml", "--out", "run", "--json", folder=tmp_path)
     assert "warning: labels of all clusters: 0 never occurs (1: 16, 2: 16)" in done.stderr
     assert json.loads(done.stdout)["protocols"]
+    assert done.stderr.count("0 never occurs") == 1  # heard while it was made ready, it is not said again
+    assert "0 never occurs (1: 16, 2: 16)" in (tmp_path / "run" / "report.html").read_text()
+    (line,) = (line for line in read(tmp_path / "run" / "ledger.jsonl") if line["event"] == "warning")
+    assert line["text"].startswith("labels of all clusters: 0 never occurs")
+    again = program("run", "scenario.toml", "--out", "run", "--resume", "--json", folder=tmp_path)
+    assert again.stdout == done.stdout
+    assert again.stderr.count("0 never occurs") == 1  # read from the ledger
 
 
 def test_ctrl_c_leaves_a_resumable_run(scenario: Path, tmp_path: Path) -> None:

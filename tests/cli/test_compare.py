@@ -14,10 +14,13 @@ import tomli_w
 from rich.console import Console
 
 import small
+import text
 from fedexperts import Scenario
 from fedexperts.cli.main import main
-from fedexperts.report.table import accuracy_table, comparison_table
-from fedexperts.runs.parallel import folder
+from fedexperts.ledger import summary
+from fedexperts.report.compare_table import comparison_table
+from fedexperts.report.table import accuracy_table
+from fedexperts.runs.parallel import folder, run_many
 from fedexperts.runs.run import run
 from processes import fork_instead_of_spawning, start_program
 
@@ -92,6 +95,93 @@ def test_protocols_by_client_and_by_cluster_side_by_side(scenario: Path, tmp_pat
         "report.html",
         *(f"{name}-seed-{seed}" for name in ("sync", "aligned") for seed in (3, 4)),
     }
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process may be started."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("fedexperts.runs.parallel.ProcessPoolExecutor", refuse)
+
+
+def ended(scenario: Path, out: Path, *policies: str) -> None:
+    """The runs of a comparison, made here."""
+    for policy in policies:
+        run(Scenario.load(scenario, [f'alignment.policy="{policy}"', "train.cycles=1"]), out / f"{policy}-seed-3")
+
+
+@pytest.mark.usefixtures("no_work")
+def test_resuming_what_has_ended_starts_nothing_and_prints_the_same(scenario: Path, tmp_path: Path, call: Any) -> None:
+    out, words = tmp_path / "out", ["--policy", "random,optimal", "--set", "train.cycles=1"]
+    ended(scenario, out, "random", "optimal")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    code, stdout, stderr = call(scenario, *words, "--out", out, "--resume", "--json")
+    assert code == 0, stderr
+    found = json.loads(stdout)["policies"]
+    assert {name: row["final_accuracy"] for name, row in found.items()} == {
+        name: summary(out / f"{name}-seed-3" / "ledger.jsonl")["final_accuracy"] for name in ("random", "optimal")
+    }
+    assert "random, seed 3: cycle 1 of 1" in stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_of_a_comparison_only_what_has_not_ended_is_run(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, jobs = tmp_path / "out", {}
+    for policy in ("random", "optimal", "greedy"):
+        jobs[f"{policy}, seed 3"] = Scenario.load(scenario, [f'alignment.policy="{policy}"', "train.cycles=1"])
+    ended(scenario, out, "random", "greedy")
+    (out / "greedy-seed-3" / "model" / "config.json").write_text("damaged since")
+    asked: list[str] = []
+
+    def made(left: Mapping[str, Scenario], *_: Any) -> dict[str, Any]:
+        asked.extend(left)
+        return {name: {"made": name} for name in left}
+
+    monkeypatch.setattr("fedexperts.runs.parallel._run_all", made)
+    found = run_many(jobs, out, resume=True)
+    assert asked == ["optimal, seed 3", "greedy, seed 3"]
+    assert list(found) == list(jobs)
+    assert found["random, seed 3"] == summary(out / "random-seed-3" / "ledger.jsonl")
+    assert found["greedy, seed 3"] == {"made": "greedy, seed 3"}
+
+
+def test_what_a_reader_should_know_of_runs_is_said_once_for_each_name(
+    scenario: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(jobs: Mapping[str, Scenario], out: Path, **_: Any) -> dict[str, Any]:
+        return {name: run(job, out / folder(name)).summary | {"warnings": ["the plan ended"]} for name, job in jobs.items()}
+
+    monkeypatch.setattr("fedexperts.runs.grid.run_many", short)
+    words = ["--policy", "random", "--seeds", 2, "--set", "train.cycles=1"]
+    code, stdout, stderr = call(scenario, *words, "--out", tmp_path / "out", "--json")
+    assert (code, stderr.count("warning: random: the plan ended")) == (0, 1)
+    assert json.loads(stdout)["policies"]["random"]["warnings"] == ["the plan ended"]
+
+
+@pytest.mark.usefixtures("here")
+def test_results_on_text_have_baselines_beside_them(tmp_path: Path, call: Any) -> None:
+    text.saved(tmp_path / "model")
+    rows = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clusters = [{"name": name, "data": "rows.jsonl", "test": "rows.jsonl"} for name in ("a", "b")]
+    document = {"name": "text", "model": {"path": "model"}, "task": {"text": "text"}, "cluster": clusters}
+    path = tmp_path / "text.toml"
+    path.write_text(tomli_w.dumps(document | {"train": {"cycles": 1}, "evaluation": {"validation": 0.0}}))
+    code, stdout, _ = call(path, "--protocol", "sync", "--out", tmp_path / "out")
+    assert code == 0
+    lines = [line.split() for line in stdout.splitlines()]
+    assert ["majority", "50.0%", "50.0%"] in lines
+    assert ["TF-IDF", "100.0%", "100.0%"] in lines
+    code, stdout, _ = call(path, "--protocol", "sync", "--out", tmp_path / "json", "--json")
+    row = json.loads(stdout)["protocols"]["sync"]
+    assert row["baselines"] == {name: {"majority": 0.5, "tfidf": 1.0} for name in ("a", "b")}
+    assert set(row["accuracy_by_cluster"]) == {"a", "b"}
+    assert row["by_seed"]["accuracy_by_cluster"] == [row["accuracy_by_cluster"]]
 
 
 @pytest.mark.parametrize(

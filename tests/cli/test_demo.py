@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+import small
+
 PROGRAM = [sys.executable, "-c", "from fedexperts.cli.main import main; main()"]
 
 
@@ -28,6 +30,17 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     assert len(set(starts.values())) == 1, "every protocol starts from the same model"
     assert (tmp_path / "demo" / "report.html").stat().st_size > 1e6
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "demo" / "ems-fl" / "model")
+
+
+def test_the_start_of_all_runs_can_be_read_like_any_new_file(tmp_path: Path) -> None:
+    from fedexperts.cli.demo import warmed_up
+
+    scenario = small.scenario(warmup={"data": ["digits:plain"], "samples": 20, "steps": 1})
+    jobs = warmed_up(scenario, {"sync": scenario}, tmp_path)
+    assert jobs["sync"].model.path == str(tmp_path / "initial")
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "initial").iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
 
 
 @pytest.mark.slow

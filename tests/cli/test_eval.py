@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import small
 import text
 from fedexperts import InputError, Scenario, run
+from fedexperts.cli.eval import eval_table
 from fedexperts.cli.main import app
 from fedexperts.ledger import read
 from fedexperts.report.table import baseline_rows
@@ -57,16 +60,16 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dic
 
 def test_a_checkpoint_beside_the_baselines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = evaluated(capsys, folder / "model", "--task", scenario(folder))
-    assert {"model", "accuracy", "metric", "loss", "clusters", "baselines"} == set(document)
+    assert {"model", "dense", "new_head", "accuracy", "metric", "loss", "clusters", "baselines"} == set(document)
     assert document["baselines"]["a"] == {"majority": 0.5, "tfidf": 1.0}
     row = document["clusters"]["a"]
     assert (row["metric"], row["count"]) == ("accuracy", 6)
     assert document["accuracy"] == row["accuracy"] == document["clusters"]["b"]["accuracy"]
     app(["eval", str(folder / "model"), "--task", str(folder / "scenario.toml"), "--cluster", "b"], standalone_mode=False)
     shown = capsys.readouterr()
-    assert "tfidf" in shown.out
+    assert "TF-IDF" in shown.out
     assert "cluster b: accuracy" in shown.err
-    assert "is not above the baseline tfidf, 1.000" in shown.err
+    assert "is not above the baseline TF-IDF, 1.000" in shown.err
 
 
 def test_metrics_go_by_their_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +84,67 @@ def test_metrics_go_by_their_names(folder: Path, capsys: pytest.CaptureFixture[s
     shown = " ".join(capsys.readouterr().out.split())
     assert f"mean of accuracy and spearman {found['accuracy']:.3f}, loss" in shown
     assert "%" not in shown
+
+
+def test_a_head_that_nobody_has_trained_is_marked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = scenario(folder, train={"cycles": 1})
+    run(Scenario.load(path), folder / "run")
+    document = evaluated(capsys, folder / "model", "--task", path)
+    assert document["new_head"] == ["score.weight"]
+    app(["eval", str(folder / "model"), "--task", str(path)], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "RANDOM HEAD: chance" in shown.out
+    assert "has no head for this task (score.weight is not in it): a RANDOM one was put on" in " ".join(shown.err.split())
+    for model, task in (("run", scenario), ("model", questions)):  # these have heads of their own
+        assert evaluated(capsys, folder / model, "--task", task(folder))["new_head"] == []
+        app(["eval", str(folder / model), "--task", str(folder / "scenario.toml")], standalone_mode=False)
+        assert "RANDOM" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("kind", ["causal-lm", "multiple-choice", "classification"])
+def test_a_dense_model_beside_the_moe_that_computes_the_same(
+    kind: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Upcycled, every expert is the dense model's FFN: on the same rows both say the same."""
+    text.saved(folder / "dense", "llama")
+    command = [
+        "build",
+        "upcycle",
+        "--model",
+        str(folder / "dense"),
+        "--experts",
+        "3",
+        "--top-k",
+        "2",
+        "--out",
+        str(folder / "moe"),
+    ]
+    app(command, standalone_mode=False)
+    path = scenario(folder, task={"kind": kind, "text": "text"}) if kind != "multiple-choice" else questions(folder)
+    capsys.readouterr()
+    found = evaluated(capsys, folder / "dense", folder / "moe", "--task", path)
+    dense, moe = found["models"]
+    assert (dense["dense"], moe["dense"]) == (True, False)
+    assert [dense["model"], moe["model"]] == [str(folder / "dense"), str(folder / "moe")]
+    for key in ("metric", "accuracy", "baselines", "new_head"):
+        assert dense[key] == moe[key]
+    for name, row in dense["clusters"].items():
+        assert row.pop("metric") == moe["clusters"][name].pop("metric")
+        assert row == pytest.approx(moe["clusters"][name], rel=1e-5)
+    assert evaluated(capsys, folder / "dense", "--task", path)["accuracy"] == dense["accuracy"]
+    app(["eval", str(folder / "dense"), str(folder / "moe"), "--task", str(path)], standalone_mode=False)
+    assert "(dense" in capsys.readouterr().out
+
+
+def test_metrics_of_images_go_by_names_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"metric": "accuracy", "accuracy": 0.5, "macro_f1": 0.25, "macro_auc": None, "loss": 1.0, "count": 4}
+    document = {"model": "m", "dense": False, "new_head": [], "accuracy": 0.5, "metric": "accuracy", "loss": 1.0}
+    console = Console(width=120, file=io.StringIO())
+    console.print(eval_table([document | {"clusters": {"a": row}, "baselines": {}}]))
+    text = console.file.getvalue()
+    assert "macro F1" in text
+    assert "macro AUC" in text
+    assert "macro_" not in text
 
 
 def test_a_model_that_has_diverged_is_judged_in_plain_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,9 +211,9 @@ def unfinished(folder: Path) -> list[str]:
     return [str(folder / "run")]
 
 
-def dense(folder: Path) -> list[str]:
+def unknown(folder: Path) -> list[str]:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    (folder / "model" / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": text.VOCABULARY, **sizes}))
+    (folder / "model" / "config.json").write_text(json.dumps({"model_type": "phimoe", "vocab_size": text.VOCABULARY, **sizes}))
     return [str(folder / "model")]
 
 
@@ -163,7 +227,7 @@ BAD = {
     "no such cluster": (lambda folder: [str(folder / "model"), "--cluster", "c"], r"--cluster c: .* it has a, b"),
     "no tokenizer": (without_tokenizer, r"model\.tokenizer = .*no tokenizer can be loaded"),
     "a run that goes on": (unfinished, r"has not ended .* fedexperts run … --resume"),
-    "a dense model": (dense, r"no Mixture-of-Experts layer"),
+    "a family that the view does not know": (unknown, r"model_type 'phimoe' is not supported"),
     "no test data": (untested, r"cluster\[0\]\.test: is missing; a file as data \(train\.jsonl\) needs a test file"),
 }
 

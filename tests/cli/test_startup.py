@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tomli_w
+
+import small
+from fedexperts import Scenario, run
 from fedexperts.cli.lazy import PANELS
 
 HEAVY = ("torch", "transformers", "scipy", "sklearn", "plotly", "pydantic", "numpy", "pyarrow", "sgp4")
@@ -44,6 +48,16 @@ def test_commands_that_need_no_model_load_no_torch(tmp_path: Path) -> None:
     (tmp_path / "bare.toml").write_text(PLAN)
     assert loaded("plan", str(tmp_path / "bare.toml")) <= {"numpy", "scipy", "pydantic", "sgp4"}
     assert loaded("report", "--help") <= {"numpy", "pydantic", "plotly"}
+
+
+def test_a_comparison_that_has_ended_is_collected_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(small.document(train={"cycles": 1})))
+    out = tmp_path / "out"
+    for protocol in ("sync", "ems-fl"):
+        run(Scenario.load(tmp_path / "small.toml"), out / f"{protocol}-seed-3", protocol=protocol)
+    words = ("compare", str(tmp_path / "small.toml"), "--protocol", "sync,ems-fl", "--out", str(out), "--resume")
+    assert loaded(*words) <= {"numpy", "pydantic", "plotly"}
+    assert "ems-fl" in (out / "report.html").read_text()
 
 
 def test_explaining_a_key_loads_the_tables_alone() -> None:

@@ -71,6 +71,16 @@ def test_a_plan_that_carries_nothing_up_says_so(tmp_path: Path, monkeypatch, cap
     assert (code, "lisbon: 14.2 MB fits 1 of 3 contacts; most of them carry nothing up" in out) == (0, True)
 
 
+@pytest.mark.parametrize("words", [("--export", "ion,hdtn"), ("--export", "ion", "--export", "hdtn")])
+def test_exports_are_named_with_commas_or_one_by_one(words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys) -> None:
+    path = from_file(tmp_path, {"contacts": [{"cluster": "lisbon", "start_s": 0, "end_s": 9, "uplink_bps": 8e6}]})
+    code, _, err = fedexperts(monkeypatch, capsys, "plan", path, "--out", tmp_path / "to", *words)
+    assert (code, "unknown format" in err) == (0, False)
+    assert {"plan.html", "plan.ion.rc", "plan.hdtn.json"} <= {file.name for file in (tmp_path / "to").iterdir()}
+    code, _, err = fedexperts(monkeypatch, capsys, "plan", path, "--out", tmp_path / "other", "--export", "ion,bogus")
+    assert (code, "--export bogus: unknown format" in err) == (2, True)
+
+
 def test_names_are_shown_as_they_are(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "m.tle").write_text(MARKUP)
     monkeypatch.setattr(common.output, "_width", 200)  # as wide as that from the start

@@ -96,6 +96,14 @@ def test_stages_follow_each_other_and_experts_stay_at_home(extractor: str, gate:
     assert np.allclose(np.sum(end["routing"], axis=1), 1, atol=1e-3)
 
 
+def test_beside_a_loss_stands_what_it_is_of_if_not_of_the_task(finished: Callable[..., Path]) -> None:
+    first, *lines = read(finished(extractor="fedsc", gate="rolling") / "ledger.jsonl")
+    assert first["links"] == "clients"
+    trained = [line for line in lines if line["event"] == "train"]
+    assert all("loss" in line for line in trained)
+    assert [line.get("goal") for line in trained][:: len(first["clusters"])] == ["contrast", "contrast", None, "own-id"]
+
+
 @pytest.mark.parametrize("extractor", ["fedce", "fedsc"])
 def test_a_projection_is_what_clients_correlate(
     extractor: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import fedexperts.method.methods
+import fedexperts.runs.run
 import fedexperts.setup.prepare
 import small
 from fedexperts import InputError, run
@@ -143,9 +144,23 @@ def test_resuming_another_scenario_is_refused(finished: Result, tmp_path: Path) 
         run(small.scenario(), tmp_path / "none", resume=True)
 
 
-def test_resuming_a_finished_run_returns_it(finished: Result, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_returns_it_and_loads_nothing(
+    finished: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(finished.directory, tmp_path / "run")
+    monkeypatch.setattr(fedexperts.runs.run, "ready", None)
     assert run(small.scenario(), tmp_path / "run", resume=True).summary == finished.summary
+
+
+def test_every_phase_of_training_says_what_it_began_with(finished: Result) -> None:
+    first, *lines = read(finished.directory / "ledger.jsonl")
+    assert first["links"] == "clusters"
+    trained = [line for line in lines if line["event"] == "train"]
+    assert trained
+    assert all(0 < line["loss"] < 10 for line in trained)
+    assert not any("goal" in line for line in trained)
+    history = finished.summary["history"]
+    assert set(history[1]["training_loss"]["task"]) == {"plain", "inverted"}
 
 
 BAD = {

@@ -35,6 +35,17 @@ def now(device: Device, part: str) -> float:
     return number(device.trained.get(part, device.held[part].tensors))
 
 
+def test_the_loss_is_the_mean_of_what_each_step_began_with() -> None:
+    device = one(samples(0, 2.0))
+    assert device.loss is None
+    device.train(task(E0, route=frozenset({E0})), 2)
+    first, second = 0.5 * (0 - 2.0) ** 2, 0.5 * (1 - 2.0) ** 2  # a step of 0.5 halves the way
+    assert now(device, E0) == 1.5
+    assert device.loss == pytest.approx((first + second) / 2)
+    device.train(task(E0, route=frozenset({E0})), 0)
+    assert device.loss is None
+
+
 def everything(device: Device) -> dict[str, dict[str, Tensor]]:
     return {part: dict(device.trained.get(part, piece.tensors)) for part, piece in device.held.items()}
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -128,6 +129,16 @@ def test_a_protocol_that_sends_before_it_collects_is_told_so(tmp_path: Path) -> 
 
     with pytest.raises(ValueError, match="collect first"):
         play(Hasty, {c: host(c) for c in LABELS}, tmp_path / "ledger")
+
+
+def test_the_loss_of_a_host_is_the_mean_over_devices_where_it_is_finite() -> None:
+    def of(*labels: float) -> float | None:
+        _, _, devices = toy.make({"a": [toy.samples(0, label) for label in labels]})
+        return LocalHost(devices["a"]).train(Task(frozenset({"expert:0"})), 1, 0.0, {}).loss
+
+    assert of(2.0, 4.0) == pytest.approx((0.5 * 4 + 0.5 * 16) / 2)
+    assert of(2.0, math.inf) == pytest.approx(0.5 * 4)
+    assert of(math.inf) is None
 
 
 def test_the_server_s_side_knows_no_device() -> None:

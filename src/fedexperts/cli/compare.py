@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from ..errors import InputError
+from ..errors import InputError, overheard
 from ..report.compare_html import write_comparison
+from ..report.compare_table import comparison_table
 from ..report.networked_html import networked_tables, write_tables
-from ..report.table import comparison_table
 from ..runs.lock import is_free
 from ..writing import check_folder, check_replaceable
-from .common import numbers, output, print_json, resumable, running, say
+from .common import numbers, output, print_json, resumable, running, say, warn
 from .run import Json, ScenarioPath, Set, load
 
 PAGE = "report.html"
@@ -33,7 +33,6 @@ def command(
     json: Json = False,
 ) -> None:
     """Run a scenario with several protocols or policies and seeds; one table, one report."""
-    from ..method.methods import of
     from ..runs import comparison
     from ..runs import networked_tables as tables
     from ..runs.grid import by_name, job_name, run_grid
@@ -41,15 +40,19 @@ def command(
     loaded = load(scenario, None, None, set_)
     directory = out or Path("runs") / f"{loaded.name}-compare"
     page = directory / PAGE
-    if of(loaded).fills_tables and not protocol and not policy:
+    if loaded.protocol == comparison.FILLS_TABLES and not protocol and not policy:
         grid = tables.grid(loaded, tables.partitions(tau), numbers("--clients", clients) if clients else [], seeds)
     else:
         grid = comparison.grid(loaded, _names(protocol), _names(policy), seeds)
     _check_free(directory, resume)
     known = {} if grid.then else {job_name(key): job.train.cycles for key, job in grid.jobs.items()}
-    with running(known, grid.metric) as show, resumable():
+    with running(known, grid.metric) as show, resumable(), overheard() as heard:
         done = run_grid(grid, directory, resume, show)
     document = grid.fill(done)
+    for name, group in by_name(done).items():
+        for warning in dict.fromkeys(text for one in group for text in one.summary["warnings"]):
+            if warning not in heard:
+                warn(f"{name}: {warning}")
     table: RenderableType
     if grid.kind == "tables":
         write_tables(document, page, loaded.name)
@@ -58,7 +61,7 @@ def command(
         rows = document[grid.kind]
         runs = {name: [one.directory for one in group] for name, group in by_name(done).items()}
         write_comparison(runs, rows, page, loaded.name)
-        table, holds = comparison_table(rows, document["target"]), "curves, loads and assignments"
+        table, holds = comparison_table(rows, document["target"]), "curves, results by cluster, settings"
     if json:
         print_json({"directory": str(directory), **document})
     else:

@@ -131,6 +131,7 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
     import torch
 
     from ..method.methods import prepare
+    from ..moe.written import readable
 
     torch.set_num_threads(1)
     prepared = prepare(scenario)
@@ -140,6 +141,8 @@ def warmed_up(scenario: Scenario, jobs: dict[str, Scenario], out: Path) -> dict[
     with on_disk(initial, "make room, and begin again with --force"):
         initial.mkdir(parents=True, exist_ok=True)
         prepared.view.model.save_pretrained(initial)  # type: ignore[operator]  # a Hugging Face model
+        for weights in initial.glob("*.safetensors"):
+            readable(weights)
     ready = {}
     for name, job in jobs.items():
         document = job.model_dump(exclude_none=True)

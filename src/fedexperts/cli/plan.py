@@ -37,6 +37,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Show contacts, gaps and bytes of a scenario's plan; needs neither model nor data."""
+    export = [kind.strip() for given in export for kind in given.split(",") if kind.strip()]
     if unknown := set(export) - set(EXPORTS):
         raise InputError(f"--export {', '.join(sorted(unknown))}: unknown format; choose from {', '.join(EXPORTS)}")
     if export and out is None:

@@ -13,7 +13,7 @@ from ..report.html import write_report
 from ..report.table import results_table
 from ..runs.sums import SUMS, damage
 from ..writing import check_replaceable, on_disk
-from .common import Force, output, print_json, say
+from .common import Force, output, print_json, say, warn
 from .run import Json
 
 
@@ -43,6 +43,9 @@ def command(
             table = results_table(summaries)
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{', '.join(map(str, runs))}: lines of a ledger do not belong together ({error!r})") from error
+    for name, row in summaries.items():
+        for warning in row["warnings"]:
+            warn(f"{name}: {warning}")
     if json:
         print_json({"protocols": summaries})
     else:

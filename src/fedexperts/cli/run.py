@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import overheard
 from ..scenario import PROTOCOLS, Scenario
 from ..writing import check_replaceable
 from .common import advance, output, print_json, progress_bars, reached, resumable, say, warn
@@ -38,7 +39,7 @@ def command(
     label = loaded.label
     directory = module.default_directory(loaded) if out is None else out
     check_replaceable(directory / PAGE, "--out")
-    with progress_bars() as bars, resumable():
+    with progress_bars() as bars, resumable(), overheard() as heard:
         bar = bars.add_task(label, total=loaded.train.cycles, accuracy="")
 
         def show(line: dict[str, Any]) -> None:
@@ -46,29 +47,15 @@ def command(
                 advance(bars, bar, line["cycle"], reached(line["accuracy"], line.get("metric", "accuracy")))
 
         result = module.run(loaded, directory, resume=resume, listener=show)
-    for warning in warnings(loaded, result.summary):
-        warn(warning)
+    for warning in result.summary["warnings"]:
+        if warning not in heard:
+            warn(warning)
     write_report({label: result.directory}, result.directory / PAGE, loaded.name)
     if json:
         print_json({"directory": str(result.directory), "protocols": {label: result.summary}})
     else:
         output.print(results_table({label: result.summary}))
         say(f"{result.directory}: ledger.jsonl, report.html, model/")
-
-
-def warnings(scenario: Scenario, summary: dict[str, Any]) -> list[str]:
-    """What a user should know before reading the result."""
-    found = []
-    if summary["cycles"] < scenario.train.cycles:
-        found.append(f"the plan ended after {summary['cycles']} of train.cycles = {scenario.train.cycles} orbital cycles")
-    if summary["steps"] == 0:
-        found.append(
-            "no gradient step was made: no round fits the contacts beside the transfers; see train.seconds_per_round, "
-            "plan.slot_s and the rates of radio and devices"
-        )
-    if summary["unsent_rounds"]:
-        found.append(f"up to {summary['unsent_rounds']} local rounds of a device were never uploaded; the plan ended before")
-    return found
 
 
 def load(path: Path, protocol: str | None, seed: int | None, overrides: list[str]) -> Scenario:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import math
 import re
-import warnings
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import InputError, InputWarning
+from ..errors import InputError, warn_input
 from ..reading import short
 from . import files
 from .parquet import read_parquet
@@ -150,11 +149,9 @@ def warn_of_no_zero(labels: Iterable[int], where: str) -> None:
     counts = Counter(labels)
     if counts and not counts[0]:
         first, more = sorted(counts)[:8], ", …" if len(counts) > 8 else ""
-        warnings.warn(
+        warn_input(
             f"{where}: 0 never occurs ({', '.join(f'{n}: {counts[n]}' for n in first)}{more}), and numbers count from 0; if "
-            f"these count from 1, subtract 1, or list classes as they are: labels = [{', '.join(map(str, first))}{more}]",
-            InputWarning,
-            stacklevel=2,
+            f"these count from 1, subtract 1, or list classes as they are: labels = [{', '.join(map(str, first))}{more}]"
         )
 
 

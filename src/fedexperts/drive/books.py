@@ -73,6 +73,10 @@ class Books:
         done = cluster.host.train(task, rounds, round_s, peers)
         self._keep_finite(name, task, done, t_s)
         facts = {"cluster": name, "phase": phase, "parts": in_order(task.parts), "rounds": rounds, "steps": done.steps}
+        if done.loss is not None:
+            facts["loss"] = round(done.loss, 6)
+        if task.goal != "task":
+            facts["goal"] = task.goal
         if done.peer_B:
             facts["peer_B"] = done.peer_B
             self.totals["peer_B"] = self.totals.get("peer_B", 0) + done.peer_B

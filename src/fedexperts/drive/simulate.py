@@ -10,12 +10,11 @@ from __future__ import annotations
 import heapq
 import math
 import types
-import warnings
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from ..contact.plan import TIGHT_S, Contact, ContactPlan
-from ..errors import Diverged, InputWarning
+from ..errors import Diverged, warn_input
 from ..ledger import Ledger
 from ..moe.parts import Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
@@ -146,11 +145,9 @@ class Simulator:
             rounds = max(0.0, self.end_s - start_s) / self.books.round_s(name, Task(frozenset({one})))
             steps += rounds * host.local_steps * len(host.devices)
         if steps > MANY_STEPS:
-            warnings.warn(
+            warn_input(
                 f"devices that train all the time would make some {steps:,.0f} gradient steps, as a round is short for them "
-                '(train.seconds_per_round = "device"); bound it by train.max_rounds',
-                InputWarning,
-                stacklevel=2,
+                '(train.seconds_per_round = "device"); bound it by train.max_rounds'
             )
 
     def _first_orders(self) -> None:

@@ -114,5 +114,4 @@ def personal(
     return {"personal_accuracy": accuracy, "personal_by_client": {client: one.score for client, one in judged.items()}}
 
 
-POLICIES = ("random", "greedy", "balanced", "optimal")
-ALIGNED = Method(partial(prepare, by_client=True), _protocol, _check, judge=judge, policies=("alignment", POLICIES))
+ALIGNED = Method(partial(prepare, by_client=True), _protocol, _check, judge=judge)

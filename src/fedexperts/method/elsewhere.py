@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 
 import torch
 
-from ..errors import InputError, InputWarning
+from ..errors import InputError, warn_input
 from ..moe.auto import AUTO, FOR_TASK
 from ..moe.checkpoint import Checkpoint, resolve
 from ..moe.parts import Piece, expert_index
@@ -40,11 +39,9 @@ def check_loads(scenario: Scenario, method: Method, here: bool = True) -> None:
                 "split that meets others"
             )
         if here and table.load not in (None, "all"):
-            warnings.warn(
+            warn_input(
                 f"device.{name}.load = {table.load!r}: counts for devices in processes of their own; those of a simulation "
-                "share the whole model",
-                InputWarning,
-                stacklevel=2,
+                "share the whole model"
             )
 
 

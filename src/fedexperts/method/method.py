@@ -57,8 +57,6 @@ class Method:
         judge: facts of the model that is in the view.
         loads: how much of the model devices in processes of their own may load.
         finish: called before the model in the view is saved.
-        policies: the scenario's table that has its ``policy``, and those to compare where none is named.
-        fills_tables: whether a comparison fills the tables of its paper, where nothing is named.
     """
 
     prepare: Callable[[Scenario], Prepared]
@@ -68,8 +66,6 @@ class Method:
     judge: Callable[[Prepared, ServerProtocol, Judges], dict[str, Any]] = judged_by_clusters
     loads: Callable[[Scenario], tuple[Load, ...]] = everything
     finish: Callable[[Prepared], None] = nothing
-    policies: tuple[str, tuple[str, ...]] | None = None
-    fills_tables: bool = False
 
 
 def start(prepared: Prepared, owned: Mapping[str, frozenset[str]]) -> Start:

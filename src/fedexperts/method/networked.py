@@ -301,4 +301,4 @@ def _finish(prepared: Prepared) -> None:
         install_average(prepared)
 
 
-NETWORKED = Method(prepare, _protocol, begin=_begin, judge=_judge, finish=_finish, fills_tables=True)
+NETWORKED = Method(prepare, _protocol, begin=_begin, judge=_judge, finish=_finish)

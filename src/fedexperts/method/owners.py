@@ -96,7 +96,7 @@ def _loads(scenario: Scenario) -> tuple[Load, ...]:
     return (*alone, "stream", "all")
 
 
-OWNERS = partial(Method, check=check, begin=begin, policies=("assignment", ()))
+OWNERS = partial(Method, check=check, begin=begin)
 EMS_FL = OWNERS(prepare, _ems_fl)
 ENHANCED = OWNERS(_prepare_enhanced, _enhanced, loads=_loads)
 SYNC = Method(prepare, _sync, check, begin=partial(begin, uploads=False))

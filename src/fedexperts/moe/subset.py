@@ -37,6 +37,7 @@ def load_full(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     outputs: int | None = None,
+    dense: bool = False,
 ) -> nn.Module:
     """The whole model of a checkpoint folder, in evaluation mode.
 
@@ -46,6 +47,7 @@ def load_full(
         dtype: type of the weights.
         seed: of the classification head, which a checkpoint of a language model lacks.
         outputs: how many a classification head must have, and gets if it is new; None leaves it to the config.
+        dense: whether a model without an MoE layer will do.
 
     Raises:
         InputError: the checkpoint is incomplete, broken, pickled, or fits another config or task.
@@ -60,8 +62,14 @@ def load_full(
                 "correct task.labels, or start from a checkpoint without a head"
             )
         config.num_labels = outputs
-    model = _blank(checkpoint, config, auto_class, dtype)
+    model = _blank(checkpoint, config, auto_class, dtype, dense)
     return _filled(model, checkpoint, {}, seed)
+
+
+def new_head(model: nn.Module, source: Path | Checkpoint) -> list[str]:
+    """Tensors of a model's head that its checkpoint lacks: they are random, or zero."""
+    checkpoint = _checkpoint(source)
+    return [name for name in model.state_dict() if name.startswith(NEW_HEADS) and name not in checkpoint]
 
 
 def load_subset(
@@ -182,15 +190,16 @@ def _check_keep(keep: Sequence[int], checkpoint: Checkpoint) -> None:
         raise InputError(f"keep = {list(keep)}: an expert is named twice; name each once")
 
 
-def _blank(checkpoint: Checkpoint, config: Any, auto_class: Any, dtype: torch.dtype) -> nn.Module:
+def _blank(checkpoint: Checkpoint, config: Any, auto_class: Any, dtype: torch.dtype, dense: bool = False) -> nn.Module:
     """The model without memory."""
     where = f"model.path = {str(checkpoint.path)!r}"
-    experts_field(config, where)
+    if not dense:
+        experts_field(config, where)
     check_family(config, where)
     what = f"{where}: transformers cannot build {auto_class.__name__} of a {config.model_type!r} config"
     with refusing(what, "correct config.json, or use a family that has such a model"), torch.device("meta"):
         model: nn.Module = auto_class.from_config(config, dtype=dtype, trust_remote_code=False)
-    if not (list(_blocks(model)) or _own_layers(model)):
+    if not (dense or list(_blocks(model)) or _own_layers(model)):
         raise NotMoEError(
             f"{where}: no Mixture-of-Experts layer in {type(model).__name__}; build one of a dense model with fedexperts build"
         )

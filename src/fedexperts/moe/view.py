@@ -40,6 +40,7 @@ class View:
         granularity: ``"global"`` groups expert m across layers into one part, ``"layer"`` makes a part of each.
         kept: global numbers of the experts that the model holds in each layer, in its order (see `subset`); None: all.
         stream: the checkpoint from which experts that are not kept are read when tokens meet them (see `load_streamed`).
+        dense: whether a model without an MoE layer will do, which can be run and judged, but has no gate and no experts.
 
     Raises:
         NotMoEError: no MoE layer was found, or one of another kind (see `families`).
@@ -55,6 +56,7 @@ class View:
         granularity: str = "global",
         kept: Sequence[int] | None = None,
         stream: Checkpoint | None = None,
+        dense: bool = False,
     ):
         if config := getattr(model, "config", None):
             check_family(config, type(model).__name__)
@@ -63,16 +65,17 @@ class View:
         self.stream = None if stream is None else Stream(stream)
         routing = Routing(top1, mask, noise_std)
         self.blocks = [s for s in (block_of(n, m, routing, kept, self.stream) for n, m in model.named_modules()) if s]
-        if not self.blocks:
+        if not self.blocks and not dense:
             raise NotMoEError(
                 f"{type(model).__name__}: no Mixture-of-Experts layer found; build one of a dense model with fedexperts build"
             )
         sizes = {len(block.experts) for block in self.blocks}
         if len(sizes) > 1:
             raise NotMoEError(f"{type(model).__name__}: layers with different numbers of experts, {sorted(sizes)}")
-        self.kept = tuple(range(*sizes) if kept is None else kept)
+        self.kept = tuple(range(max(sizes, default=0)) if kept is None else kept)
         """Global numbers of the experts that the model holds."""
-        self._check_kept()
+        if self.blocks:
+            self._check_kept()
         self.parts: dict[str, dict[str, Tensor]] = {}
         """What the pieces of each part hold."""
         for layer, block in enumerate(self.blocks):
@@ -131,7 +134,7 @@ class View:
     @property
     def device(self) -> torch.device:
         """Where the model is computed."""
-        return next(iter(self.blocks[0].gate.values())).device
+        return next(iter(self.blocks[0].gate.values()) if self.blocks else self.model.parameters()).device
 
     @property
     def layers(self) -> int:

@@ -12,15 +12,33 @@ from plotly.subplots import make_subplots
 
 from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
-from .page import COLOURS, html_table, legend_above, look, share_map, shown, target_line, text_row, write_page
-from .table import COLUMNS, axis, baseline_rows, cells, goal_of, metric_by_cluster, metric_of
+from .clients import client_tables, routing_figure
+from .losses import loss_figure
+from .page import (
+    COLOURS,
+    cell,
+    cell_row,
+    html_table,
+    legend_above,
+    look,
+    share_map,
+    shown,
+    target_line,
+    text_row,
+    warnings_html,
+    write_page,
+)
+from .settings import settings_html
+from .table import axis, baseline_rows, cost_rows, goal_of, metric_by_cluster, metric_of, one_of
 
 
 def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
     """Write the page for finished runs, given as name → run directory."""
     summaries = {name: summary(directory / "ledger.jsonl") for name, directory in runs.items()}
     lines = {name: list(read(directory / "ledger.jsonl")) for name, directory in runs.items()}
-    figures = [progress_figure(summaries), cluster_figure(summaries), energy_figure(summaries)]
+    figures = [progress_figure(summaries), cluster_figure(summaries)]
+    figures += [figure for figure in (loss_figure(summaries), routing_figure(summaries)) if figure is not None]
+    figures.append(energy_figure(summaries))
     split = {name: rows for name, rows in lines.items() if any(row["event"] == "assignment" for row in rows)}
     aligned = {name: rows for name, rows in lines.items() if any(row["event"] == "round" for row in rows)}
     if split:
@@ -28,15 +46,37 @@ def write_report(runs: Mapping[str, Path], path: Path, title: str) -> None:
     if aligned:
         figures += [load_figure(aligned, {name: _look(name, summaries)[0] for name in aligned}), heatmap_figure(aligned)]
     sat_out = f"<h2>Who sat out</h2>{sat_out_table(summaries)}" if aligned else ""
-    content = f"""{_table(summaries)}
-<p class="note">Steps are gradient steps summed over all devices; MB are 10⁶ bytes sent up by all devices. Between contacts
-EMS-FL goes on training, so it makes more steps in a cycle than the baseline: read all the axes. Stars mark the first
-evaluation that reached the target; dotted lines are the γ ≈ 1 controls, where every cluster holds all kinds of data.</p>
+    content = f"""{warnings_html({name: row["warnings"] for name, row in summaries.items()})}
+{_table(summaries)}
+{_note(summaries)}
+{client_tables(summaries)}
 {shown(figures)}
 {_advice(split)}
 {sat_out}
+{_privacy(summaries)}
+{settings_html(runs)}
 """
     write_page(path, title, content)
+
+
+def _note(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    told = ["Steps are gradient steps summed over all devices; MB are 10⁶ bytes sent up by all devices."]
+    if any(row["gamma"] for row in summaries.values()):
+        told.append(
+            "Between contacts EMS-FL goes on training, so it makes more steps in a cycle than the baseline: read all the axes."
+        )
+    if goal_of(summaries) is not None:
+        told.append("Stars mark the first evaluation that reached the target.")
+    if any(name.endswith(CONTROL) for name in summaries):
+        told.append("Dotted lines are the γ ≈ 1 controls, where every cluster holds all kinds of data.")
+    return f"<p class='note'>{' '.join(told)}</p>"
+
+
+def _privacy(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """What shared matrices tell of a sample, where some are shared."""
+    notes = {name: row["privacy"] for name, row in summaries.items() if row["privacy"]}
+    items = "".join(f"<li>{html.escape(name)}: {html.escape(str(note))}</li>" for name, note in notes.items())
+    return f"<h2>Privacy of what clients share</h2><ul>{items}</ul>" if items else ""
 
 
 def progress_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
@@ -98,7 +138,7 @@ def _look(name: str, summaries: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """Final accuracy on each cluster's test data, beside the baselines of tasks on text."""
+    """Final accuracy on each cluster's or client's test data, beside the personalised one and baselines of tasks on text."""
     figure = go.Figure()
     times, label = axis(metric_by_cluster(summaries))
     for name, row in summaries.items():
@@ -108,10 +148,15 @@ def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         figure.add_bar(
             x=list(by_cluster), y=values, name=name, marker={"color": colour, "opacity": 0.4 if dash == "dot" else 1}
         )
+        if personal := row.get("personal_by_client"):
+            y = [times * value for value in personal.values()]
+            look_alike = {"color": colour, "opacity": 0.6, "pattern": {"shape": "/"}}
+            figure.add_bar(x=list(personal), y=y, name=f"{name}, personalised", marker=look_alike)
     for i, (name, shares) in enumerate(baseline_rows(summaries).items()):
         grey = ("#bbbbbb", "#777777")[i % 2]
         figure.add_bar(x=list(shares), y=[times * value for value in shares.values()], name=name, marker={"color": grey})
-    title = f"final {metric_by_cluster(summaries)} by cluster, on test data"
+    by = one_of(summaries)
+    title = f"final {metric_by_cluster(summaries)} by {by}, on test data"
     look(figure, 380, barmode="group", title=title, yaxis_title=label)
     return figure
 
@@ -177,11 +222,11 @@ def relevance_figure(lines: Mapping[str, list[dict[str, Any]]]) -> go.Figure:
 
 
 def _table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    groups = "<tr><th colspan=3></th><th colspan=3>to the target</th><th colspan=3>whole run</th></tr>"
+    groups, heads, rows = cost_rows(summaries)
+    over = (cell(group, "th", f" colspan={groups.count(group)}") for group in dict.fromkeys(groups))
     goal = goal_of(summaries)
     caption = "" if goal is None else f"<p>The target is {goal}; “final” is judged on test data, once, at the end.</p>"
-    rows = (text_row(cells(name, summary)) for name, summary in summaries.items())
-    return caption + html_table([groups, text_row(COLUMNS, "th")], rows)
+    return caption + html_table([cell_row(over), text_row(heads, "th")], map(text_row, rows))
 
 
 def _advice(lines: Mapping[str, list[dict[str, Any]]]) -> str:

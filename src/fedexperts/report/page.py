@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from ..errors import legible
 from ..writing import mark, write_together
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
@@ -20,6 +21,10 @@ table { border-collapse: collapse; margin: 1rem 0; font-size: 0.95rem; }
 th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 span.spread { color: #777; font-size: 0.8rem; white-space: nowrap; }
+div.warning { border-left: 4px solid #d55e00; padding: 0.1rem 1rem; background: #fdf3ec; }
+details { margin: 0.5rem 0; } summary { cursor: pointer; }
+details th:nth-child(2) { text-align: left; }
+details td:nth-child(2) { text-align: left; font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
 p.note { color: #555; max-width: 60rem; }
 """
 
@@ -50,6 +55,16 @@ def write_page(
 """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_together({path: page, **{path.with_name(name): text for name, text in beside.items()}})
+
+
+def warnings_html(warnings: Mapping[str, Sequence[str]]) -> str:
+    """What a reader should know before the results, by run; nothing where there is nothing."""
+    items = "".join(
+        f"<li>{html.escape(f'{name}: ' if len(warnings) > 1 else '')}{html.escape(legible(text))}</li>"
+        for name, texts in warnings.items()
+        for text in texts
+    )
+    return f"<div class='warning'><b>Warnings</b><ul>{items}</ul></div>" if items else ""
 
 
 def shown(figures: Iterable[go.Figure], **config: Any) -> str:
@@ -86,7 +101,7 @@ def spread_cell(middle: str, spread: str) -> str:
 
 def over_seeds(seeds: int) -> str:
     """How a note begins that explains such cells."""
-    return f"Medians over {seeds} seed{'s' if seeds > 1 else ''}, below them the lowest and the highest"
+    return f"Medians over {seeds} seeds, below them the lowest and the highest" if seeds > 1 else "Of one seed"
 
 
 def look(figure: go.Figure, height: float, **layout: Any) -> None:

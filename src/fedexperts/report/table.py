@@ -1,33 +1,164 @@
-"""The results tables of the terminal."""
+"""The results tables of the terminal, and as texts what pages show of them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
-COLUMNS = ("run", "γ", "final", "cycles", "steps", "MB up", "cycles", "steps", "MB up")
-
-
 ACCURACY = "accuracy"
 """The one metric that is written in percent."""
+NAMES = {
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "macro_auc": "macro AUC",
+    "macro_auc_left_out": "classes without AUC",
+    "tfidf": "TF-IDF",
+}
+"""Metrics and baselines whose names in tables are not their keys."""
 WIDEST = 8
 """Clusters that a terminal's table has columns for; of more, clients say, it shows the spread."""
 
 
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Group:
-    """One row a run: final accuracy; what the target cost in cycles, gradient steps and uplink MB; the whole run's cost."""
+    """One row a run: final accuracy; what the target cost in cycles, gradient steps and uplink MB; the whole run's cost.
+
+    Below it the accuracy by cluster or client and, where the runs have that, what else is told of clients.
+    """
     goal = goal_of(summaries)
+    groups, heads, rows = cost_rows(summaries)
     costs = Table(title="the run" if goal is None else f"cost to {goal}, then of the whole run", box=None)
-    for i, column in enumerate(COLUMNS):
-        costs.add_column(column, justify="left" if i == 0 else "right", style="bold" if 3 <= i <= 5 else None)
+    for i, (group, column) in enumerate(zip(groups, heads, strict=True)):
+        costs.add_column(column, justify="left" if i == 0 else "right", style="bold" if group == TO_TARGET else None)
+    for cells in rows:
+        costs.add_row(*cells)
+    found: list[Table | str] = [costs, "", accuracy_table(summaries)]
+    for title, heads, rows in (client_rows(summaries), picks_rows(summaries)):
+        if rows:
+            found += ["", plain_table(title, heads, rows)]
+    return Group(*found)
+
+
+Rows = list[list[str]]
+
+
+def plain_table(title: str, heads: Sequence[str], rows: Rows) -> Table:
+    """A table of the terminal: names on the left, numbers on the right."""
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", overflow="fold")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+TO_TARGET, WHOLE = "to the target", "whole run"
+
+
+def cost_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str], Rows]:
+    """Groups of columns, their heads, and a row for each run; MB are 10⁶ B, a dash means that the target was not reached.
+
+    γ stands where experts are owned by clusters, and costs to the target where there is one.
+    """
+    gamma, target = any(row["gamma"] for row in summaries.values()), goal_of(summaries) is not None
+    costs = ["cycles", "steps", "MB up"]
+    groups = ["", *[""] * gamma, "", *[TO_TARGET] * 3 * target, *[WHOLE] * 3]
+    heads = ["run", *["γ"] * gamma, "final", *costs * target, *costs]
+    return groups, heads, [_cells(name, row, gamma, target) for name, row in summaries.items()]
+
+
+def _cells(name: str, row: Mapping[str, Any], gamma: bool, target: bool) -> list[str]:
+    gammas = list(row["gamma"].values())
+    uplink_B = row["uplink_B_to_target"]
+    reached = [
+        "–" if row["cycles_to_target"] is None else str(row["cycles_to_target"]),
+        "–" if row["steps_to_target"] is None else str(row["steps_to_target"]),
+        "–" if uplink_B is None else mega(uplink_B),
+    ]
+    return [
+        name,
+        *([f"{sum(gammas) / len(gammas):.2f}" if gammas else "–"] if gamma else []),
+        written(row["final_accuracy"], row.get("metric", ACCURACY)),
+        *(reached if target else []),
+        str(row["cycles"]),
+        str(row["steps"]),
+        mega(row["uplink_B"]),
+    ]
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3f}"
+
+
+OF_CLIENTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("personal", "personal_accuracy", lambda share: f"{share:.1%}"),
+    ("macro\nF1", "macro_f1", _plain),
+    ("macro\nAUC", "macro_auc", _plain),
+    ("mean\nF1", "mean_f1", _plain),
+    ("mean\nAUC", "mean_auc", _plain),
+    ("at\nhome", "local_ratio", lambda share: f"{share:.1%}"),
+    ("B a\nsample", "inference_B", lambda size_B: f"{size_B:.0f}"),
+    ("MB\nbetween", "peer_B", lambda size_B: mega(size_B)),
+    ("load\nCV", "load_cv", _plain),
+    ("CV a\nround", "load_cv_by_round", _plain),
+)
+"""What is told of clients beside their accuracy: a head of one or two lines, the key of a summary, and how it is written."""
+
+
+OTHERS = {"even_test": "even shares", "one_shot": "averaged once"}
+"""What else a run judges, in a row below its own."""
+
+
+def client_rows(summaries: Mapping[str, Mapping[str, Any]], without: Collection[str] = ()) -> tuple[str, list[str], Rows]:
+    """A title, heads, and a row for each run, and for each of its other judgements; no rows where no run tells such things.
+
+    Macro F1 and AUC are over all clients' test data, their means over clients, or clusters, one by one. ``without`` names keys
+    that are shown elsewhere.
+    """
+    facts: list[tuple[str, Mapping[str, Any]]] = []
     for name, row in summaries.items():
-        costs.add_row(*cells(name, row))
-    return Group(costs, "", accuracy_table(summaries))
+        facts.append((name, {**row, "accuracy": row["final_accuracy"], "peer_B": row.get("peer_B") or None}))
+        facts += [(f"– {label}", row[key]) for key, label in OTHERS.items() if row.get(key)]
+    columns = [
+        column
+        for column in OF_CLIENTS
+        if column[1] not in without and any(found.get(column[1]) is not None for _, found in facts)
+    ]
+    if not columns:
+        return "", [], []
+    if len(facts) > len(summaries):
+        columns.insert(0, ("final", "accuracy", lambda share: f"{share:.1%}"))
+    told = [
+        (name, found) for name, found in facts if any(found.get(key) is not None for _, key, _ in columns if key != "accuracy")
+    ]
+    rows = [
+        [name, *("–" if found.get(key) is None else write(found[key]) for _, key, write in columns)] for name, found in told
+    ]
+    title = f"over {' and '.join(links_of(summaries))}, on test data"
+    return title, ["run", *(head for head, _, _ in columns)], rows
+
+
+def picks_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str], Rows]:
+    """Accuracy by how many experts are asked: a title, heads, and a row for each run that tells it."""
+    found = {name: row["accuracy_by_k"] for name, row in summaries.items() if row.get("accuracy_by_k")}
+    ks = sorted({int(k) for by_k in found.values() for k in by_k})
+    rows = [[name, *(written(by_k.get(str(k)), ACCURACY) for k in ks)] for name, by_k in found.items()]
+    return "accuracy by the number of experts asked, k", ["run", *(f"k = {k}" for k in ks)], rows
+
+
+def links_of(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the runs keep results by: clusters, clients, or both."""
+    usual = {name: "clients" if row.get("personal_by_client") else "clusters" for name, row in summaries.items()}
+    return sorted({row.get("links", usual[name]) for name, row in summaries.items()}, reverse=True)
+
+
+def one_of(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """One of these: "cluster or client"."""
+    return " or ".join(link.removesuffix("s") for link in links_of(summaries))
 
 
 def goal_of(summaries: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -67,14 +198,29 @@ def axis(metric: str) -> tuple[float, str]:
     return (100.0, "accuracy, %") if metric == ACCURACY else (1.0, metric)
 
 
-def accuracy_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+def accuracy_table(
+    summaries: Mapping[str, Mapping[str, Any]], ranges: Mapping[str, Mapping[str, str]] = types.MappingProxyType({})
+) -> Table:
+    """`link_rows` for the terminal."""
+    title, heads, rows = link_rows(summaries, ranges)
+    table = Table(title=title, box=None)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", overflow="fold")
+    for cells, dim in rows:
+        table.add_row(*cells, style="dim" if dim else None)
+    return table
+
+
+def link_rows(
+    summaries: Mapping[str, Mapping[str, Any]], ranges: Mapping[str, Mapping[str, str]] = types.MappingProxyType({})
+) -> tuple[str, list[str], list[tuple[list[str], bool]]]:
     """Final accuracy on each cluster's or client's own test data, or its spread over them; below it the personalised one.
 
-    Clusters that are judged by other metrics have these, by name.
+    Clusters that are judged by other metrics have these, by name. Rows are a title, heads, and cells with whether they are
+    beside the point: baselines, and the ``ranges`` over seeds of a name, by cluster, in a row of their own.
     """
     rows: dict[str, Mapping[str, float]] = {name: row["accuracy_by_cluster"] for name, row in summaries.items()}
     metrics = {name: row.get("metric_by_cluster", {}) for name, row in summaries.items()}
-    clients = any(row.get("personal_by_client") for row in summaries.values())
     for name, row in summaries.items():
         if personal := row.get("personal_by_client"):
             rows[f"{name}, personalised"], metrics[f"{name}, personalised"] = personal, metrics[name]
@@ -84,17 +230,17 @@ def accuracy_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     names = sorted({name for values in [*rows.values(), *baselines.values()] for name in values})
     one = metric_by_cluster(summaries)
     heads = {c: _common(metrics[name].get(c, ACCURACY) for name, row in rows.items() if c in row) for c in names}
-    wide, by = len(names) > WIDEST, "client" if clients else "cluster"
-    table = Table(title=f"final {one} over {len(names)} {by}s" if wide else f"final {one} by {by}", box=None)
-    table.add_column("run")
-    for column in SPREAD if wide else names:
-        own = wide or one != "score" or heads[column] == "score"
-        table.add_column(column if own else f"{column}, {heads[column]}", justify="right")
+    wide, by = len(names) > WIDEST, one_of(summaries)
+    shown = [c if one != "score" or heads[c] == "score" else f"{c}, {heads[c]}" for c in names]
+    found: list[tuple[list[str], bool]] = []
     for name, values in {**rows, **baselines}.items():
         of = metrics[name]
         each = [_cell(values.get(c), of.get(c, ACCURACY), heads[c]) for c in names]
-        table.add_row(name, *(spread(values, one) if wide else each), style=_style(name, baselines))
-    return table
+        found.append(([name, *(spread(values, one) if wide else each)], name in baselines))
+        if not wide and any(ranges.get(name, {}).values()):
+            found.append((["", *(ranges[name].get(c, "") for c in names)], True))
+    title = f"final {one} over {len(names)} {by.replace(' or ', 's or ')}s" if wide else f"final {one} by {by}"
+    return title, ["run", *(SPREAD if wide else shown)], found
 
 
 def _cell(value: float | None, metric: str, head: str) -> str:
@@ -113,10 +259,6 @@ def spread(values: Mapping[str, float], metric: str = ACCURACY) -> list[str]:
     return [written(values[low], metric), low, written(middle, metric), written(values[high], metric), high]
 
 
-def _style(name: str, baselines: Mapping[str, Any]) -> str | None:
-    return "dim" if name in baselines else None
-
-
 def baseline_rows(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """What needs no model, by cluster: a row for each baseline, or for each run where runs differ in their data."""
     rows: dict[str, dict[str, float]] = {}
@@ -130,96 +272,6 @@ def baseline_rows(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     return rows
 
 
-def cells(name: str, row: Mapping[str, Any]) -> list[str]:
-    """The row of one run; MB are 10⁶ B, a dash means that the target was not reached."""
-    gammas = list(row["gamma"].values())
-    uplink_B = row["uplink_B_to_target"]
-    return [
-        name,
-        f"{sum(gammas) / len(gammas):.2f}" if gammas else "–",
-        written(row["final_accuracy"], row.get("metric", ACCURACY)),
-        "–" if row["cycles_to_target"] is None else str(row["cycles_to_target"]),
-        "–" if row["steps_to_target"] is None else str(row["steps_to_target"]),
-        "–" if uplink_B is None else _mega(uplink_B),
-        str(row["cycles"]),
-        str(row["steps"]),
-        _mega(row["uplink_B"]),
-    ]
-
-
-def _mega(size_B: float) -> str:
+def mega(size_B: float) -> str:
     """MB (10⁶ B); small runs send kilobytes."""
     return f"{size_B / 1e6:.1f}" if size_B >= 1e6 else f"{size_B / 1e6:.3f}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a comparison: a head of two lines, the measure's key, how a value is written."""
-
-    head: tuple[str, str]
-    key: str
-    write: Callable[[float], str]
-    always: bool = False
-
-    @property
-    def title(self) -> str:
-        """The head in one line."""
-        return " ".join(filter(None, self.head))
-
-
-COMPARED = (
-    Column(("final", "%"), "final_accuracy", lambda share: f"{100 * share:.1f}", always=True),
-    Column(("personal", "%"), "personal_accuracy", lambda share: f"{100 * share:.1f}"),
-    Column(("to", "target"), "rounds_to_target", "{:g}".format, always=True),
-    Column(("to", "plateau"), "rounds_to_plateau", "{:g}".format, always=True),
-    Column(("load CV", "whole run"), "load_cv", "{:.3f}".format),
-    Column(("load CV", "a round"), "load_cv_by_round", "{:.3f}".format),
-    Column(("MB", "up"), "uplink_B", lambda size_B: _mega(size_B)),
-    Column(("gradient", "steps"), "steps", lambda steps: f"{steps:.0f}"),
-)
-
-
-def comparison_table(rows: Mapping[str, Mapping[str, Any]], target: float | None) -> Table:
-    """Medians over seeds; below each the lowest and the highest, where seeds differ."""
-    metric = metric_of(rows)
-    title = "rounds to the plateau" if target is None else f"rounds to {goal(target, metric)} and to the plateau"
-    on, final = next(iter(rows.values()), {}).get("judged_on", "test"), "final" if metric == ACCURACY else f"final {metric}"
-    table = Table(
-        title=f"medians over seeds; {final} on test data, {title} on {on} data",
-        box=None,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("", no_wrap=True, overflow="fold")
-    columns = compared_columns(rows)
-    for column in columns:
-        table.add_column("\n".join(column.head), justify="right", overflow="fold")
-    for name, row in rows.items():
-        cells = [compared(column, row) for column in columns]
-        table.add_row(name, *(middle for middle, _ in cells))
-        if any(spread for _, spread in cells):
-            table.add_row("", *(spread for _, spread in cells), style="dim")
-    return table
-
-
-def compared_columns(rows: Mapping[str, Mapping[str, Any]]) -> list[Column]:
-    """The columns that some protocol or policy has a value for."""
-    metric = metric_of(rows)
-    columns: tuple[Column, ...] = COMPARED
-    if metric != ACCURACY:
-        unit = metric if metric.isalnum() else "score"
-        columns = tuple(replace(c, head=(c.head[0], unit), write="{:.3f}".format) if c.head[1] == "%" else c for c in columns)
-    return [column for column in columns if column.always or any(row[column.key] is not None for row in rows.values())]
-
-
-def compared(column: Column, row: Mapping[str, Any]) -> tuple[str, str]:
-    """The median over seeds of one protocol or policy, and its range: empty where all seeds agree.
-
-    A dash stands for what was not reached: by most of the seeds for a median, by the last of them for a range.
-    """
-    values = [None if value is None else column.write(value) for value in row["by_seed"][column.key]]
-    middle = "–" if row[column.key] is None else column.write(row[column.key])
-    if len(set(values)) == 1:
-        return middle, ""
-    found = sorted(value for value in row["by_seed"][column.key] if value is not None)
-    return middle, f"{column.write(found[0])}–{'' if None in values else column.write(found[-1])}"

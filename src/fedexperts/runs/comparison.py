@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..method.methods import of
 from ..own import label
 from ..scenario import Scenario
 from .grid import Done, Grid, Key, by_name, over_seeds
@@ -26,8 +25,24 @@ MEDIANS = {
     "steps": "steps",
     "steps_to_target": "steps_to_target",
     "rounds": "cycles",
+    **{
+        key: key
+        for key in ("macro_f1", "macro_auc", "mean_f1", "mean_auc", "local_ratio", "inference_B", "peer_B", "unsent_rounds")
+    },
 }
 """What is compared, and its key in a run's summary. A median of rounds is None where most runs did not get there."""
+
+
+POLICIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ems-fl": ("assignment", ()),
+    "ems-fl-enhanced": ("assignment", ()),
+    "aligned": ("alignment", ("random", "greedy", "balanced", "optimal")),
+}
+"""Of a protocol: the scenario's table that has its ``policy``, and those to compare where none is named."""
+FILLS_TABLES = "networked"
+"""The protocol that fills the tables of its paper where nothing is named."""
+BY_LINK = ("accuracy_by_cluster", "personal_by_client")
+"""What is compared cluster by cluster or client by client."""
 
 
 def variants(scenario: Scenario, protocols: Sequence[str], policies: Sequence[str]) -> tuple[Kind, dict[str, Scenario]]:
@@ -43,7 +58,7 @@ def variants(scenario: Scenario, protocols: Sequence[str], policies: Sequence[st
         raise InputError(f"{twice[0]}: is given twice; name each protocol or policy once")
     if protocols:
         return "protocols", {label(name): scenario.changed(protocol=name) for name in protocols}
-    table, usual = of(scenario).policies or ("", ())
+    table, usual = POLICIES.get(scenario.protocol, ("", ()))
     if not table or not (policies or usual):
         raise InputError(
             f"protocol = {scenario.protocol!r}: name what to compare, --protocol sync,ems-fl or --policy algorithm-1,balanced"
@@ -80,13 +95,33 @@ def medians(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, d
 def _row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     by_seed = {key: [row.get(found) for row in rows] for key, found in MEDIANS.items()}
     result: dict[str, Any] = {key: median(values) for key, values in by_seed.items()}
-    result["judged_on"], result["metric"] = rows[0]["judged_on"], rows[0]["metric"]
-    result["by_seed"] = {"seed": [row["seed"] for row in rows], **by_seed}
+    for key in ("target", "judged_on", "metric", "metric_by_cluster", "links"):
+        result[key] = rows[0][key]
+    tables = {key: [row.get(key, {}) for row in rows] for key in BY_LINK}
+    result |= {key: _by_link(found) for key, found in tables.items()}
+    result["baselines"] = _baselines([row["baselines"] for row in rows])
+    result["by_seed"] = {"seed": [row["seed"] for row in rows], **by_seed, **tables}
+    result["warnings"] = list(dict.fromkeys(text for row in rows for text in row["warnings"]))
     if counts := [row["assignment_counts"] for row in rows if "assignment_counts" in row]:
         result["clients"] = rows[0]["clients"]
         result["assignment_counts"] = [[sum(cell) for cell in zip(*line, strict=True)] for line in zip(*counts, strict=True)]
         result["sat_out"] = _merged([row["sat_out"] for row in rows])
     return result
+
+
+def _by_link(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Medians of what seeds have for each link; clients may lack in some of them."""
+    links = dict.fromkeys(link for table in tables for link in table)
+    return {link: statistics.median(table[link] for table in tables if link in table) for link in links}
+
+
+def _baselines(tables: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, float | None]]:
+    """Medians over seeds, which hold out other rows for validation; None where a kind gives nothing."""
+    found: dict[str, dict[str, float | None]] = {}
+    for link, row in tables[0].items():
+        kinds = {kind: [value for table in tables if (value := table[link][kind]) is not None] for kind in row}
+        found[link] = {kind: statistics.median(values) if values else None for kind, values in kinds.items()}
+    return found
 
 
 def _merged(tables: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:

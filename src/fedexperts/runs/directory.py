@@ -13,12 +13,11 @@ from ..events import FORMAT
 from ..reading import read_bytes, read_text
 from ..scenario import Scenario
 from ..writing import kind, reason
-from .ended import scenario_of, what_lacks
-from .export import ADAPTERS
+from .ended import ADAPTERS, scenario_of, what_lacks
 from .header import format_of, header
 from .lock import is_free
 from .rates import apart_from_rates, changed_rates, rates, shown
-from .sums import write_sums
+from .sums import SUMS, write_sums
 
 FILES, FOLDERS = ("scenario.toml", "ledger.jsonl", "runtime.jsonl"), ("checkpoints", "model", "base")
 
@@ -84,6 +83,11 @@ def _other_rates(directory: Path, scenario: Scenario, head: str) -> dict[str, fl
         f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, of which only learning rates "
         "can change, or name another folder"
     )
+
+
+def has_ended(directory: Path) -> bool:
+    """Whether a run has ended, with checksums that still hold: then its ledger tells all, and nothing is left to do."""
+    return (directory / SUMS).is_file() and what_lacks(directory) is None
 
 
 def seal(directory: Path) -> None:

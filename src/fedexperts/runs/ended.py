@@ -1,4 +1,7 @@
-"""Reading run directories: the model of a run that has ended, its scenario, and the model that it began with."""
+"""Reading run directories: the model of a run that has ended, its scenario, and the model that it began with.
+
+What needs torch is imported where it is used: whether a run has ended is known without, by its checksums.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..ledger import tail
-from ..moe.checkpoint import Checkpoint, resolve
 from ..reading import parse_json, read_text
 from ..scenario import Scenario, read_toml
 from .header import format_of
 from .sums import SUMS, damage
 
+ADAPTERS = "adapters.safetensors"
+"""In a run directory: the final adapters and whatever else was trained, as ``<part>/<name>``."""
 FOLDER = "scenario_folder"
 """Key of ``runtime.jsonl``: the folder that the scenario's relative paths start from."""
 
@@ -52,6 +56,8 @@ def what_lacks(directory: Path) -> str | None:
         return "model/"
     if (directory / SUMS).exists():
         return damage(directory, WHOLE)
+    from ..moe.checkpoint import Checkpoint
+
     try:
         Checkpoint(directory / "model")
         return None if tail(directory / "ledger.jsonl", "end") else "the end of ledger.jsonl"
@@ -68,6 +74,8 @@ def model_folder(name: str) -> Path:
     if is_run(Path(name)):
         check_ended(Path(name))
         return (Path(name) / "model").resolve()
+    from ..moe.checkpoint import resolve
+
     return resolve(name, Path())
 
 
@@ -101,5 +109,7 @@ def initial_folder(directory: Path, scenario: Scenario) -> Path | None:
         InputError: the checkpoint is no longer where it was.
     """
     if scenario.model.path is not None:
+        from ..moe.checkpoint import resolve
+
         return resolve(scenario.model.path, scenario.base)
     return directory / "base" if (directory / "base").is_dir() else None

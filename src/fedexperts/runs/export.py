@@ -17,10 +17,8 @@ from ..moe.written import save
 from ..scenario import Scenario
 from ..tables import Adapters
 from ..writing import check_empty, filled
-from .ended import check_ended, initial_folder, scenario_of
+from .ended import ADAPTERS, check_ended, initial_folder, scenario_of
 
-ADAPTERS = "adapters.safetensors"
-"""In a run directory: the final adapters and whatever else was trained, as ``<part>/<name>``."""
 Format = Literal["merged", "peft"]
 
 

@@ -1,4 +1,4 @@
-"""Judging a checkpoint by a scenario's tasks, apart from any run."""
+"""Judging a checkpoint, of an MoE or a dense model, by a scenario's tasks, apart from any run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.objective import judge, total
 from ..errors import InputError
+from ..moe.subset import new_head
 from ..moe.tokenizer import has_tokenizer
 from ..moe.view import View
 from ..scenario import Tasks, read_toml
@@ -27,6 +28,9 @@ def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool =
         only: names of the clusters to judge by; nothing means all.
         beside: add the baselines of tasks on text.
 
+    ``new_head`` names tensors of the head that the checkpoint lacks: they are random, and so are the answers. ``dense`` says
+    whether the model has no MoE layer.
+
     Raises:
         InputError: model, scenario and data do not fit each other, or a cluster is unknown.
     """
@@ -36,7 +40,7 @@ def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool =
         raise InputError(f"--cluster {unknown[0]}: the scenario has no such cluster; it has {', '.join(names)}")
     data = datasets(scenario)
     table = scenario.model
-    view = View(load_model(scenario, data.outputs), table.top1, table.mask)
+    view = View(load_model(scenario, data.outputs, dense=True), table.top1, table.mask, dense=True)
     tests = {name: test for name in only or names if (test := data.splits[name].test) is not None}
     for name, samples in tests.items():
         check_fit(view, f"test data of cluster {name!r}", samples, data.objectives[name])
@@ -53,7 +57,15 @@ def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool =
     }
     rows = baselines(scenario, data, tests) if beside else {}
     over_all = total(data.objectives, judged)
-    return {"model": model, **over_all, "loss": _finite(over_all["loss"]), "clusters": clusters, "baselines": rows}
+    return {
+        "model": model,
+        "dense": not view.blocks,
+        "new_head": new_head(view.model, model_folder(model)),
+        **over_all,
+        "loss": _finite(over_all["loss"]),
+        "clusters": clusters,
+        "baselines": rows,
+    }
 
 
 def _finite(loss: float) -> float | None:

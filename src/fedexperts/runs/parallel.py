@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
@@ -15,13 +14,12 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, InputWarning, hear_warnings
-from ..ledger import tail
+from ..errors import InputError, hear_warnings, warn_input
+from ..ledger import summary, tail
 from ..scenario import Scenario
-from .directory import check_directory
+from .directory import check_directory, has_ended
 from .lock import claimed
 from .rates import shown
-from .run import run
 
 POLL_S = 1.0
 """Between looks at how far the runs are: each reads their whole ledgers."""
@@ -32,8 +30,9 @@ Progress = Callable[[str, int, float | None], None]
 def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Run every scenario into ``out/<folder of its name>``; return the summaries by name, in the order of the jobs.
 
-    When one fails, or the caller is interrupted, the others are ended at once: ``resume`` goes on from their checkpoints.
-    What the runs warn of (`InputWarning`) is warned of here, the same thing once.
+    Runs that have ended cost nothing: their summaries are read, and no process is started for them. When one fails, or the
+    caller is interrupted, the others are ended at once: ``resume`` goes on from their checkpoints. What the runs warn of
+    (`InputWarning`) is warned of here, the same thing once.
 
     Raises:
         InputError: a scenario cannot work, a folder holds another run, or one with other rates, or another process is at work
@@ -47,7 +46,11 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
                 raise InputError(
                     f"{at}: was begun with {shown(before)}; runs that are compared keep their rates: go on with these"
                 )
-        return _run_all(jobs, out, resume, progress)
+        ended = [name for name in jobs if resume and has_ended(out / folder(name))]
+        left = {name: job for name, job in jobs.items() if name not in ended}
+        _report(ended, out, progress)
+        found = _run_all(left, out, resume, progress) if left else {}
+        return {name: found[name] if name in left else summary(out / folder(name) / "ledger.jsonl") for name in jobs}
 
 
 def _run_all(jobs: Mapping[str, Scenario], out: Path, resume: bool, progress: Progress | None) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def _pass_on(told: SimpleQueue[str], warned: set[str]) -> None:
     while not told.empty():
         if (message := told.get()) not in warned:
             warned.add(message)
-            warnings.warn(InputWarning(message), stacklevel=2)
+            warn_input(message)
 
 
 def _follow_parent() -> None:
@@ -124,6 +127,8 @@ def _begun(directory: Path, resume: bool) -> bool:
 
 
 def _run(scenario: Scenario, directory: Path, resume: bool) -> dict[str, Any]:
+    from .run import run  # here alone: whoever collects runs that have ended needs no torch
+
     return run(scenario, directory, resume=_begun(directory, resume)).summary
 
 

@@ -14,7 +14,7 @@ import logging
 import resource
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from .. import __version__
 from ..drive.cluster import Pace
 from ..drive.faults import Faults
 from ..drive.simulate import Simulator
-from ..errors import InputError
+from ..errors import InputError, overheard
 from ..events import FORMAT
 from ..ledger import Ledger, Listener, beginning, summary
 from ..method.elsewhere import check_loads
@@ -46,9 +46,9 @@ from ..setup.samples import reads_text
 from ..train.host import Host, latest
 from ..writing import on_disk, write_whole
 from . import checkpoint
-from .directory import FILES, appended, check_directory, seal
-from .ended import FOLDER, what_lacks
-from .export import ADAPTERS, save_adapters
+from .directory import FILES, appended, check_directory, has_ended, seal
+from .ended import ADAPTERS, FOLDER, what_lacks
+from .export import save_adapters
 from .header import header
 from .lock import LEFTOVERS, LOCK, claimed
 from .rates import apart_from_rates, changed_rates, rates
@@ -107,19 +107,22 @@ def run(
     label = scenario.label
     directory = Path(out) if out else default_directory(scenario)
     check_directory(directory, scenario, label, resume)
+    if resume and has_ended(directory):  # nothing is loaded then
+        return Result(directory, summary(directory / "ledger.jsonl"))
     with ExitStack() as stack:
         if there := directory.exists():  # before the work of preparing, which another process may be doing as well
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)
         torch.set_num_threads(1)  # sums in a fixed order: a run repeats bit for bit
-        prepared = ready(scenario, method)
+        with overheard() as warned:
+            prepared = ready(scenario, method)
         if hosts is not None:
             prepared.hosts = dict(hosts(prepared))
         if not there:
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)
         with on_disk(directory, GO_ON):
-            _finish(prepared, method, label, directory, listener)
+            _finish(_Run(prepared, method, label, directory, listener, warned))
         return Result(directory, summary(directory / "ledger.jsonl"))
 
 
@@ -162,8 +165,9 @@ def default_directory(scenario: Scenario) -> Path:
     return Path("runs") / f"{scenario.name}-{scenario.label}-{scenario.seed}"
 
 
-def _finish(prepared: Prepared, method: Method, label: str, directory: Path, listener: Listener | None) -> None:
+def _finish(one: _Run) -> None:
     """Begin a run, or go on with it, unless it has ended; a run that is refused as it begins leaves nothing."""
+    directory = one.directory
     begun = (directory / "scenario.toml").exists()
     if begun and (lacks := what_lacks(directory)) is None:
         if not (directory / SUMS).exists():
@@ -174,11 +178,11 @@ def _finish(prepared: Prepared, method: Method, label: str, directory: Path, lis
     if not begun:
         for name in LEFTOVERS - {LOCK}:
             (directory / name).unlink(missing_ok=True)
-    text = header(label) + prepared.scenario.to_toml()
+    text = header(one.label) + one.scenario.to_toml()
     if not begun or (directory / "scenario.toml").read_text() != text:  # going on with other rates
         write_whole(directory / "scenario.toml", text)
     try:
-        _Run(prepared, method, label, directory, listener).play()
+        one.play()
     except InputError:
         if not begun and not (directory / "checkpoints").exists():
             for name in FILES:
@@ -189,9 +193,17 @@ def _finish(prepared: Prepared, method: Method, label: str, directory: Path, lis
 class _Run:
     """The parts of a run that live as long as it does."""
 
-    def __init__(self, prepared: Prepared, method: Method, label: str, directory: Path, listener: Listener | None):
+    def __init__(
+        self,
+        prepared: Prepared,
+        method: Method,
+        label: str,
+        directory: Path,
+        listener: Listener | None,
+        warned: Sequence[str],
+    ):
         self.prepared, self.method, self.label = prepared, method, label
-        self.directory, self.listener = directory, listener
+        self.directory, self.listener, self.warned = directory, listener, warned
         self.scenario = prepared.scenario
         self.scenario_sha256 = hashlib.sha256((header(label) + apart_from_rates(self.scenario)).encode()).hexdigest()
         self.checkpoints = directory / "checkpoints"
@@ -260,6 +272,7 @@ class _Run:
             seed=self.scenario.seed,
             version=__version__,
             clusters={name: list(host.samples) for name, host in prepared.hosts.items()},
+            links="clients" if prepared.by_client else "clusters",
             parts_B={part: prepared.model[part].size_B for part in in_order(prepared.model)},
             upload_B={part: host.upload_B(part) for part in in_order(prepared.model)},
             shared=in_order(train.shared),
@@ -269,6 +282,8 @@ class _Run:
             validation=self.scenario.evaluation.validation,
             plateau=[self.scenario.evaluation.patience, self.scenario.evaluation.min_gain],
         )
+        for text in self.warned:
+            self.ledger.write("warning", 0, text=text)
         if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
             self.ledger.write("baselines", 0, clusters=baselines(self.scenario, prepared.data))
         return self.method.begin(prepared, self.ledger)

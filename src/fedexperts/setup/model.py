@@ -47,8 +47,10 @@ def lora_of(table: Model) -> LoRA | None:
     return LoRA(table.lora.rank, table.lora.alpha, table.lora.average) if table.lora else None
 
 
-def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
+def load_model(scenario: Tasks, outputs: int | None, dense: bool = False) -> nn.Module:
     """The scenario's model, where it is computed; ``outputs`` is what the data need of a classifier's head.
+
+    ``dense``: a checkpoint without an MoE layer will do, to be judged.
 
     Raises:
         InputError: there is no such model or accelerator.
@@ -58,7 +60,7 @@ def load_model(scenario: Tasks, outputs: int | None) -> nn.Module:
     if table.path is None:
         return new_model(table.config or {}, seed, dtype, kind, outputs).to(where)
     path = resolve(table.path, scenario.base)
-    return load_full(path, AUTO[kind], dtype, seed, outputs).to(where)
+    return load_full(path, AUTO[kind], dtype, seed, outputs, dense).to(where)
 
 
 def accelerator(table: Model) -> torch.device:

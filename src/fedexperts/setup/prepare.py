@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from ..data.objective import Objective
 from ..data.source import Samples, Splits
 from ..drive.classes import DeviceClass
 from ..drive.cluster import Pace, check_steps
-from ..errors import InputError, InputWarning
+from ..errors import InputError, warn_input
 from ..moe.lora import LoRA
 from ..moe.parts import Piece, is_expert
 from ..moe.view import View
@@ -52,6 +51,7 @@ class Prepared:
     data: Datasets
     kinds: dict[str, DeviceClass]
     objectives: dict[str, Objective]
+    by_client: bool = False
     homes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -130,7 +130,7 @@ def prepare(scenario: Scenario, by_client: bool = False, even: bool = False) -> 
     validation = tests
     if any(splits.validation is not None for splits in data.splits.values()):
         validation = judged({name: validation_of(splits) for name, splits in data.splits.items()}, "validation")
-    prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives)
+    prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives, by_client)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared
@@ -192,7 +192,7 @@ def contact_plan(scenario: Scenario) -> ContactPlan:
                 f'{way}link_bps, or "unlimited"'
             )
     for note in plan.notes:
-        warnings.warn(note, InputWarning, stacklevel=2)
+        warn_input(note)
     return plan
 
 

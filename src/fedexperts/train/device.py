@@ -78,6 +78,7 @@ class Device(Holding):
         super().__init__(name, view, data, model, seed, objective, codec)
         self.local = local
         self.member: Member | None = None  # what it is in a Networked MoE, if it is a client of one
+        self.loss: float | None = None  # of the last call of `train`
         self.flops: dict[tuple[frozenset[str], frozenset[str] | None, str, int], int] = {}  # see `flops_per_step`
         self.batch_size = min(local.batch_size or self.samples, self.samples)
         self.lengths_vary = lengths(data) is not None
@@ -89,7 +90,8 @@ class Device(Holding):
     def train(self, task: Task, rounds: int, round_s: float = 0.0, peers: Experts = types.MappingProxyType({})) -> int:
         """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made.
 
-        Where the task has the gate pick experts of other clients, ``peers`` are these.
+        Where the task has the gate pick experts of other clients, ``peers`` are these. Afterwards ``loss`` is the mean of what
+        the steps began with, each on its batch; None where nothing was done.
         """
         if task.appraisal:
             fresh = [part for part in filter(is_expert, task.parts) if part not in self.trained]
@@ -98,7 +100,7 @@ class Device(Holding):
         term = self._local_loss(leaves)
         optimizer = self._optimizer(leaves, task.rate)
         kept = self._frozen_layers(task, leaves, rounds)
-        first = self.steps
+        first, losses = self.steps, torch.zeros((), dtype=torch.float64, device=self.view.device)
         asking = nullcontext() if self.member is None else self.member.asking(self.view, task)
         with torch.random.fork_rng(devices=[]), asking:  # dropout and gate noise repeat after a resume
             for _ in range(rounds):
@@ -107,13 +109,15 @@ class Device(Holding):
                     chosen_B = self._chosen(self.steps)
                     optimizer.zero_grad(set_to_none=True)
                     with kept.used(chosen_B, self.view.device) if kept else nullcontext():
-                        learnt = self._backward(self._batch(chosen_B), task.goal, term)
-                    if learnt:
+                        loss = self._backward(self._batch(chosen_B), task.goal, term)
+                    losses += loss.detach()
+                    if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
                         if task.unit_gradient:
                             normalise_gradients(leaf for _, _, leaf in leaves)
                         optimizer.step()
                     self.steps += 1
         self._leave(task, leaves, optimizer, rounds)
+        self.loss = float(losses) / (self.steps - first) if self.steps > first else None
         self.round_s = round_s
         return self.steps - first
 
@@ -269,11 +273,11 @@ class Device(Holding):
     def _loss(self, batch: Batch, goal: str) -> Tensor:
         return self.objective.loss(self.view, batch) if self.member is None else self.member.loss(self, batch, goal)
 
-    def _backward(self, batch: Batch, goal: str, term: Callable[[Tensor], Tensor] = lambda loss: loss) -> bool:
+    def _backward(self, batch: Batch, goal: str, term: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
         loss = term(self._loss(batch, goal))
-        if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
+        if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
-        return loss.requires_grad
+        return loss
 
     def _optimizer(self, leaves: list[tuple[str, str, Tensor]], rate: float) -> torch.optim.Optimizer:
         alone = self.member is not None and all(part == GATE for part, _, _ in leaves)

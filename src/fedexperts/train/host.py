@@ -6,6 +6,7 @@ arrives in an `Update` or by one of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,11 +28,13 @@ class Trained:
         steps: gradient steps of all devices.
         peer_B: bytes that went to and from other clients.
         broken: parts that left the finite numbers, by device; these gave them up.
+        loss: what the steps began with, each on its batch: the mean over steps and those devices where it is finite, if any.
     """
 
     steps: int
     peer_B: int
     broken: dict[str, list[str]]
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,8 @@ class LocalHost:
         before_B = self._peer_B()
         steps = sum(device.train(task, rounds, round_s, peers) for device in self.group.values())
         broken = {name: device.diverged(task.parts) for name, device in self.group.items()}
-        return Trained(steps, self._peer_B() - before_B, broken)
+        losses = [d.loss for d in self.group.values() if d.loss is not None and math.isfinite(d.loss)]
+        return Trained(steps, self._peer_B() - before_B, broken, sum(losses) / len(losses) if losses else None)
 
     def _peer_B(self) -> int:
         return sum(device.member.peer_B for device in self.group.values() if device.member is not None)

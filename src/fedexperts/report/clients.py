@@ -1,0 +1,69 @@
+"""What a run tells of its clients: tables beside the costs, who asks whom, and what asking more experts gives."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from .page import html_table, look, share_map, text_row
+from .table import client_rows, picks_rows
+
+Summaries = Mapping[str, Mapping[str, Any]]
+
+
+def client_tables(summaries: Summaries) -> str:
+    """Personalised accuracy, F1 and AUC, the share of picks at home and bytes a sample; accuracy by k. As far as runs tell."""
+    found = titled(*client_rows(summaries)) + titled(*picks_rows(summaries))
+    return f"{found}{_note(summaries)}" if found else ""
+
+
+def titled(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts under its title; nothing without rows."""
+    if not rows:
+        return ""
+    table = html_table([text_row((head.replace("\n", " ") for head in heads), "th")], map(text_row, rows))
+    return f"<h2>{html.escape(title.capitalize())}</h2>{table}"
+
+
+def _note(summaries: Summaries) -> str:
+    facts = {key for row in summaries.values() for key, value in row.items() if value not in (None, {}, [])}
+    told = []
+    if "personal_accuracy" in facts:
+        told.append("Personalised: each client with its own experts alone.")
+    if "macro_f1" in facts:
+        told.append("Macro F1 and AUC are means over classes, of all test data together.")
+    if "mean_f1" in facts:
+        told.append("Mean F1 and AUC are such values of one cluster or client, and the mean over these.")
+    if "local_ratio" in facts:
+        told.append(
+            "At home: the share of picks that stay with the client; bytes a sample go between clients for one inference, MB "
+            "between them in the whole training. "
+            "Even shares: each client judged by the same mix of all test data."
+        )
+    if "load_cv" in facts:
+        told.append(
+            "Load CV: standard deviation over mean of what the experts were trained on, in the whole run; CV a round: in one."
+        )
+    return f"<p class='note'>{' '.join(told)}</p>" if told else ""
+
+
+def routing_figure(summaries: Summaries) -> go.Figure | None:
+    """Client by expert, the share of picks on test data; None where no run tells it."""
+    found = {name: row for name, row in summaries.items() if row.get("routing") and row.get("accuracy_by_k")}
+    if not found:
+        return None
+    titles = [f"{name}: {100 * row['local_ratio']:.0f} % at home" for name, row in found.items()]
+    figure = make_subplots(cols=len(found), subplot_titles=titles, horizontal_spacing=0.08)
+    for column, row in enumerate(found.values(), start=1):
+        clients, experts = list(row["accuracy_by_cluster"]), len(row["routing"][0])
+        heat = share_map(row["routing"], x=[str(m) for m in range(experts)], y=clients, showscale=column == 1, xgap=1, ygap=1)
+        figure.add_trace(heat, row=1, col=column)
+        figure.update_yaxes(autorange="reversed", type="category", row=1, col=column)
+        figure.update_xaxes(title_text="expert", type="category", row=1, col=column)
+    rows = max(len(row["routing"]) for row in found.values())
+    look(figure, 180 + max(200, 22 * rows), title="who asks whom: share of picks on test data", margin={"t": 100})
+    return figure

@@ -2,25 +2,52 @@
 
 __version__ = "0.1.0"
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .errors import Diverged, InputError, InputWarning, RunError
 
 if TYPE_CHECKING:
+    from .runs.answers import ask
+    from .runs.compare import Comparison, compare
+    from .runs.export import export
+    from .runs.forecast import forecast as check
+    from .runs.judge import judge_model as evaluate
     from .runs.run import Result, run
     from .scenario import Scenario
 
-__all__ = ["InputError", "Result", "Scenario", "__version__", "run"]
+__all__ = [
+    "Comparison",
+    "Diverged",
+    "InputError",
+    "InputWarning",
+    "Result",
+    "RunError",
+    "Scenario",
+    "__version__",
+    "ask",
+    "check",
+    "compare",
+    "evaluate",
+    "export",
+    "run",
+]
+_WHERE = {
+    "Comparison": "runs.compare",
+    "Result": "runs.run",
+    "Scenario": "scenario",
+    "ask": "runs.answers",
+    "check": "runs.forecast:forecast",
+    "compare": "runs.compare",
+    "evaluate": "runs.judge:judge_model",
+    "export": "runs.export",
+    "run": "runs.run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Scenarios, and training with torch, are loaded by whoever uses them."""
-    if name == "Scenario":
-        from .scenario import Scenario
-
-        return Scenario
-    if name in ("Result", "run"):
-        from .runs import run as module
-
-        return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Scenarios, and what computes with torch, are loaded by whoever uses them."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, other = _WHERE[name].partition(":")
+    return getattr(import_module(f".{module}", __name__), other or name)

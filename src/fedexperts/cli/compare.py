@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from ..errors import InputError, overheard
+from ..errors import overheard
 from ..report.compare_html import write_comparison
 from ..report.compare_table import comparison_table
 from ..report.networked_html import networked_tables, write_tables
-from ..runs.lock import is_free
-from ..writing import check_folder, check_replaceable
+from ..writing import check_replaceable
 from .common import numbers, output, print_json, resumable, running, say, warn
 from .run import Json, ScenarioPath, Set, load
 
@@ -33,18 +32,18 @@ def command(
     json: Json = False,
 ) -> None:
     """Run a scenario with several protocols or policies and seeds; one table, one report."""
-    from ..runs import comparison
-    from ..runs import networked_tables as tables
+    from ..runs.compare import check_out, default_directory
+    from ..runs.compare import grid as grid_of
     from ..runs.grid import by_name, job_name, run_grid
+    from ..runs.networked_tables import partitions
 
     loaded = load(scenario, None, None, set_)
-    directory = out or Path("runs") / f"{loaded.name}-compare"
+    directory = out or default_directory(loaded)
     page = directory / PAGE
-    if loaded.protocol == comparison.FILLS_TABLES and not protocol and not policy:
-        grid = tables.grid(loaded, tables.partitions(tau), numbers("--clients", clients) if clients else [], seeds)
-    else:
-        grid = comparison.grid(loaded, _names(protocol), _names(policy), seeds)
-    _check_free(directory, resume)
+    counts = numbers("--clients", clients) if clients else []
+    grid = grid_of(loaded, _names(protocol), _names(policy), seeds, partitions(tau), counts)
+    check_out(directory, resume)
+    check_replaceable(page, "--out")
     known = {} if grid.then else {job_name(key): job.train.cycles for key, job in grid.jobs.items()}
     with running(known, grid.metric) as show, resumable(), overheard() as heard:
         done = run_grid(grid, directory, resume, show)
@@ -67,13 +66,6 @@ def command(
     else:
         output.print(table)
         say(f"{page}: {holds}; {directory}/<run>/: the runs")
-
-
-def _check_free(out: Path, resume: bool) -> None:
-    check_folder(out, "--out")
-    if not resume and not is_free(out):
-        raise InputError(f"--out {out}: already holds files; add --resume to go on with it, or name another folder")
-    check_replaceable(out / PAGE, "--out")
 
 
 def _names(text: str) -> list[str]:

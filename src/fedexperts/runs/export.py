@@ -30,7 +30,7 @@ def save_adapters(file: Path, model: dict[str, Piece], classifier: bool) -> None
     temporary.replace(file)
 
 
-def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
+def export(run: str | Path, form: Format, to: str | Path) -> dict[str, Any]:
     """Write the final model of a run; what ``fedexperts export --json`` prints.
 
     ``merged`` is a plain checkpoint. ``peft`` is an adapter for the model that the run started from: ``base``, which is the
@@ -41,6 +41,7 @@ def export(run: Path, form: Format, to: Path) -> dict[str, Any]:
             whose numbers are not finite.
         RunError: the machine refuses, as a full disk does; nothing is left in ``to`` then.
     """
+    run, to = Path(run), Path(to)
     check_ended(run)
     check_empty(to, "--to")
     scenario = scenario_of(run)

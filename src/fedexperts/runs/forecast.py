@@ -28,14 +28,15 @@ from .run import ready, simulator
 Lines = list[dict[str, Any]]
 
 
-def forecast(scenario: Scenario) -> dict[str, Any]:
-    """What ``fedexperts check --json`` prints.
+def forecast(scenario: Scenario | str | Path) -> dict[str, Any]:
+    """What a run would do, its contacts gone through without training; what ``fedexperts check --json`` prints.
 
     Everything that a run checks is checked. Experts are split before a warm-up, which is not done: who owns which may differ.
 
     Raises:
         InputError: the scenario cannot work.
     """
+    scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     torch.set_num_threads(1)
     method = of(scenario)
     prepared = ready(scenario, method)

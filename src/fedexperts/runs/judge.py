@@ -19,7 +19,7 @@ from ..setup.samples import datasets
 from .ended import model_folder
 
 
-def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool = True) -> dict[str, Any]:
+def judge_model(model: str | Path, task: str | Path, only: Sequence[str] = (), beside: bool = True) -> dict[str, Any]:
     """How a model does on the test data of a scenario's clusters; what ``fedexperts eval --json`` prints.
 
     Args:
@@ -34,7 +34,8 @@ def judge_model(model: str, task: Path, only: Sequence[str] = (), beside: bool =
     Raises:
         InputError: model, scenario and data do not fit each other, or a cluster is unknown.
     """
-    scenario = _with(model, task)
+    model = str(model)
+    scenario = _with(model, Path(task))
     names = [cluster.name for cluster in scenario.cluster]
     if unknown := [name for name in only if name not in names]:
         raise InputError(f"--cluster {unknown[0]}: the scenario has no such cluster; it has {', '.join(names)}")

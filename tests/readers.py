@@ -43,6 +43,7 @@ from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.peft import parts_of, peft_adapter
 from fedexperts.moe.size import Work, describe
 from fedexperts.moe.subset import load_full
+from fedexperts.moe.tasks import read_tasks
 from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes
 from fedexperts.moe.view import View
 from fedexperts.runs import checkpoint
@@ -379,6 +380,18 @@ def weights(path: Path) -> None:
 
 
 PROMPTS = b'["a", "b"]\n["c"]\n'
+NAMED = {
+    "moods": {"kind": "classification", "metric": "accuracy", "rows": [0, 1], "labels": ["bad", "good"], "text": "review"},
+    "asked": {"kind": "multiple-choice", "prompt": "{question}", "options": ["A", "B"], "max_length": 9},
+}
+
+
+def named(path: Path) -> None:
+    """Read tasks, and say what they are."""
+    for task in read_tasks(path.parent).values():
+        assert isinstance(task.answers(), str)
+
+
 MODELS = (
     Reader(
         "config of a language model",
@@ -393,6 +406,7 @@ MODELS = (
     Reader("tokenizer_config.json", _model("tokenizer_config.json"), beside(tokenized), "json", 0.4),
     Reader("vocabularies", _two, lambda p: list(tokenizer_notes(p.parent.parent / "base", p.parent)), "json", 0.5),
     Reader("generation_config.json", _model("generation_config.json"), beside(lambda f: answers(f, f, ["a"], 1)), "json", 0.2),
+    Reader("tasks.json", file("tasks.json", as_json(NAMED)), named, "json"),
     Reader("index of shards", _sharded, beside(Checkpoint), "json"),
     Reader("weights", _model(WEIGHTS), weights),
     Reader("weights loaded", lambda folder: _classifier(folder).with_name(WEIGHTS), beside(load_full), share=0.4),

@@ -23,8 +23,21 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [command for block in blocks("sh") for command in commands_in(block)]
+
+
+def commands_in(block: str) -> list[str]:
+    lines = [line.split("  #")[0].strip() for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("make ")]
+
+
+def steps() -> list[tuple[str, str]]:
+    """What a reader does, page by page in its order: a language, and a command or a whole snippet."""
+    found = []
+    for page in PAGES:
+        for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            found += [("python", block)] if language == "python" else [("sh", command) for command in commands_in(block)]
+    return found
 
 
 def execute(command: str, folder: Path) -> str:
@@ -41,14 +54,28 @@ def execute(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_commands_of_the_docs_in_order(tmp_path: Path) -> None:
+def test_commands_and_snippets_of_the_docs_in_order(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    found = commands()
+    found = steps()
     assert len(found) >= 5
-    for command in found:
-        out = execute(command, tmp_path)
-        if "--json" in command:
+    for i, (language, step) in enumerate(found):
+        if language == "python":
+            (tmp_path / f"snippet{i}.py").write_text(step)
+            assert execute(f"python snippet{i}.py", tmp_path)
+            continue
+        out = execute(step, tmp_path)
+        if "--json" in step:
             json.loads(out)
+
+
+def test_tables_of_a_guide_are_those_of_its_example() -> None:
+    example = (ROOT / "examples" / "four-text-tasks.toml").read_text()
+    page = (ROOT / "docs" / "guide" / "four-text-tasks.md").read_text()
+    lines = [
+        line for block in re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for line in block.splitlines()
+    ]
+    assert len(lines) > 10
+    assert set(lines) <= set(example.splitlines())
 
 
 def test_the_installed_program_runs(tmp_path: Path) -> None:
@@ -59,13 +86,6 @@ def test_the_installed_program_runs(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", plan], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "passes and gaps" in done.stdout
-
-
-def test_python_snippets(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for i, snippet in enumerate(blocks("python")):
-        (tmp_path / f"snippet{i}.py").write_text(snippet)
-        assert execute(f"python snippet{i}.py", tmp_path)
 
 
 def test_make_targets_named_in_the_docs_exist() -> None:

@@ -55,7 +55,7 @@ class Run(Line):
     parts_B: Annotated[dict[str, Count], "Bytes of each part as it is sent down."]
     upload_B: Annotated[dict[str, Count], "Bytes of each part as a device uploads it."]
     shared: Annotated[Names, "Parts that whoever is in contact trains."]
-    cycles: Annotated[Count, "As the scenario asks; a plan may end before."]
+    cycles: Annotated[Count, "As the scenario asked; a plan may end before, and a longer line raises it."]
     local_steps: Annotated[Count, "Gradient steps of a device in a local round."]
     target: Annotated[Number | None, "The accuracy to reach on validation data, if one is set."]
     validation: Annotated[float | str | None, "The share of training data that is held out for it, or where it comes from."]
@@ -78,6 +78,14 @@ class Warn(Line):
     """What the terminal warned of as the run was made ready. Before the first contact."""
 
     text: Annotated[str, "In words, with the place and the remedy."]
+
+
+class Longer(Line):
+    """A run that had ended goes on from here, as one that was to make so many cycles from the beginning."""
+
+    cycle: Annotated[Count, "Whole cycles so far."]
+    before: Annotated[Count, "Cycles that it was to make."]
+    cycles: Annotated[Count, "Cycles that it is to make now."]
 
 
 class Scores(Values):
@@ -379,6 +387,7 @@ EVENTS: dict[str, tuple[type[Line], ...]] = {
     "assignment": (Assignment,),
     "privacy": (Privacy,),
     "rates": (Rates,),
+    "longer": (Longer,),
     "contact": (Contact,),
     "flush": (Flush,),
     "send": (Send,),

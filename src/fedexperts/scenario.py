@@ -164,9 +164,7 @@ class Tasks(Network):
 
     @model_validator(mode="after")
     def _tasks(self) -> Self:
-        for i, cluster in enumerate(self.cluster):
-            if self.task.kind != "image" and (cluster.samples or cluster.test_samples):
-                raise ValueError(f'cluster[{i}].samples: is for task.kind = "image"; leave it out')
+        for i in range(len(self.cluster)):
             try:
                 kind = self.task_of(i).kind
             except ValidationError as error:

@@ -25,7 +25,7 @@ class Stream(IntEnum):
     EARLY_CLOSE = 6
     SENDS = 7  # what is sent; how often it takes
     DEAL_TEST = 8
-    IMAGES = 9  # which of a file's images
+    SAMPLES = 9  # which of a cluster's data are taken
     CLASS = 11  # cluster, device; its class of devices
     AWAY = 12  # client
     PARTICIPANTS = 13  # round

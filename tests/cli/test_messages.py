@@ -160,9 +160,11 @@ def test_none_of_tables_warnings_and_logs_either(
     assert "warning: \\x1b[2J warned\n" in said
     assert "warning: \\x1b[2J: logged\n" in said
     assert f"{tmp_path}/\\x1b[2J: plan.html" in said
-    common.output.print(answer_table({"prompts": [ESC], "models": {ESC: {"answers": [{"text": f"{ESC} \x9b"}]}}}))
+    common.output.print(
+        answer_table({"prompts": [ESC], "second": [ESC], "models": {ESC: {"answers": [{"text": f"{ESC} \x9b"}]}}})
+    )
     table = capsys.readouterr().out
-    assert (table.count("\\x1b[2J"), "\x1b" in table, "\x9b" in table) == (3, False, False)
+    assert (table.count("\\x1b[2J"), "\x1b" in table, "\x9b" in table) == (4, False, False)
 
 
 # markup

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedexperts.data.images import pixels, read_images, size, some
+from fedexperts.data.images import pixels, read_images, size
+from fedexperts.data.source import some
 from fedexperts.errors import InputError
 from pictures import encoded, images, npz, parquet
 

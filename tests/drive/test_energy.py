@@ -129,6 +129,11 @@ CLUSTERS = small.document()["cluster"]
             {"device": {"phnoe": {"tx_power_W": 1.0}}},
             r"\[device.phnoe\]: is not complete, .*; add rx_power_W, compute",
         ),
+        (
+            {"device": {"satphone": {"load": "all"}}, "cluster": [{**CLUSTERS[0], "device": "satphone"}]},
+            r"\[device.satphone\]: is not complete, .*; add tx_power_W, rx_power_W, compute_J_per_FLOP, idle_power_W",
+        ),
+        ({"device": {"satphone": {}}}, r"\[device.satphone\]: is not complete, "),
         ({"device": {"phone": {"tx_power_W": -1.0}}}, r"device.phone.tx_power_W = -1.0"),
         ({"device": {"phone": {"tx_power_kW": 1.0}}}, r"device.phone.tx_power_kW: unknown key"),
     ],

@@ -98,13 +98,24 @@ def test_a_run_without_a_checkpoint_begins_with_the_new_rates(copy: Path, tmp_pa
     assert (copy / "ledger.jsonl").read_bytes() == (fresh / "ledger.jsonl").read_bytes()
 
 
+ANOTHER = r"holds a run of another scenario or protocol \(.*%s there, .*\); .* only learning rates can change before"
+
+
 @pytest.mark.parametrize(
-    "other",
-    [scenario(GOOD, cycles=4), scenario(GOOD, local_steps=3), scenario(GOOD, weight_decay=0.1), scenario(BAD).changed(seed=9)],
+    ("other", "told"),
+    [
+        (
+            scenario(BAD, cycles=4),
+            r"train\.cycles = 3 that has not ended or was damaged since \(model/\); go on to its end with",
+        ),
+        (scenario(GOOD, local_steps=3), ANOTHER % r"train\.local_steps = 2"),
+        (scenario(GOOD, weight_decay=0.1), ANOTHER % r"train\.weight_decay = 1\.0"),
+        (scenario(BAD).changed(seed=9), ANOTHER % "seed = 3"),
+    ],
 )
-def test_nothing_else_of_a_run_may_change(copy: Path, other: Any) -> None:
+def test_nothing_else_of_a_run_may_change(copy: Path, other: Any, told: str) -> None:
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"holds a run of another scenario or protocol; .* only learning rates can change"):
+    with pytest.raises(InputError, match=told):
         run(other, copy, resume=True)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 

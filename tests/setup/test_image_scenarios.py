@@ -225,7 +225,6 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "tau of 0": ({**A, "partition": "tau", "tau": 0.0}, {}, r"cluster\[0\].tau = 0.0: input should be greater than 0"),
     "tau above 1": ({**A, "partition": "tau", "tau": 1.5}, {}, r"cluster\[0\].tau = 1.5: input should be less than or"),
     "an alpha of 0": ({**A, "partition": "dirichlet", "dirichlet_alpha": 0.0}, {}, r"dirichlet_alpha = 0.0: input should"),
-    "samples of text": ({**A, "samples": 3}, {"task": {}}, r'cluster\[0\].samples: is for task.kind = "image"'),
     "a column of text": (A, {"task": {"kind": "image", "text": "t"}}, r"task: text = 't': kind = \"image\" reads no text"),
     "a correlation": (A, {"task": {"kind": "image", "metric": "pearson"}}, r"metric = 'pearson': kind = \"image\" has classes"),
 }  # fmt: skip

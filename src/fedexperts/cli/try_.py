@@ -22,6 +22,12 @@ def command(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Checkpoint folders, run directories or hub names.")],
     prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="May be repeated.")] = [],  # noqa: B006
     prompt_file: Annotated[list[Path], typer.Option(metavar="FILE", help="One prompt, the whole file; may be repeated.")] = [],  # noqa: B006
+    cluster: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose task is asked, of a classifier with several.")
+    ] = None,
+    second: Annotated[
+        list[str], typer.Option(metavar="TEXT", help="The second text of a pair; one for each prompt, in their order.")
+    ] = [],  # noqa: B006
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
     json: Json = False,
 ) -> None:
@@ -31,7 +37,7 @@ def command(
     from ..runs.answers import ask
 
     torch.set_num_threads(1)
-    document = ask(models, [*prompt, *map(_read, prompt_file)], max_new_tokens)
+    document = ask(models, [*prompt, *map(_read, prompt_file)], max_new_tokens, cluster, second)
     for note in document["notes"]:
         warn(note, "note")
     if json:
@@ -51,12 +57,15 @@ def answer_table(document: dict[str, Any]) -> Table:
     for name in document["models"]:
         table.add_column(Text(name))
     for i, prompt in enumerate(document["prompts"]):
-        table.add_row(Text(prompt), *(Text(_shown(row["answers"][i])) for row in document["models"].values()))
+        pair = "\n".join([prompt, *document["second"][i : i + 1]])
+        table.add_row(Text(pair), *(Text(_shown(row["answers"][i])) for row in document["models"].values()))
     return table
 
 
 def _shown(answer: dict[str, Any]) -> str:
     if "text" in answer:
         return str(answer["text"])
+    if "score" in answer:
+        return f"{answer['score']:.3f}"
     likely = sorted(answer["probabilities"].items(), key=lambda entry: -entry[1])[:LABELS_SHOWN]
     return "\n".join(f"{label}: {share:.1%}" for label, share in likely)

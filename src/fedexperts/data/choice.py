@@ -117,11 +117,17 @@ class Columns:
 
 
 def encode(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Any, columns: Columns, max_length: int, where: str = "data"
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    columns: Columns,
+    max_length: int,
+    where: str = "data",
+    chosen: Sequence[int] | None = None,
 ) -> Samples:
     """Tokens of questions and options.
 
-    A question that is too long loses its beginning, but for a token that marks it; an option is never cut.
+    A question that is too long loses its beginning, but for a token that marks it; an option is never cut. ``chosen`` are the
+    numbers of the rows that are taken, from 0; all if it is left out.
 
     Raises:
         InputError: a column or a value is missing, options are no list or no text, an answer names no option, there are fewer
@@ -131,8 +137,8 @@ def encode(
     options: list[list[list[int]]] = []
     characters: list[list[int]] = []
     labels: list[int] = []
-    for number, row in enumerate(rows, start=1):
-        at = f"{where}, row {number}"
+    for n in range(len(rows)) if chosen is None else chosen:
+        row, at = rows[n], f"{where}, row {n + 1}"
         texts = _options(row, columns, at)
         labels.append(_answer(row, columns, len(texts), at))
         tokens = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]

@@ -83,17 +83,25 @@ class Classification:
 
 
 def encode(
-    rows: Sequence[dict[str, Any]], tokenizer: Any, text: str, text_pair: str | None, max_length: int, where: str = "data"
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    text: str,
+    text_pair: str | None,
+    max_length: int,
+    where: str = "data",
+    chosen: Sequence[int] | None = None,
 ) -> Samples:
     """Tokens of a column of text, or of pairs, cut to ``max_length`` and padded on the right; labels are left to the caller.
 
+    ``chosen`` are the numbers of the rows that are taken, from 0; all if it is left out.
+
     Raises:
-        InputError: a column is missing, has holes or is no text, or a row has no token.
+        InputError: a column is missing, has holes or is no text, or a row that is taken has no token.
     """
-    coded = tokenizer(
-        *texts(rows, [text] if text_pair is None else [text, text_pair], where), truncation=True, max_length=max_length
-    )
-    if empty := [number for number, ids in enumerate(coded["input_ids"], start=1) if not ids]:
+    numbers = range(len(rows)) if chosen is None else chosen
+    sides = texts(rows, [text] if text_pair is None else [text, text_pair], where)
+    coded = tokenizer(*([side[n] for n in numbers] for side in sides), truncation=True, max_length=max_length)
+    if empty := [n + 1 for n, ids in zip(numbers, coded["input_ids"], strict=True) if not ids]:
         raise InputError(f"{where}, row {empty[0]}: column {text!r} has no token; fill it in, or leave the row out")
     length = max(map(len, coded["input_ids"]))
     samples = {}

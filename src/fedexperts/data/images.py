@@ -24,7 +24,6 @@ from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # no
 from torch import Tensor
 
 from ..errors import InputError
-from ..seeds import Stream, stream
 from . import files
 from .files import check, unpacked_most_B
 from .parquet import read_parquet
@@ -72,12 +71,6 @@ def read_images(spec: str, base: Path, image: str, label: str) -> list[ImageFile
 def size(read: Sequence[ImageFile]) -> int:
     """How many images there are."""
     return sum(len(file.labels) for file in read)
-
-
-def some(n: int, first: int, count: int, seed: int) -> list[int]:
-    """Numbers of ``count`` of n images: those from ``first`` on in an order that depends on the seed alone."""
-    order = stream(Stream.IMAGES, seed).permutation(n)
-    return sorted(order[first : first + count].tolist())
 
 
 def pixels(read: Sequence[ImageFile], chosen: Sequence[int]) -> Tensor:

@@ -72,19 +72,29 @@ def _perplexity(loss: float) -> float | None:
     return math.exp(loss) if loss < MOST_NATS else None
 
 
-def encode(rows: Sequence[Mapping[str, Any]], tokenizer: Any, text: str, max_length: int, where: str = "data") -> Samples:
+def encode(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    text: str,
+    max_length: int,
+    where: str = "data",
+    chosen: Sequence[int] | None = None,
+) -> Samples:
     """Tokens of the column ``text``, each row cut to ``max_length``; ``labels`` are placeholders, the tokens are the targets.
+
+    ``chosen`` are the numbers of the rows that are taken, from 0; all if it is left out.
 
     Raises:
         InputError: the column is missing, has holes or is no text, or a row has fewer than two tokens, so that nothing can be
             foretold.
     """
     sequences = []
-    for number, (value,) in enumerate(zip(*texts(list(map(dict, rows)), [text], where), strict=True), start=1):
-        tokens = tokenizer(value, truncation=True, max_length=max_length)["input_ids"]
+    (values,) = texts(list(map(dict, rows)), [text], where)
+    for number in range(len(rows)) if chosen is None else chosen:
+        tokens = tokenizer(values[number], truncation=True, max_length=max_length)["input_ids"]
         if len(tokens) < 2:
             raise InputError(
-                f"{where}, row {number}: {text} has {len(tokens)} token(s); at least 2 are needed, leave the row out"
+                f"{where}, row {number + 1}: {text} has {len(tokens)} token(s); at least 2 are needed, leave the row out"
             )
         sequences.append(tokens)
     N, L = len(sequences), max(map(len, sequences))

@@ -119,6 +119,12 @@ def size(samples: Samples) -> int:
     return len(samples["labels"])
 
 
+def some(n: int, first: int, count: int, seed: int) -> list[int]:
+    """Numbers of ``count`` of n samples, ascending: those from ``first`` on in an order that depends on the seed alone."""
+    order = stream(Stream.SAMPLES, seed).permutation(n)
+    return sorted(order[first : first + count].tolist())
+
+
 def take(samples: Mapping[str, Tensor], chosen: Tensor) -> Samples:
     """The chosen samples."""
     return {key: value[chosen] for key, value in samples.items()}

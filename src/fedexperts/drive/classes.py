@@ -85,8 +85,10 @@ CLASSES: dict[str, DeviceClass] = {
 PHONE = CLASSES["phone"]
 
 
-def device_class(name: str, **overrides: float) -> DeviceClass:
+def device_class(name: str, has_table: bool = False, /, **overrides: float) -> DeviceClass:
     """A built-in class with some numbers replaced, or a class of one's own with its four powers given; the rest is no limit.
+
+    ``has_table`` says that there is a ``[device.<class>]``, be it without a number.
 
     Raises:
         InputError: the name is unknown and the numbers do not make a class.
@@ -94,7 +96,7 @@ def device_class(name: str, **overrides: float) -> DeviceClass:
     known = {f.name: getattr(CLASSES[name], f.name) for f in fields(DeviceClass)} if name in CLASSES else {"name": name}
     values: dict[str, Any] = {**known, **overrides}
     if missing := [f.name for f in fields(DeviceClass) if f.default is MISSING and f.name not in values]:
-        if overrides:
+        if overrides or has_table:
             raise InputError(
                 f"[device.{name}]: is not complete, and none of {', '.join(sorted(CLASSES))}, whose numbers can be changed one "
                 f"by one; add {', '.join(missing)}"

@@ -49,6 +49,7 @@ class Simulator:
         trial_B: what a device uploads for a trial pass.
         first_uplink_B: what was uploaded before the first contact.
         owners: who answers for which expert, where clients ask each other.
+        alike: first cycles in which the protocol would do the same in a longer run.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Simulator:
         trial_B: Callable[[Trial], int] = lambda trial: trial.counts_LM.nbytes,
         first_uplink_B: int = 0,
         owners: Mapping[str, Host] = types.MappingProxyType({}),
+        alike: int = 0,
     ):
         self.plan, self.ledger, self.evaluate = plan, ledger, evaluate
         self.books = Books(hosts, kinds, pace, ledger, faults, trial_B, first_uplink_B, owners)
@@ -76,6 +78,7 @@ class Simulator:
         self.cycle_ends_s = ends_s
         self.visits = [("contact", c) for c in plan.contacts if c.end_s <= self.end_s + TIGHT_S]
         self.expected = self._expected()
+        self.alike = self._alike(alike)
         if final_flush:
             flushes = {c.cluster: c for c in reversed(plan.contacts) if c.start_s >= self.end_s - TIGHT_S}
             self.visits += [("flush", c) for c in sorted(flushes.values(), key=lambda c: c.start_s)]
@@ -93,6 +96,30 @@ class Simulator:
             if (cycle := self.plan.cycle_of(contact)) < len(seen):
                 seen[cycle].add(contact.cluster)
         return [tuple(filter(names.__contains__, self.plan.clusters)) for names in seen]
+
+    def _alike(self, cycles: int) -> int:
+        """How many visits a longer run makes as well and in the same way, up to a moment at which no contact is open.
+
+        It makes also those that the end cuts off, which others expect in their cycle.
+        """
+        cut = [c for c in self.plan.contacts if c.start_s < self.end_s < c.end_s - TIGHT_S]
+        cycles = min([cycles, *map(self.plan.cycle_of, cut)])
+        visits = [contact for _, contact in self.visits]
+        found, closed, open_s = 0, 0, 0.0
+        for contact in visits:
+            if open_s <= contact.start_s:
+                closed = found
+            if self.plan.cycle_of(contact) >= cycles:
+                return closed
+            found, open_s = found + 1, max(open_s, contact.end_s)
+        return found if open_s <= self.end_s else closed
+
+    def parting(self) -> bool:
+        """Whether this run, in which no contact is open, is for the last time in a state that a longer run goes through too."""
+        if not self.alike or self.next_visit != self.alike or self.training_over or not self.heap:
+            return False
+        _, kind, _, action = self.heap[0]
+        return kind == CONTACT or action == self._end_training
 
     def run(self, protocol: ServerProtocol, pause: Callable[[], None] = lambda: None) -> None:
         """Play the plan to its end; ``pause`` is called whenever no contact is open (the moment for a checkpoint)."""

@@ -45,6 +45,11 @@ def everything(scenario: Scenario) -> tuple[Load, ...]:
     return ("all",)
 
 
+def all_cycles(scenario: Scenario, cycles: int) -> int:
+    """A method that does not ask in a cycle how many there will be."""
+    return cycles
+
+
 @dataclass(frozen=True)
 class Method:
     """A method, as runs, comparisons and the command line ask it.
@@ -56,6 +61,7 @@ class Method:
         begin: what comes before the first contact, with its lines of the ledger.
         judge: facts of the model that is in the view.
         loads: how much of the model devices in processes of their own may load.
+        alike: how many of a run's first cycles would be the same in a longer run, of a scenario and the cycles that it makes.
         finish: called before the model in the view is saved.
     """
 
@@ -65,6 +71,7 @@ class Method:
     begin: Callable[[Prepared, Ledger], Beginning] = at_once
     judge: Callable[[Prepared, ServerProtocol, Judges], dict[str, Any]] = judged_by_clusters
     loads: Callable[[Scenario], tuple[Load, ...]] = everything
+    alike: Callable[[Scenario, int], int] = all_cycles
     finish: Callable[[Prepared], None] = nothing
 
 

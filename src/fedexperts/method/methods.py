@@ -60,7 +60,12 @@ def own(build: Callable[[Start], ServerProtocol], scenario: Scenario) -> Method:
     by_client: bool = getattr(build, "by_client", False)
     if not by_client and (fault := scenario.needs_clients()):
         raise InputError(f"{fault}; write by_client = True into the class, if it does")
-    method = Method(partial(prepare_devices, by_client=by_client), lambda prepared, start: build(start), judge=_judge)
+    method = Method(
+        partial(prepare_devices, by_client=by_client),
+        lambda prepared, start: build(start),
+        judge=_judge,
+        alike=lambda scenario, cycles: 0,  # it may have looked at Start.cycles
+    )
     alone = by_client or not getattr(build, "needs_owners", True)
     return method if alone else replace(method, check=owners.check, begin=owners.begin)
 

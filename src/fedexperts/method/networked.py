@@ -301,4 +301,9 @@ def _finish(prepared: Prepared) -> None:
         install_average(prepared)
 
 
-NETWORKED = Method(prepare, _protocol, begin=_begin, judge=_judge, finish=_finish)
+def _alike(scenario: Scenario, cycles: int) -> int:
+    """Stages are as long as they are; controls have none."""
+    return 0 if scenario.networked.control is None else cycles
+
+
+NETWORKED = Method(prepare, _protocol, begin=_begin, judge=_judge, alike=_alike, finish=_finish)

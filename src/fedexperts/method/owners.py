@@ -96,9 +96,19 @@ def _loads(scenario: Scenario) -> tuple[Load, ...]:
     return (*alone, "stream", "all")
 
 
+def _alike(scenario: Scenario, cycles: int) -> int:
+    """In the last cycle no trial for another split is due, in a longer run one may be."""
+    return cycles - 1 if scenario.assignment.every_cycles else cycles
+
+
+def _alike_before_tail(scenario: Scenario, cycles: int) -> int:
+    """The gate tail lies at the end of whatever run."""
+    return min(_alike(scenario, cycles), cycles - scenario.train.gate_tail_cycles)
+
+
 OWNERS = partial(Method, check=check, begin=begin)
-EMS_FL = OWNERS(prepare, _ems_fl)
-ENHANCED = OWNERS(_prepare_enhanced, _enhanced, loads=_loads)
+EMS_FL = OWNERS(prepare, _ems_fl, alike=_alike)
+ENHANCED = OWNERS(_prepare_enhanced, _enhanced, loads=_loads, alike=_alike_before_tail)
 SYNC = Method(prepare, _sync, check, begin=partial(begin, uploads=False))
 """The baseline has no use for the trial; for it the report is only there to be read."""
 

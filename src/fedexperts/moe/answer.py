@@ -14,9 +14,12 @@ from .auto import AUTO, kind_of
 from .checkpoint import Checkpoint, check_finite
 from .config import refusing
 from .meta import read_config
+from .tasks import NamedTask
 from .tokenizer import load_tokenizer
 
 Answer = dict[str, Any]
+Prompt = str | tuple[str, str]
+"""A text, or two of them for a model that labels pairs."""
 
 
 def classifies(folder: Path) -> bool:
@@ -24,15 +27,25 @@ def classifies(folder: Path) -> bool:
     return kind_of(read_config(str(folder))) == "classifier"
 
 
-def answers(folder: Path, tokenizer: Path, prompts: Sequence[str], max_new_tokens: int) -> list[Answer]:
-    """For each prompt ``{"text"}``, or of a classifier ``{"label", "probabilities"}``.
+def answers(
+    folder: Path, tokenizer: Path, prompts: Sequence[Prompt], max_new_tokens: int, task: NamedTask | None = None
+) -> list[Answer]:
+    """For each prompt ``{"text"}``, or of a classifier ``{"label", "probabilities"}``, or ``{"score"}`` of a regression.
+
+    Args:
+        folder: the model's.
+        tokenizer: the folder of its tokenizer.
+        prompts: texts, or pairs of them.
+        max_new_tokens: length of a continuation at most.
+        task: answer within its rows of the head, by its names, and read no more tokens than it does.
 
     Raises:
-        InputError: there is no tokenizer or no loadable model, or they and the prompts do not fit.
+        InputError: there is no tokenizer or no loadable model, or they, the task and the prompts do not fit.
     """
     classifier = classifies(folder)
     reader = load_tokenizer(tokenizer)
-    coded = [reader(prompt, return_tensors="pt") for prompt in prompts]
+    cut = {"truncation": True, "max_length": task.max_length} if task and task.max_length and classifier else {}
+    coded = [reader(*_sides(prompt), return_tensors="pt", **cut) for prompt in prompts]
     model = _load(folder, AUTO["classifier" if classifier else "language-model"])
     for prompt, inputs in zip(prompts, coded, strict=True):
         if not inputs["input_ids"].numel():
@@ -44,13 +57,26 @@ def answers(folder: Path, tokenizer: Path, prompts: Sequence[str], max_new_token
             )
     with torch.no_grad():
         if classifier:
-            return [_label(model, inputs) for inputs in coded]
+            if task and max(task.rows, default=0) >= model.config.num_labels:
+                raise InputError(
+                    f"{folder}: its head has {model.config.num_labels} outputs, and its task's rows end at {max(task.rows)}; "
+                    "tasks.json belongs to another model"
+                )
+            return [_label(model, inputs, task) for inputs in coded]
         return [_continuation(model, reader, inputs, max_new_tokens) for inputs in coded]
 
 
-def _label(model: Any, inputs: Any) -> Answer:
-    shares = model(**inputs).logits[0].float().softmax(dim=-1).tolist()
-    named = {str(model.config.id2label[i]): round(share, 6) for i, share in enumerate(shares)}
+def _sides(prompt: Prompt) -> tuple[str, ...]:
+    return (prompt,) if isinstance(prompt, str) else prompt
+
+
+def _label(model: Any, inputs: Any, task: NamedTask | None) -> Answer:
+    logits = model(**inputs).logits[0].float()
+    if task and task.rows and not task.labels:
+        return {"score": round(float(logits[task.rows[0]]), 6)}
+    rows = list(task.rows) if task and task.rows else list(range(len(logits)))
+    names = task.labels if task and task.labels else [str(model.config.id2label[i]) for i in rows]
+    named = {name: round(share, 6) for name, share in zip(names, logits[rows].softmax(dim=-1).tolist(), strict=True)}
     return {"label": max(named, key=lambda name: named[name]), "probabilities": named}
 
 

@@ -164,7 +164,7 @@ class EnhancedEmsFl(ExpertOwners):
 
     def __init__(self, start: Start, resplit: Resplit = Resplit(), gate_tail_cycles: int = 1):  # frozen
         super().__init__(start, resplit)
-        self.tail_from = start.cycles - gate_tail_cycles
+        self._tail_from = start.cycles - gate_tail_cycles
 
     def order(self, mine: frozenset[str]) -> Task:
         """Algorithm 3, the else-branch, with the mask (39)."""
@@ -172,7 +172,7 @@ class EnhancedEmsFl(ExpertOwners):
 
     async def contact(self, link: Link) -> None:
         """Algorithm 3, the branch of the connected cluster."""
-        if link.cycle >= self.tail_from:
+        if link.cycle >= self._tail_from:
             await self.joint_contact(link, experts_frozen=True)  # train gate with standard EMS-FL
             return
         self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)

@@ -62,23 +62,27 @@ def save(folder: Path, number: int, tree: Any) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(folder)
-    for old in _numbers(folder):
+    for old in numbers(folder):
         if old not in (number, number - 1):
             remove(folder / f"{old:08d}")
 
 
-def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None) -> tuple[int, Any] | None:
+AFRESH = "delete this folder to train from the beginning with --resume"
+
+
+def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None, remedy: str = AFRESH) -> tuple[int, Any] | None:
     """The latest checkpoint that is whole, its number and tree; None if there is none at all.
 
     Args:
         folder: where `save` has written.
         fault: why a tree does not belong to what else was found, if so.
+        remedy: what can be done where all are damaged, beside putting them back.
 
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
     """
     wrong: list[str] = []
-    for number in reversed(_numbers(folder)):
+    for number in reversed(numbers(folder)):
         at = folder / f"{number:08d}"
         why = damage(at, (STATE, TENSORS))
         if why is None:
@@ -98,8 +102,7 @@ def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None) -
         wrong.append(f"{at.name}: {why}")
     if wrong:
         raise InputError(
-            f"{folder}: no checkpoint can be gone on from ({'; '.join(wrong)}); put the files back as they were, or delete "
-            "this folder to train from the beginning with --resume"
+            f"{folder}: no checkpoint can be gone on from ({'; '.join(wrong)}); put the files back as they were, or {remedy}"
         )
     return None
 
@@ -120,7 +123,7 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-def _numbers(folder: Path) -> list[int]:
+def numbers(folder: Path) -> list[int]:
     """Numbers of checkpoints; a stray file is none."""
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch("[0-9]{8}", name))

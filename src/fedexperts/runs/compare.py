@@ -78,7 +78,7 @@ def grid(
     partitions: Sequence[str] = PARTITIONS,
     clients: Sequence[int] = (),
 ) -> Grid:
-    """What is to be run: the tables of a Networked MoE where nothing is named, else protocols or policies; raises as `compare`."""
+    """What is to be run: a Networked MoE's tables where nothing is named, else protocols or policies; raises as `compare`."""
     if scenario.protocol == comparison.FILLS_TABLES and not protocols and not policies:
         return tables.grid(scenario, list(partitions), list(clients), seeds)
     return comparison.grid(scenario, protocols, policies, seeds)

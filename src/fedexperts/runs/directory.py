@@ -16,7 +16,8 @@ from ..writing import kind, reason
 from .ended import ADAPTERS, scenario_of, what_lacks
 from .header import format_of, header
 from .lock import is_free
-from .rates import apart_from_rates, changed_rates, rates, shown
+from .longer import check_longer
+from .rates import CYCLES, NAMES, differences, named, shown
 from .sums import SUMS, write_sums
 
 FILES, FOLDERS = ("scenario.toml", "ledger.jsonl", "runtime.jsonl"), ("checkpoints", "model", "base")
@@ -26,7 +27,8 @@ def check_directory(directory: Path, scenario: Scenario, label: str, resume: boo
     """Refuse to start in a folder with files, and to resume what is not there or is another run.
 
     Returns:
-        The learning rates that the run had, of those that are others now; a run that has not ended can go on with them.
+        What the run had, of the numbers that are others now and may be: learning rates of one that has not ended, and fewer
+        cycles of one that has.
 
     Raises:
         InputError: with the remedy.
@@ -54,12 +56,14 @@ def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bo
     if is_free(directory):  # killed before it began
         return {}
     form = format_of(directory)
-    before = _other_rates(directory, scenario, header(label, form))
+    before = _other_numbers(directory, scenario, header(label, form))
     for names, right, word in ((FILES, stat.S_ISREG, "a file"), (FOLDERS, stat.S_ISDIR, "a folder")):
         for path in (directory / name for name in names):
             if os.path.lexists(path) and not right(path.stat().st_mode):
                 raise InputError(f"{path}: must be {word} and is {kind(path.stat().st_mode)}; put it back, or remove it")
-    if before and what_lacks(directory) is None:
+    if CYCLES in before:
+        check_longer(directory, before[CYCLES], scenario)
+    elif before and what_lacks(directory) is None:
         raise InputError(f"--out {directory}: has ended with {shown(before)}; name another folder for a run with other rates")
     if form != FORMAT and any((directory / "checkpoints").glob("*")) and (lacks := what_lacks(directory)):
         raise InputError(
@@ -70,18 +74,21 @@ def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bo
     return before
 
 
-def _other_rates(directory: Path, scenario: Scenario, head: str) -> dict[str, float]:
+def _other_numbers(directory: Path, scenario: Scenario, head: str) -> dict[str, float]:
     """See `check_directory`."""
-    text = read_text(directory / "scenario.toml", "file")
+    text, why = read_text(directory / "scenario.toml", "file"), ""
     if text == head + scenario.to_toml():
         return {}
     with suppress(InputError):
         kept = scenario_of(directory)
-        if text == head + kept.to_toml() and apart_from_rates(kept) == apart_from_rates(scenario):
-            return changed_rates(rates(scenario), rates(kept))
+        if text == head + kept.to_toml():
+            found = differences(kept, scenario)
+            if set(found) <= set(NAMES) or set(found) == {CYCLES}:
+                return {name: before for name, (before, _) in found.items()}
+            why = f" ({named(found)})"
     raise InputError(
-        f"--out {directory}: holds a run of another scenario or protocol; resume it with its own, of which only learning rates "
-        "can change, or name another folder"
+        f"--out {directory}: holds a run of another scenario or protocol{why}; resume it with its own, of which only learning "
+        "rates can change before it has ended, and train.cycles alone, upwards, when it has, or name another folder"
     )
 
 

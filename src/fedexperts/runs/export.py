@@ -12,6 +12,7 @@ from ..moe.auto import AUTO, FOR_TASK, PEFT
 from ..moe.checkpoint import Checkpoint, Store, files_of
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
+from ..moe.tasks import copy_tasks
 from ..moe.tokenizer import copy_tokenizer
 from ..moe.written import save
 from ..scenario import Scenario
@@ -70,7 +71,7 @@ def _copy(folder: Path, to: Path) -> None:
 
 
 def _write_adapter(run: Path, scenario: Scenario, to: Path, task_type: str) -> str:
-    """PEFT's two files and the tokenizer; returns the base model's folder or hub name."""
+    """PEFT's two files, the tokenizer and what the tasks are called; returns the base model's folder or hub name."""
     table = _adapters(run, scenario)
     base = _base(run, scenario)
     stored = Store({run / ADAPTERS: None})
@@ -81,6 +82,7 @@ def _write_adapter(run: Path, scenario: Scenario, to: Path, task_type: str) -> s
         save(tensors, to / "adapter_model.safetensors", metadata={"format": "pt"})
         (to / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
         copy_tokenizer(run / "model", to)
+        copy_tasks(run / "model", to)
     return base
 
 

@@ -10,11 +10,13 @@ from typing import Any
 from ..data.objective import judge, total
 from ..errors import InputError
 from ..moe.subset import new_head
+from ..moe.tasks import read_tasks
 from ..moe.tokenizer import has_tokenizer
 from ..moe.view import View
 from ..scenario import Tasks, read_toml
 from ..setup.baselines import baselines
 from ..setup.model import check_fit, check_forward, load_model
+from ..setup.named import check_named
 from ..setup.samples import datasets
 from .ended import model_folder
 
@@ -40,6 +42,7 @@ def judge_model(model: str | Path, task: str | Path, only: Sequence[str] = (), b
     if unknown := [name for name in only if name not in names]:
         raise InputError(f"--cluster {unknown[0]}: the scenario has no such cluster; it has {', '.join(names)}")
     data = datasets(scenario)
+    check_named(read_tasks(Path(scenario.model.path or "")), scenario, data)
     table = scenario.model
     view = View(load_model(scenario, data.outputs, dense=True), table.top1, table.mask, dense=True)
     tests = {name: test for name in only or names if (test := data.splits[name].test) is not None}

@@ -35,8 +35,8 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
     (`InputWarning`) is warned of here, the same thing once.
 
     Raises:
-        InputError: a scenario cannot work, a folder holds another run, or one with other rates, or another process is at work
-            in ``out``.
+        InputError: a scenario cannot work, a folder holds another run, or one with other rates or cycles, or another process is
+            at work in ``out``.
         RunError: the machine refuses, as a full disk does.
     """
     with claimed(out):
@@ -44,7 +44,8 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
             at = out / folder(name)
             if before := check_directory(at, job, job.label, _begun(at, resume)):
                 raise InputError(
-                    f"{at}: was begun with {shown(before)}; runs that are compared keep their rates: go on with these"
+                    f"{at}: was begun with {shown(before)}; runs that are compared keep their rates and cycles: go on with "
+                    "these"
                 )
         ended = [name for name in jobs if resume and has_ended(out / folder(name))]
         left = {name: job for name, job in jobs.items() if name not in ended}

@@ -8,7 +8,6 @@ through adapters these are in ``adapters.safetensors``, and the model below them
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import resource
@@ -29,18 +28,20 @@ from ..drive.faults import Faults
 from ..drive.simulate import Simulator
 from ..errors import InputError, overheard
 from ..events import FORMAT
-from ..ledger import Ledger, Listener, beginning, summary
+from ..ledger import Ledger, Listener, summary
 from ..method.elsewhere import check_loads
 from ..method.method import Beginning, Method, start
 from ..method.methods import of, own
 from ..moe.checkpoint import resolve
 from ..moe.parts import Piece, in_order
+from ..moe.tasks import write_tasks
 from ..moe.tokenizer import copy_tokenizer
 from ..own import named
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
 from ..setup.baselines import baselines
 from ..setup.devices import Judges
+from ..setup.named import named_tasks
 from ..setup.prepare import Prepared, trial_B
 from ..setup.samples import reads_text
 from ..train.host import Host, latest
@@ -51,7 +52,8 @@ from .ended import ADAPTERS, FOLDER, what_lacks
 from .export import save_adapters
 from .header import header
 from .lock import LEFTOVERS, LOCK, claimed
-from .rates import apart_from_rates, changed_rates, rates
+from .longer import LONGER, digest, fault, go_on_longer
+from .rates import changed_rates, rates
 from .sums import SUMS
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,8 @@ def run(
         protocol: a name that overrides the scenario's, as ``"sync"`` or ``"module:Class"``, or a class of your own, built from
             a `Start`.
         resume: go on with the run in ``out`` from its last checkpoint; begin it if it was stopped before it began. Learning
-            rates may be others than before, as after `Diverged`; the ledger says from when on.
+            rates may be others than before, as after `Diverged`, and a run that has ended goes on to more ``train.cycles``; the
+            ledger says from when on.
         listener: called with every ledger line as it is written.
         hosts: Hosts that take the place of those in this process, by link.
 
@@ -106,8 +109,8 @@ def run(
     method = own(protocol, scenario) if callable(protocol) else of(scenario)
     label = scenario.label
     directory = Path(out) if out else default_directory(scenario)
-    check_directory(directory, scenario, label, resume)
-    if resume and has_ended(directory):  # nothing is loaded then
+    other = check_directory(directory, scenario, label, resume)
+    if resume and not other and has_ended(directory):  # nothing is loaded then
         return Result(directory, summary(directory / "ledger.jsonl"))
     with ExitStack() as stack:
         if there := directory.exists():  # before the work of preparing, which another process may be doing as well
@@ -140,9 +143,9 @@ def ready(scenario: Scenario, method: Method) -> Prepared:
 
 
 def simulator(
-    prepared: Prepared, hosts: Mapping[str, Host], first_uplink_B: int, ledger: Ledger, evaluate: Evaluate
+    prepared: Prepared, hosts: Mapping[str, Host], first_uplink_B: int, ledger: Ledger, evaluate: Evaluate, alike: int = 0
 ) -> Simulator:
-    """Simulated time as the scenario has it, for these Hosts."""
+    """Simulated time as the scenario has it, for these Hosts; ``alike``: first cycles that a longer run would make alike."""
     scenario, train = prepared.scenario, prepared.scenario.train
     return Simulator(
         prepared.plan,
@@ -157,6 +160,7 @@ def simulator(
         trial_B=partial(trial_B, scenario),
         first_uplink_B=first_uplink_B,
         owners=prepared.owners,
+        alike=alike,
     )
 
 
@@ -172,8 +176,9 @@ def _finish(one: _Run) -> None:
     if begun and (lacks := what_lacks(directory)) is None:
         if not (directory / SUMS).exists():
             seal(directory)
-        return
-    if begun and (directory / "model").exists():
+        if not go_on_longer(directory, one.label, one.scenario, len(one.prepared.plan.cycle_ends_s)):
+            return
+    elif begun and (directory / "model").exists():
         log.warning("warning: %s: had ended, but %s; going on from the last checkpoint", directory, lacks)
     if not begun:
         for name in LEFTOVERS - {LOCK}:
@@ -205,15 +210,15 @@ class _Run:
         self.prepared, self.method, self.label = prepared, method, label
         self.directory, self.listener, self.warned = directory, listener, warned
         self.scenario = prepared.scenario
-        self.scenario_sha256 = hashlib.sha256((header(label) + apart_from_rates(self.scenario)).encode()).hexdigest()
+        self.scenario_sha256 = digest(label, self.scenario)
         self.checkpoints = directory / "checkpoints"
         self.saved_at_s = time.monotonic()
 
     def play(self) -> None:
         """From the last checkpoint, or from the beginning, to the end."""
-        found = checkpoint.load(self.checkpoints, self._fault)
+        found = checkpoint.load(self.checkpoints, partial(fault, self.directory, self.scenario_sha256))
         self.number, saved = found if found else (0, None)
-        for name in (SUMS, "model"):  # they say that the run has ended
+        for name in ("model", SUMS):  # they say that the run has ended; without sums a model would be enough
             checkpoint.remove(self.directory / name)
         start_at = saved["ledger_B"] if saved else 0
         with (
@@ -224,28 +229,20 @@ class _Run:
         self._save_model(model)
         seal(self.directory)
 
-    def _fault(self, saved: dict[str, Any]) -> str | None:
-        """Why a checkpoint cannot be gone on from."""
-        if (version := saved["version"]) != __version__:
-            return f"of fedexperts {version}, and this is {__version__}"
-        if saved["scenario_sha256"] != self.scenario_sha256:
-            return "of another scenario than scenario.toml"
-        so_far = beginning(self.directory / "ledger.jsonl", saved["ledger_B"])
-        if so_far is None or so_far.hexdigest() != saved["ledger_sha256"]:
-            return f"the first {saved['ledger_B']:,} bytes of ledger.jsonl are not as they were written"
-        return None
-
     def _play(self, saved: dict[str, Any] | None) -> dict[str, Piece]:
         self.runtime.write(json.dumps({FOLDER: str(self.scenario.base.resolve())}) + "\n")
         if not saved or self.prepared.lora:  # weights under adapters are in no checkpoint, but repeat bit for bit
             self.prepared.begin()
         begun = Beginning(saved["owned"]) if saved else self._begin()
         protocol = self.protocol = self.method.protocol(self.prepared, start(self.prepared, begun.owned))
-        self.simulator = simulator(self.prepared, self.prepared.hosts, begun.uplink_B, self.ledger, self._evaluate)
+        cycles = min(self.scenario.train.cycles, len(self.prepared.plan.cycle_ends_s))
+        alike = self.method.alike(self.scenario, cycles)
+        self.simulator = simulator(self.prepared, self.prepared.hosts, begun.uplink_B, self.ledger, self._evaluate, alike)
         if saved:
             vars(protocol).update(saved["protocol"])
             self.simulator.restore(saved["simulator"])
             self._say_rates(saved["rates"])
+            self._say_cycles(saved.get("cycles"))
         else:
             self.ledger.write("evaluate", 0, cycle=0, **self.simulator.books.totals, **self._evaluate(protocol.model, 0))
         self.simulator.run(protocol, lambda: self._pause(protocol, begun.owned))
@@ -258,6 +255,12 @@ class _Run:
             self.ledger.write("rates", self.simulator.now_s, **other)
             for name, rate in other.items():
                 log.warning("warning: going on with %s = %g (%g before)", name, rate, before[name])
+
+    def _say_cycles(self, before: int | None) -> None:
+        """That the run goes on beyond what it was to be."""
+        if before not in (None, now := self.scenario.train.cycles):
+            self.ledger.write("longer", self.simulator.now_s, cycle=self.simulator.books.cycle, before=before, cycles=now)
+            log.warning("warning: going on from cycle %d, to %d (%d before)", self.simulator.books.cycle, now, before)
 
     def _begin(self) -> Beginning:
         """What there is to know before the first contact, in the ledger's first lines."""
@@ -313,21 +316,27 @@ class _Run:
         return self.method.judge(self.prepared, self.protocol, judges)
 
     def _pause(self, protocol: ServerProtocol, owned: Mapping[str, frozenset[str]]) -> None:
-        if time.monotonic() - self.saved_at_s < CHECKPOINT_EVERY_S:
+        parting = self.simulator.parting()
+        due = time.monotonic() - self.saved_at_s >= CHECKPOINT_EVERY_S
+        if not parting and not due:
             return
-        self.number += 1
         tree = {
             "version": __version__,
             "scenario_sha256": self.scenario_sha256,
             "rates": rates(self.scenario),
+            "cycles": self.scenario.train.cycles,
             "ledger_B": self.ledger.position(),
             "ledger_sha256": self.ledger.sha256.hexdigest(),
             "owned": dict(owned),
             "protocol": {k: v for k, v in vars(protocol).items() if not k.startswith("_")},
             "simulator": self.simulator.state(),
         }
-        checkpoint.save(self.checkpoints, self.number, tree)
-        self.saved_at_s = time.monotonic()
+        if parting:  # first, or a run that is resumed from the other would not pass here again
+            checkpoint.save(self.checkpoints / LONGER, 1, tree)
+        if due:
+            self.number += 1
+            checkpoint.save(self.checkpoints, self.number, tree)
+            self.saved_at_s = time.monotonic()
 
     def _save_model(self, model: dict[str, Piece]) -> None:
         """The global model; under adapters also these, and the model below them where no path leads to it."""
@@ -360,4 +369,6 @@ class _Run:
             shutil.copymode(temporary / "config.json", weights)
         if source := table.tokenizer or table.path:
             copy_tokenizer(resolve(source, self.scenario.base), temporary)
+        if name == "model":
+            write_tasks(temporary, named_tasks(self.scenario, self.prepared.data))
         temporary.rename(self.directory / name)

@@ -14,8 +14,9 @@ from ..data.files import as_given
 from ..data.rows import columns, read_rows
 from ..data.source import Samples, Splits
 from ..scenario import Tasks
-from ..tables import Cluster, TaskTable
+from ..tables import TaskTable
 from .samples import Datasets, Rows, reads_text
+from .taken import taken
 
 Row = dict[str, float | None]
 
@@ -29,18 +30,21 @@ def baselines(scenario: Tasks, data: Datasets, only: Collection[str] = ()) -> di
     found = {}
     for i, cluster in enumerate(scenario.cluster):
         if (not only or cluster.name in only) and reads_text(scenario.task_of(i)):
-            row = _row(scenario, cluster, scenario.task_of(i), data.splits[cluster.name])
+            row = _row(scenario, i, scenario.task_of(i), data.splits[cluster.name])
             found[cluster.name] = {name: None if value is None else round(value, 6) for name, value in row.items()}
     return found
 
 
-def _row(scenario: Tasks, cluster: Cluster, task: TaskTable, splits: Splits) -> Row:
+def _row(scenario: Tasks, i: int, task: TaskTable, splits: Splits) -> Row:
+    cluster = scenario.cluster[i]
     assert splits.test is not None  # filled by `datasets`
     assert cluster.test is not None
     if task.kind == "causal-lm":
         return {"majority": majority(_targets(splits.train), _targets(splits.test), task.metric), "tfidf": None}
     with as_given((cluster.data, cluster.test), scenario.base):
         train, test = (read_rows(spec, scenario.base) for spec in (cluster.data, cluster.test))
+    train = [train[n] for n in taken(scenario, i, len(train), "samples")]
+    test = [test[n] for n in taken(scenario, i, len(test), "test_samples")]
     if splits.kept is not None:  # what is held out for validation nobody trains on
         train = [train[i] for i in splits.kept.tolist()]
     learnt, asked = (samples["labels"].tolist() for samples in (splits.train, splits.test))

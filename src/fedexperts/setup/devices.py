@@ -34,7 +34,8 @@ def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
     """
     used = [name for c in scenario.cluster for name in ([c.device] if isinstance(c.device, str) else c.device)]
     tables = {name: table.model_dump(exclude_none=True, exclude={"load"}) for name, table in scenario.device.items()}
-    return {name: device_class(name, **tables.get(name, {})) for name in dict.fromkeys([*used, *scenario.device])}
+    named = dict.fromkeys([*used, *scenario.device])
+    return {name: device_class(name, name in tables, **tables.get(name, {})) for name in named}
 
 
 def dealt(cluster: Cluster, samples: Samples, seed: int) -> list[Samples]:

@@ -25,6 +25,7 @@ from ..train.warmup import WarmUp, warm_up
 from .clients import client_plan, clients
 from .devices import Judges, dealt, device_classes, devices, judges
 from .model import check_fit, check_forward, lora_of, model_view
+from .named import name_outputs
 from .plan import network_plan
 from .samples import Datasets, datasets
 
@@ -116,6 +117,7 @@ def prepare(scenario: Scenario, by_client: bool = False, even: bool = False) -> 
         raise InputError('assignment.granularity = "layer": is for EMS-FL; clients are assigned whole experts, use "global"')
     classes, plan, data = device_classes(scenario), contact_plan(scenario), datasets(scenario)
     view = model_view(scenario, data.outputs)
+    name_outputs(view.model.config, scenario, data)
     _check_data(view, data)
     _check_time(scenario, plan, classes)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from ..data.language import CausalLM
 from ..data.metrics import OF_SCORES
 from ..data.objective import Objective
 from ..data.rows import columns, label_index, numbers, pooled, read_rows, warn_of_no_zero
-from ..data.source import Samples, Splits, first, hold_out, load
+from ..data.source import Samples, Splits, first, hold_out, load, size, some, take
 from ..errors import InputError
 from ..moe.checkpoint import resolve
 from ..moe.tokenizer import load_tokenizer
 from ..scenario import Tasks
 from ..tables import TaskTable
+from .taken import taken
 
 Rows = list[dict[str, Any]]
 
@@ -36,12 +37,14 @@ class Datasets:
         splits: of each cluster; every test set is there, and every validation set unless the scenario wants none.
         shared: samples and objective of each entry of ``warmup.data``.
         outputs: what the data need of a classifier's head; None where samples are token numbers and the model decides.
+        labels: of each cluster with classes, in the order of its outputs, as its data or ``task.labels`` have them.
     """
 
     objectives: dict[str, Objective]
     splits: dict[str, Splits]
     shared: list[tuple[Samples, Objective]]
     outputs: int | None
+    labels: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def datasets(scenario: Tasks) -> Datasets:
@@ -88,6 +91,8 @@ def _read(scenario: Tasks) -> Datasets:
     reader = _Reader(scenario)
     train = [read_rows(cluster.data, scenario.base) for cluster in scenario.cluster]
     test = [_test_rows(scenario, i) for i in range(len(scenario.cluster))]
+    takes = [taken(scenario, i, len(rows), "samples") for i, rows in enumerate(train)]
+    tested = [taken(scenario, i, len(rows), "test_samples") for i, rows in enumerate(test)]
     valid = [_validation_rows(scenario, i) for i in range(len(scenario.cluster))]
     warm = [_shared_rows(scenario, i) for i in range(len(scenario.warmup.data))] if scenario.warmup else []
     warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
@@ -106,8 +111,8 @@ def _read(scenario: Tasks) -> Datasets:
     splits = {}
     for i, cluster in enumerate(scenario.cluster):
         where = f"cluster {cluster.name!r}"
-        samples = reader.encode(train[i], tasks[i], f"data of {where}")
-        tests = reader.encode(test[i], tasks[i], f"test of {where}")
+        samples = reader.encode(train[i], tasks[i], f"data of {where}", takes[i])
+        tests = reader.encode(test[i], tasks[i], f"test of {where}", tested[i])
         rows = valid[i]
         validation = None if rows is None else reader.encode(rows, tasks[i], f"validation of {where}")
         splits[cluster.name] = Splits(samples, tests, samples, validation)
@@ -120,7 +125,8 @@ def _read(scenario: Tasks) -> Datasets:
         (reader.encode(rows, task, f"warmup.data[{i}]"), reader.objective(task))
         for i, (rows, task) in enumerate(zip(warm, warm_tasks, strict=True))
     ]
-    return Datasets(objectives, splits, shared, reader.outputs if scenario.task.classifies else None)
+    labels = {cluster.name: reader.labels_of(task) for cluster, task in zip(scenario.cluster, tasks, strict=True)}
+    return Datasets(objectives, splits, shared, reader.outputs if scenario.task.classifies else None, labels)
 
 
 def _column(rows: Rows, name: str) -> list[Any]:
@@ -165,6 +171,10 @@ class _Heads:
         outputs = self.first[_key(task)], len(self.labels.get(_key(task), [0]))
         return Classification(*outputs, task.metric, macro=task.kind == "image")
 
+    def labels_of(self, task: TaskTable) -> list[Any]:
+        """The classes of a task; none of a regression, or of what classifies nothing."""
+        return self.labels.get(_key(task), [])
+
 
 class _Reader(_Heads):
     """Tokenises rows."""
@@ -184,20 +194,19 @@ class _Reader(_Heads):
             return CausalLM()
         return self.classification(task)
 
-    def encode(self, rows: Rows, task: TaskTable, where: str) -> Samples:
-        """Rows as tensors."""
+    def encode(self, rows: Rows, task: TaskTable, where: str, chosen: Sequence[int] | None = None) -> Samples:
+        """Rows as tensors, those of the numbers ``chosen`` or all."""
         if task.kind == "multiple-choice":
             found = Columns(task.prompt, task.options, task.label_column)
-            return choice.encode(rows, self.tokenizer, found, task.max_length, where)
+            return choice.encode(rows, self.tokenizer, found, task.max_length, where, chosen)
         assert task.text is not None  # the scenario's own check
         if task.kind == "causal-lm":
-            return language.encode(rows, self.tokenizer, task.text, task.max_length, where)
-        samples = classify.encode(rows, self.tokenizer, task.text, task.text_pair, task.max_length, where)
+            return language.encode(rows, self.tokenizer, task.text, task.max_length, where, chosen)
+        samples = classify.encode(rows, self.tokenizer, task.text, task.text_pair, task.max_length, where, chosen)
         (values,) = columns(rows, [task.label_column], where)
-        if task.metric in OF_SCORES:
-            samples["labels"] = torch.tensor(numbers(values, where))
-        else:
-            samples["labels"] = torch.tensor(label_index(values, self.labels[_key(task)], where)[0])
+        scores = task.metric in OF_SCORES
+        labels_N = torch.tensor(numbers(values, where) if scores else label_index(values, self.labels[_key(task)], where)[0])
+        samples["labels"] = labels_N if chosen is None else labels_N[list(chosen)]
         return samples
 
 
@@ -224,17 +233,18 @@ class _Images(_Heads):
         self.learn_labels([(str(file.path), task, file.labels) for task, spec in named for file in self._files(task, spec)])
         splits = {}
         for i, (cluster, task) in enumerate(zip(scenario.cluster, tasks, strict=True)):
-            train = self._samples(task, cluster.data, self._before(i), cluster.samples, f"cluster {cluster.name!r}: samples")
-            what = f"cluster {cluster.name!r}: test_samples"
-            test, spec = self._samples(task, tests[i], 0, cluster.test_samples, what), valid[i]
-            validation = None if spec is None else self._samples(task, spec, 0, None, "validation")
+            train = self._samples(task, cluster.data, taken(scenario, i, self._size(task, cluster.data), "samples", "images"))
+            chosen = taken(scenario, i, self._size(task, tests[i]), "test_samples", "images")
+            test, spec = self._samples(task, tests[i], chosen), valid[i]
+            validation = None if spec is None else self._samples(task, spec, range(self._size(task, spec)))
             splits[cluster.name] = Splits(train, test, train, validation)
         shared: list[tuple[Samples, Objective]] = []
         for task, spec in zip(warm_tasks, warm, strict=True):
-            count = min(table.samples if table else 0, images.size(self._files(task, spec)))
-            shared.append((self._samples(task, spec, 0, count, "warmup.samples"), self.classification(task)))
+            n = self._size(task, spec)
+            chosen = some(n, 0, min(table.samples if table else 0, n), scenario.seed)
+            shared.append((self._samples(task, spec, chosen), self.classification(task)))
         objectives: dict[str, Objective] = dict(zip(splits, map(self.classification, tasks), strict=True))
-        return Datasets(objectives, splits, shared, self.outputs)
+        return Datasets(objectives, splits, shared, self.outputs, dict(zip(splits, map(self.labels_of, tasks), strict=True)))
 
     def _test(self, i: int) -> str:
         table = self.scenario.cluster[i]
@@ -242,29 +252,21 @@ class _Images(_Heads):
             raise _no_test(i, table.data)
         return table.test
 
-    def _before(self, i: int) -> int:
-        """How many images of its data clusters before the i-th take: it takes others."""
-        clusters = self.scenario.cluster
-        return sum(other.samples or 0 for other in clusters[:i] if other.data == clusters[i].data)
-
     def _files(self, task: TaskTable, spec: str) -> list[ImageFile]:
         key = (spec, task.image, task.label_column)
         if key not in self.read:
             self.read[key] = images.read_images(spec, self.scenario.base, task.image, task.label_column)
         return self.read[key]
 
-    def _samples(self, task: TaskTable, spec: str, first: int, count: int | None, what: str) -> Samples:
-        """All images, or ``count`` of them after the first ``first``."""
-        files = self._files(task, spec)
-        n = images.size(files)
-        if count is not None and first + count > n:
-            also = f", and clusters before it take {first}" if first else ""
-            raise InputError(f"{what} = {count}: {spec!r} holds {n} images{also}; take fewer, or name more files")
-        key = (spec, _key(task), *(() if count is None else (first, count)))
+    def _size(self, task: TaskTable, spec: str) -> int:
+        return images.size(self._files(task, spec))
+
+    def _samples(self, task: TaskTable, spec: str, chosen: Sequence[int]) -> Samples:
+        """The images of these numbers."""
+        files, key = self._files(task, spec), (spec, _key(task), tuple(chosen))
         if key not in self.decoded:
-            chosen = list(range(n)) if count is None else images.some(n, first, count, self.scenario.seed)
             classes = [label_index(file.labels, self.labels[_key(task)], str(file.path))[0] for file in files]
-            labels_N = torch.tensor([label for group in classes for label in group])[chosen]
+            labels_N = torch.tensor([label for group in classes for label in group])[list(chosen)]
             self.decoded[key] = {"pixel_values": images.pixels(files, chosen), "labels": labels_N}
         return self.decoded[key]
 
@@ -292,7 +294,14 @@ def _splits(scenario: Tasks, i: int) -> Splits:
     if test is None:
         raise _no_test(i, table.data)
     spec = validation_file(scenario, i)
-    return Splits(splits.train, test, splits.shared, _held(scenario, spec) if spec else None)
+    train = _some_of(splits.train, taken(scenario, i, size(splits.train), "samples", "samples to train on"))
+    test = _some_of(test, taken(scenario, i, size(test), "test_samples", "samples to test on"))
+    return Splits(train, test, splits.shared, _held(scenario, spec) if spec else None)
+
+
+def _some_of(samples: Samples, chosen: Sequence[int]) -> Samples:
+    """The chosen ones; the same tensors where that is all."""
+    return samples if len(chosen) == size(samples) else take(samples, torch.tensor(chosen))
 
 
 def _held(scenario: Tasks, spec: str) -> Samples:

@@ -183,9 +183,9 @@ class Place(Table):
     validation: str | None = None
     """A file of the cluster's own in place of evaluation.validation."""
     samples: Count | None = None
-    """Images taken, drawn from the seed; clusters with the same data take different ones. All if left out."""
+    """Training samples taken, drawn from the seed; clusters with the same data take different ones. All if left out."""
     test_samples: Count | None = None
-    """Test images taken, drawn from the seed; all if left out."""
+    """Test samples taken, drawn from the seed; all if left out."""
     partition: Literal["iid", "by-label", "classes", "tau", "dirichlet"] = "iid"
     """How data are dealt to the devices: evenly, sorted by label, by classes, Non-IID(τ), or Dirichlet."""
     classes_per_device: Count | None = None

@@ -132,8 +132,8 @@ def step(mode: str, folder: Path, peaks: Peaks) -> dict[str, Any]:
 
     from fedexperts.moe.checkpoint import Checkpoint
     from fedexperts.moe.lora import LoRA
-    from fedexperts.moe.meta import meta_view, read_config
-    from fedexperts.moe.size import Work, activations_B, shape
+    from fedexperts.moe.size import Work, activations_B
+    from fedexperts.moe.sized import named
     from fedexperts.moe.subset import load_full, load_streamed, load_subset
     from fedexperts.moe.view import View
 
@@ -181,7 +181,8 @@ def step(mode: str, folder: Path, peaks: Peaks) -> dict[str, Any]:
     numbers = sum(tensor.numel() for tensor in trained)
     check(mode, model, trained, before)
     own = {"full": len(OWNED) / 8, "streamed": 0.0}.get(mode, 1.0)  # share of the picks that meet a trained expert
-    size = shape(meta_view(read_config(str(folder))))
+    size = named(str(folder)).shape
+    assert size is not None
     saved = activations_B(size, Work(*TOKENS, "float32"), own, RANK, gate=mode == "streamed")
     held = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
     return {"phases": phases, "must_B": held + 16 * numbers + sum(saved.values()), "loss": loss.item()}

@@ -16,13 +16,14 @@ import torch
 import families
 import small
 import text
-from fedexperts.cli.plan import cluster_table, contact_table, describe
+from fedexperts.cli.plan import describe
+from fedexperts.cli.plan_tables import cluster_table, contact_table, link_table, stage_table
 from fedexperts.errors import InputError
 from fedexperts.method.methods import METHODS
 from fedexperts.moe.auto import new_model
 from fedexperts.runs.judge import judge_model
 from fedexperts.runs.run import ready
-from fedexperts.scenario import Network, Scenario
+from fedexperts.scenario import Prospect, Scenario
 from fedexperts.setup.plan import network_plan, orbit
 from mutate import on_lines
 from pictures import encoded, images, parquet
@@ -143,11 +144,14 @@ def _glue(folder: Path) -> None:
 
 def planned(path: Path) -> None:
     """What `fedexperts plan` does."""
-    network = Network.load(path)
+    network = Prospect.load(path)
     found = orbit(network) if network.plan.kind == "orbit" else None
     document = describe(network, found.plan() if found else network_plan(network), found)
-    contact_table(document)
-    cluster_table(document)
+    contact_table(document, 80)
+    cluster_table(document, 80)
+    if document["method"]:
+        stage_table(document["method"], 80)
+        link_table(document["method"], 80)
 
 
 def prepared(path: Path) -> None:

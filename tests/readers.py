@@ -39,9 +39,9 @@ from fedexperts.moe.answer import answers
 from fedexperts.moe.checkpoint import Checkpoint, Store
 from fedexperts.moe.gate_rows import prompts_of
 from fedexperts.moe.lora import A, B
-from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.peft import parts_of, peft_adapter
-from fedexperts.moe.size import Work, describe
+from fedexperts.moe.size import Training, Work, describe
+from fedexperts.moe.sized import named
 from fedexperts.moe.subset import load_full
 from fedexperts.moe.tasks import read_tasks
 from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes
@@ -368,8 +368,8 @@ def tokenized(folder: Path) -> None:
 
 def inspected(path: Path) -> None:
     """What `fedexperts inspect` tells of a config."""
-    view = meta_view(read_config(str(path)))
-    json.dumps(describe(view, [0], 1, Work()), allow_nan=False)
+    model = named(str(path))
+    json.dumps(describe(model, [0], Work(), Training(1)), allow_nan=False)
 
 
 def weights(path: Path) -> None:
@@ -386,7 +386,7 @@ NAMED = {
 }
 
 
-def named(path: Path) -> None:
+def tasks(path: Path) -> None:
     """Read tasks, and say what they are."""
     for task in read_tasks(path.parent).values():
         assert isinstance(task.answers(), str)
@@ -406,7 +406,7 @@ MODELS = (
     Reader("tokenizer_config.json", _model("tokenizer_config.json"), beside(tokenized), "json", 0.4),
     Reader("vocabularies", _two, lambda p: list(tokenizer_notes(p.parent.parent / "base", p.parent)), "json", 0.5),
     Reader("generation_config.json", _model("generation_config.json"), beside(lambda f: answers(f, f, ["a"], 1)), "json", 0.2),
-    Reader("tasks.json", file("tasks.json", as_json(NAMED)), named, "json"),
+    Reader("tasks.json", file("tasks.json", as_json(NAMED)), tasks, "json"),
     Reader("index of shards", _sharded, beside(Checkpoint), "json"),
     Reader("weights", _model(WEIGHTS), weights),
     Reader("weights loaded", lambda folder: _classifier(folder).with_name(WEIGHTS), beside(load_full), share=0.4),

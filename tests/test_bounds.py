@@ -26,12 +26,11 @@ from fedexperts.moe.meta import meta_view, read_config
 from fedexperts.moe.peft import parts_of, peft_adapter
 from fedexperts.moe.tokenizer import load_tokenizer
 from fedexperts.scenario import Network, Scenario
-from fedexperts.setup.clients import client_plan, clients
-from fedexperts.setup.devices import device_classes
-from fedexperts.setup.model import upload_B
+from fedexperts.setup.clients import client_plan, clients, device_classes
 from fedexperts.setup.plan import network_plan, orbit
 from fedexperts.tables import MOST
 from fedexperts.train.task import Task
+from plans import planned_B
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 COUNTED = {
@@ -168,7 +167,7 @@ def test_a_config_without_model_type_is_refused_by_plan(config: dict[str, Any]) 
     network = Network.parse(given)
     assert network.model is not None
     with pytest.raises(InputError, match=r"model_type = None: transformers .* has no such model"):
-        upload_B(network.model, network)
+        planned_B(network)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "a" * 300, "x/" * 3000])

@@ -58,6 +58,9 @@ def _protocol(value: Any) -> Any:
     return value
 
 
+Protocol = Annotated[ProtocolName | OwnName, BeforeValidator(_protocol)]
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
@@ -146,6 +149,18 @@ class Network(Table):
             raise InputError(f"{path[:80]!r}: is no path ({error})") from error
 
 
+class Prospect(Network):
+    """What ``fedexperts plan`` reads beside the network where it is there: what a method would send, hold and spend."""
+
+    protocol: Protocol = "ems-fl"
+    task: TaskTable = TaskTable()
+    train: Train | None = None
+    assignment: Assignment = Assignment()
+    alignment: Alignment = Alignment()
+    networked: NetworkedTable = NetworkedTable()
+    device: dict[Name, Device] = Field(default={})
+
+
 class Tasks(Network):
     """A model and what it is judged by; ``fedexperts eval`` reads this and leaves the tables of training alone."""
 
@@ -181,7 +196,7 @@ class Scenario(Tasks):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    protocol: Annotated[ProtocolName | OwnName, BeforeValidator(_protocol)] = "ems-fl"
+    protocol: Protocol = "ems-fl"
     """The synchronous baseline, EMS-FL, its enhanced form, client–expert alignment, Networked MoE, or a class of your own."""
     train: Train
     """Rounds and local training."""

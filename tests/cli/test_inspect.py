@@ -161,7 +161,7 @@ def test_a_hub_name_fetches_the_config_alone(monkeypatch: pytest.MonkeyPatch) ->
         asked.append((name, file))
         return str(EXAMPLE)
 
-    monkeypatch.setattr(meta, "hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     assert meta.read_config("owner/name")["num_local_experts"] == 3
     assert asked == [("owner/name", "config.json")]
 
@@ -170,6 +170,6 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str, file: str) -> str:
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(meta, "hf_hub_download", fail)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     with pytest.raises(InputError, match=r"owner/name: .*\(offline\).*path of a config\.json"):
         meta.read_config("owner/name")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tomli_w
 
 import small
@@ -63,3 +64,45 @@ def test_a_comparison_that_has_ended_is_collected_without_torch(tmp_path: Path) 
 def test_explaining_a_key_loads_the_tables_alone() -> None:
     assert loaded("explain", "train.lr_expert") <= {"numpy", "pydantic"}
     assert loaded("explain", "radio.carrier_Hz") <= {"numpy", "pydantic", "scipy", "sgp4"}
+
+
+WITH_MODEL = """
+name = "with-model"
+[plan]
+kind = "round-robin"
+[model.config]
+model_type = "%s"
+num_hidden_layers = 2
+num_experts_per_tok = 2
+%s
+[train]
+cycles = 3
+[[cluster]]
+name = "lisbon"
+data = "digits:plain"
+device = "%s"
+"""
+LIGHT = {"numpy", "scipy", "pydantic", "sgp4"}
+
+
+@pytest.mark.parametrize("protocol", ["sync", "ems-fl", "ems-fl-enhanced", "aligned"])
+def test_sizes_of_a_model_come_from_its_config_alone(protocol: str, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(WITH_MODEL % ("mixtral", "", "phone"))
+    assert loaded("plan", str(tmp_path / "s.toml"), "--protocol", protocol) <= LIGHT
+    example = Path(__file__).parents[2] / "examples" / "llama3-8b-x3.json"
+    assert loaded("inspect", str(example)) <= {"numpy", "pydantic"}
+
+
+def test_a_model_that_arithmetic_does_not_know_is_asked_of_transformers(tmp_path: Path) -> None:
+    rope = 'rope_parameters = { rope_type = "default", rope_theta = 1e4, of_mine = "x" }'
+    (tmp_path / "s.toml").write_text(WITH_MODEL % ("mixtral", rope, "phone"))
+    assert {"torch", "transformers"} <= loaded("plan", str(tmp_path / "s.toml"))
+
+
+def test_cheap_errors_come_before_anything_heavy(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(WITH_MODEL % ("mixtral", "", "fridge"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for command in ("plan", "check", "run"):
+        assert loaded(command, str(tmp_path / "s.toml")) <= LIGHT | {"huggingface_hub"}
+    assert loaded("run", str(tmp_path / "s.toml"), "--out", str(tmp_path / "full")) <= LIGHT

@@ -128,3 +128,137 @@ def test_a_scenario_that_no_parser_bears_is_refused(text: str, tmp_path: Path, m
     code, _, err = fedexperts(monkeypatch, capsys, "plan", tmp_path / "s.toml")
     assert (code, err.startswith("error: ")) == (2, True)
     assert "s.toml" in err
+
+
+def test_an_unserved_town_in_a_file_is_told_to_change_the_file(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(PLAN))
+    places = [{"name": name} for name in ("lisbon", "evora")]
+    path = scenario(tmp_path, plan={"kind": "file", "path": "p.json"}, cluster=places)
+    code, out, _ = fedexperts(monkeypatch, capsys, "plan", path)
+    assert code == 0
+    assert "evora: never seen" in out
+    assert "add a contact to the file of plan.path, or drop the cluster" in out
+    assert "inclination" not in out
+
+
+MANY = [f"CONSTELLATION-OF-MANY-SATELLITES-{k:04d}" for k in range(9)]
+TOWNS = [f"a-town-with-quite-a-long-name-{k}" for k in range(12)]
+
+
+def crowded(folder: Path, **tables: Any) -> Path:
+    rows = [
+        {"cluster": town, "start_s": 600.0 * k + 60 * i, "end_s": 600.0 * k + 60 * i + 50, "satellite": MANY[k % 9]}
+        for k in range(30)
+        for i, town in enumerate(TOWNS)
+    ]
+    rows = [{**row, "uplink_bps": 1.25e9, "downlink_bps": 9.5e10} for row in sorted(rows, key=lambda row: row["start_s"])]
+    (folder / "p.json").write_text(json.dumps({"contacts": rows}))
+    table = {"kind": "file", "path": "p.json", "start": "START"}
+    places = [{"name": town, "devices": 2, "data": "x"} for town in TOWNS]
+    path = scenario(folder, plan=table, cluster=places, **tables)
+    path.write_text(path.read_text().replace('"START"', "2026-12-31T22:30:00Z"))
+    return path
+
+
+MODEL = {
+    "config": {
+        "model_type": "mixtral",
+        "vocab_size": 99,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_local_experts": 24,
+    }
+}
+
+
+@pytest.mark.parametrize("protocol", ["sync", "ems-fl-enhanced", "aligned"])
+def test_tables_stay_whole_in_80_columns(protocol: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    path = crowded(tmp_path, model=MODEL, train={"cycles": 4}, protocol=protocol)
+    monkeypatch.setattr(common.output, "_width", 80)
+    code, out, _ = fedexperts(monkeypatch, capsys, "plan", path)
+    assert code == 0
+    tables = [line for line in out.splitlines() if not line.startswith(("a-town-with-quite-a-long-name", "memory", "cycle"))]
+    assert max(map(len, tables)) <= 80
+    first = next(line for line in out.splitlines() if "12-31 22:30:00" in line)
+    assert first.split()[2:] == ["12-31", "22:30:00", "22:30:50", "0:00", "h", "0.8", "1250.00", "7812.5", "593750.0"]
+    names = {tuple(line.split()[:2]) for line in out.splitlines() if "12-31 2" in line or "01-01 0" in line}
+    assert len(names) >= 40  # cut in their middle, names still differ
+    assert "…" in first
+
+
+def test_times_are_utc_with_the_elapsed_beside_them(tmp_path: Path, monkeypatch, capsys) -> None:
+    code, out, _ = fedexperts(monkeypatch, capsys, "plan", crowded(tmp_path), "--json")
+    rows = json.loads(out)["contacts"]
+    assert code == 0
+    assert (rows[0]["start_utc"], rows[0]["start_s"], rows[0]["end_utc"]) == (
+        "2026-12-31T22:30:00Z",
+        0.0,
+        "2026-12-31T22:30:50Z",
+    )
+    late = next(row for row in rows if row["start_s"] >= 5400)
+    assert late["start_utc"].startswith("2027-01-01T00:00:00")
+
+
+def test_one_protocol_or_another(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = crowded(tmp_path, model=MODEL, train={"cycles": 4})
+    found = {}
+    for protocol in ("sync", "ems-fl", "ems-fl-enhanced", "aligned"):
+        code, out, err = fedexperts(monkeypatch, capsys, "plan", path, "--protocol", protocol, "--json")
+        assert code == 0, err
+        found[protocol] = json.loads(out)
+    assert {name: document["method"]["protocol"] for name, document in found.items()} == {name: name for name in found}
+    assert (
+        found["sync"]["upload_B"]
+        > found["ems-fl"]["upload_B"]
+        > found["ems-fl-enhanced"]["method"]["parts"]["expert:0"]["upload_B"]
+    )
+    code, _, err = fedexperts(monkeypatch, capsys, "plan", path, "--protocol", "mine")
+    assert (code, "protocol = 'mine'" in err) == (2, True)
+
+
+def test_a_cycle_beyond_the_plan_has_an_estimate(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = crowded(tmp_path, model=MODEL, train={"cycles": 4})
+    document = json.loads(fedexperts(monkeypatch, capsys, "plan", path, "--cycles", "10", "--json")[1])
+    assert document["method"]["ends"] == {"cycle": 10, "in_plan": True, "t_s": 6110.0, "utc": "2027-01-01 00:11:50"}
+    document = json.loads(fedexperts(monkeypatch, capsys, "plan", path, "--cycles", "60", "--json")[1])
+    assert document["method"]["ends"]["in_plan"] is False
+    assert document["cycles"] == 29
+    assert document["method"]["ends"]["t_s"] == pytest.approx(60 * 17510 / 29)
+    assert "about, as the plan ends with cycle 29" in document["method"]["answers"][-1]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "tables", "message"),
+    [
+        ("networked", {}, 'needs a model of model_type "networked_moe"'),
+        ("networked", {"model": {"config": {"model_type": "networked_moe", "num_experts": 3}}}, "num_experts = 3: must be 24"),
+        ("aligned", {"assignment": {"granularity": "layer"}}, "clients are assigned whole experts"),
+        ("ems-fl", {"model": {**MODEL, "lora": {"rank": 99, "alpha": 1.0}}}, "model.lora.rank = 99: must be at most 16"),
+        ("ems-fl", {"model": {"path": "nowhere"}}, "model.path = 'nowhere': no such file or folder; build it first"),
+        ("ems-fl", {"device": {"fridge": {"idle_power_W": 1.0}}}, "[device.fridge]: is not complete"),
+    ],
+)
+def test_a_method_that_cannot_be_is_refused(
+    protocol: str, tables: dict, message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    path = crowded(tmp_path, **{"model": MODEL, "train": {"cycles": 4}, **tables})
+    code, out, err = fedexperts(monkeypatch, capsys, "plan", path, "--protocol", protocol)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize("protocol", ["sync", "ems-fl", "ems-fl-enhanced", "aligned"])
+def test_a_plan_without_a_contact_or_a_cycle_is_told_of(protocol: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    pole = [{"name": name, "latitude_deg": north, "longitude_deg": 0.0} for name, north in (("pole", 89.0), ("accra", 5.0))]
+    plan = {"kind": "orbit", "start": "START", "days": 0.5}
+    tables = {"satellite": {"altitude_km": 600.0, "inclination_deg": 10.0}, "model": MODEL, "train": {"cycles": 2}}
+    for places, answer in ((pole, "cycle 2 ends"), (pole[:1], "0 contacts")):
+        path = scenario(tmp_path, plan=plan, cluster=places, protocol=protocol, **tables)
+        path.write_text(path.read_text().replace('"START"', "2026-01-01T00:00:00Z"))
+        code, out, err = fedexperts(monkeypatch, capsys, "plan", path)
+        assert (code, err) == (0, "")
+        assert answer in out
+        assert "pole: never seen: no contact in 0.5 days; use a lower min_elevation_deg" in out

@@ -20,7 +20,7 @@ from fedexperts.protocol.ems_fl import EmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.report.html import energy_figure
 from fedexperts.runs.checkpoint import Packer, unpack
-from fedexperts.setup.devices import device_classes
+from fedexperts.setup.clients import device_classes
 
 KIND = DeviceClass("toy", tx_power_W=10.0, rx_power_W=2.0, compute_J_per_FLOP=0.5, idle_power_W=0.25)
 FAST = float("inf")

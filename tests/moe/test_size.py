@@ -22,9 +22,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedexperts.errors import InputError
 from fedexperts.moe.lora import LoRA
-from fedexperts.moe.meta import meta_view
+from fedexperts.moe.meta import meta_view, outline_of
+from fedexperts.moe.outline import Outline, Shape
 from fedexperts.moe.parts import NotMoEError, expert
-from fedexperts.moe.size import Shape, Work, activations_B, adapter_numbers, memory, parts, shape, uploads, working_B
+from fedexperts.moe.size import Training, Work, activations_B, adapter_numbers, memory, parts, uploads, working_B
 from fedexperts.moe.view import View
 
 LLAMA_X3: dict[str, Any] = json.loads((Path(__file__).parents[2] / "examples" / "llama3-8b-x3.json").read_text())
@@ -47,12 +48,18 @@ EXPERT_SET_B = 11_274_289_152
 """Experts of 176,160,768 parameters in 32 layers, in bfloat16."""
 
 
+def shape(view: View) -> Shape:
+    found = outline_of(view).shape
+    assert found is not None
+    return found
+
+
 @pytest.fixture(scope="module")
-def llama() -> View:
-    return meta_view(LLAMA_X3)
+def llama() -> Outline:
+    return outline_of(meta_view(LLAMA_X3))
 
 
-def test_table_i_uploads(llama: View) -> None:
+def test_table_i_uploads(llama: Outline) -> None:
     sizes = uploads(llama, rank=4)
     assert sizes.lora_B == {f"expert:{m}": 14_155_776 for m in range(3)}
     assert sizes.gate_B == 786_432
@@ -60,36 +67,37 @@ def test_table_i_uploads(llama: View) -> None:
     assert sizes.ratio == pytest.approx(3.0556, abs=1e-4)
 
 
-def test_two_expert_sets_less_per_device(llama: View) -> None:
-    sizes = memory(llama, [0], 4, Work())
+def test_two_expert_sets_less_per_device(llama: Outline) -> None:
+    sizes = memory(llama, [0], Work(), Training(4))
     saved_B = sizes["sync"]["training"]["weights_B"] - sizes["ems-fl-enhanced"]["training"]["weights_B"]
     assert saved_B == 2 * EXPERT_SET_B == 22_548_578_304
     assert sizes["ems-fl"]["training"]["weights_B"] == sizes["sync"]["training"]["weights_B"]
 
 
-def test_the_papers_difference_in_memory(llama: View) -> None:
+def test_the_papers_difference_in_memory(llama: Outline) -> None:
     """Table I: 46.00 − 23.23 = 22.77 GB: two expert sets, and 16 bytes for each number of their adapters."""
-    sizes = memory(llama, [0], 4, Work())
+    sizes = memory(llama, [0], Work(), Training(4))
     enhanced, baseline = sizes["ems-fl-enhanced"]["training"], sizes["sync"]["training"]
     persistent = ("weights_B", "adapters_B", "gradients_B", "optimizer_B")
     assert sum(baseline[key] - enhanced[key] for key in persistent) == pytest.approx(22.77e9, abs=0.02e9)
 
 
 def test_mixtral_8x7b_has_its_size() -> None:
-    sizes = parts(meta_view(MIXTRAL_8X7B), "bfloat16")
+    sizes = parts(outline_of(meta_view(MIXTRAL_8X7B)), "bfloat16")
     assert sum(row["parameters"] for row in sizes.values()) == 46_702_792_704
     assert set(sizes) == {"backbone", "gate", "head", *(f"expert:{m}" for m in range(8))}
     assert all(row["bytes"] == 2 * row["parameters"] for row in sizes.values())
 
 
 def test_a_classifier_is_built_where_the_architectures_say_so() -> None:
-    view = meta_view({**MIXTRAL_8X7B, "architectures": ["MixtralForSequenceClassification"], "num_labels": 3})
-    assert parts(view, "float32")["head"] == {"parameters": 3 * 4096, "bytes": 4 * 3 * 4096}
-    assert shape(view).V == 0
+    model = outline_of(meta_view({**MIXTRAL_8X7B, "architectures": ["MixtralForSequenceClassification"], "num_labels": 3}))
+    assert parts(model, "float32")["head"] == {"parameters": 3 * 4096, "bytes": 4 * 3 * 4096}
+    assert model.shape is not None
+    assert model.shape.V == 0
 
 
-def test_phases_of_a_device(llama: View) -> None:
-    sizes = memory(llama, [0, 2], 4, Work())
+def test_phases_of_a_device(llama: Outline) -> None:
+    sizes = memory(llama, [0, 2], Work(), Training(4))
     streamed = sizes["ems-fl-enhanced"]["trial"]
     rest_B = sizes["sync"]["training"]["weights_B"] - 3 * EXPERT_SET_B
     assert streamed["weights_B"] == rest_B + 2 * EXPERT_SET_B // 32
@@ -103,14 +111,14 @@ def test_phases_of_a_device(llama: View) -> None:
             assert phase["total_B"] == sum(size for key, size in phase.items() if key != "total_B")
 
 
-def test_rank_and_experts_out_of_range(llama: View) -> None:
-    assert adapter_numbers(llama, 1, 4096) == 1024 * 7_077_888
+def test_rank_and_experts_out_of_range(llama: Outline) -> None:
+    assert adapter_numbers(llama, 4096) == 1024 * 7_077_888
     for rank in (0, 4097):
         with pytest.raises(InputError, match=rf"rank = {rank}: must lie between 1 and 4096"):
             uploads(llama, rank)
     for experts in ([], [3], [-1], [1, 1]):
         with pytest.raises(InputError, match="between 0 and 2"):
-            memory(llama, experts, 4, Work())
+            memory(llama, experts, Work(), Training(4))
 
 
 def test_other_models_are_refused() -> None:
@@ -119,7 +127,7 @@ def test_other_models_are_refused() -> None:
     with pytest.raises(NotMoEError, match="takes sigmoids"):
         meta_view({"model_type": "deepseek_v3", "num_hidden_layers": 4})
     with pytest.raises(NotMoEError, match="minimax"):
-        shape(meta_view({"model_type": "minimax", "num_hidden_layers": 2}))
+        memory(outline_of(meta_view({"model_type": "minimax", "num_hidden_layers": 2})), [0], Work())
     with pytest.raises(InputError, match="no-such-type"):
         meta_view({"model_type": "no-such-type"})
     with pytest.raises(InputError, match="mixtral"):
@@ -300,7 +308,7 @@ def test_temporaries_bound_the_peak(case: str, precision: str) -> None:
     work = Work(2, 128, precision)
     view = small("mixtral", getattr(torch, precision), D=256, layers=4, **PEAKS[case])
     samples = batch_of(work, view.model.config.vocab_size)
-    letters: Shape = shape(view)
+    letters = shape(view)
     with torch.no_grad(), Live() as trial:
         view(samples)
     assert 0.6 <= trial.peak / working_B(letters, work, gradients=False) <= 1.05
@@ -315,8 +323,8 @@ def test_temporaries_bound_the_peak(case: str, precision: str) -> None:
 
 @pytest.mark.parametrize("experts", [[0], [0, 3]])
 def test_what_a_device_loads_changes_its_weights_alone(experts: list[int]) -> None:
-    view = meta_view(MIXTRAL_8X7B)
-    usual, every = (memory(view, experts, 4, Work(1, 384, "bfloat16"), load) for load in (None, "all"))
+    model = outline_of(meta_view(MIXTRAL_8X7B))
+    usual, every = (memory(model, experts, Work(1, 384, "bfloat16"), Training(4, load)) for load in (None, "all"))
     phases = every["ems-fl-enhanced"]
     assert {phase["weights_B"] for phase in phases.values()} == {usual["ems-fl"]["training"]["weights_B"]}
     for name, phase in phases.items():
@@ -325,6 +333,6 @@ def test_what_a_device_loads_changes_its_weights_alone(experts: list[int]) -> No
             k: v for k, v in ours.items() if k not in ("weights_B", "total_B")
         }
     assert every["sync"] == usual["sync"]
-    own, streamed = (memory(view, experts, 4, Work(1, 384, "bfloat16"), load) for load in ("own", "stream"))
+    own, streamed = (memory(model, experts, Work(1, 384, "bfloat16"), Training(4, load)) for load in ("own", "stream"))
     assert own == {"ems-fl-enhanced": {"training": usual["ems-fl-enhanced"]["training"]}}
     assert streamed == {"ems-fl-enhanced": usual["ems-fl-enhanced"]}

@@ -10,7 +10,7 @@ import pytest
 from fedexperts.report import plan_html
 from fedexperts.report.plan_html import contact_figure, idle_times, pass_figure, write_plan
 from fedexperts.report.plan_map import cut_track, map_figure, small_circle
-from fedexperts.report.plan_text import duration
+from fedexperts.report.words import duration, listed, together, utc
 
 NEVER = dict.fromkeys(
     ("median_duration_s", "longest_duration_s", "median_gap_s", "max_gap_s", "uplink_B_per_day", "downlink_B_per_day")
@@ -231,3 +231,68 @@ def test_a_circle_is_right_at_the_antimeridian_and_around_a_pole(lat: float, lon
 )
 def test_durations_are_for_people(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+METHOD = {
+    "protocol": "ems-fl",
+    "trained": "adapters",
+    "by_client": False,
+    "played_cycles": 3,
+    "answers": ["memory of phone (<Lima>): fits"],
+    "stages": {
+        "training": {
+            name: {
+                "up": ["expert:0", "gate"],
+                "uplink_B": 26112,
+                "down": ["expert:0", "expert:1", "gate", "gate"],
+                "downlink_B": 102400,
+            }
+            for name in ("Lima", "Fiji")
+        }
+    },
+    "links": {
+        name: {
+            "cluster": name,
+            "contacts": 3,
+            "rounds_per_cycle": None,
+            "uplink_B_per_cycle": 1000,
+            "downlink_B_per_cycle": 2000,
+            "energy_J_per_cycle": {"radio_J": 1.5, "compute_J": None, "idle_J": 1600.0},
+        }
+        for name in ("Lima", "Fiji")
+    },
+}
+
+
+def test_the_page_answers_whether_it_can_be_done(tmp_path: Path) -> None:
+    assert "Can it be done?" not in " ".join(written(plan(), tmp_path).texts)
+    text = " ".join(written(plan(method=METHOD), tmp_path).texts)
+    for expected in (
+        "memory of phone (<Lima>): fits",
+        "Lima, Fiji",
+        "expert 0 + gate",
+        "26.1 kB",
+        "experts 0, 1 + gate ×2",
+        "1,600",
+    ):
+        assert expected in text
+
+
+def test_all_passes_are_listed_with_their_times(tmp_path: Path) -> None:
+    document = plan()
+    text = " ".join(written(document, tmp_path).texts)
+    assert f"All {len(document['contacts'])} passes with their times (UTC)" in text
+    first = document["contacts"][0]
+    assert f"{utc(document['start'], first['start_s'])}" in text
+    without = " ".join(written(plan(start=None), tmp_path).texts)
+    assert "passes with their times (seconds after the start)" in without
+
+
+def test_names_of_parts_and_links_in_words() -> None:
+    assert listed([]) == "nothing"
+    assert listed(["expert:3", "expert:5", "gate"]) == "experts 3, 5 + gate"
+    assert listed([f"expert:{m}" for m in range(8)] * 2) == "experts 0–7 ×2"
+    assert listed([f"expert:{m}" for m in range(0, 16, 2)]) == "8 experts"
+    assert listed(["expert:0.1", "expert:1.1", "head"]) == "experts 0.1, 1.1 + head"
+    assert together(["a", "b"]) == "a, b"
+    assert together([f"c{k}" for k in range(9)]) == "c0 … c8, 9 of them"

@@ -15,7 +15,7 @@ from fedexperts.data.objective import evaluate
 from fedexperts.ledger import read
 from fedexperts.method.methods import prepare
 from fedexperts.moe.view import View
-from fedexperts.setup.model import upload_B as planned_B
+from plans import planned_B
 
 LORA = {"rank": 4, "alpha": 8.0}
 QUICK = {"train": {"cycles": 2, "local_steps": 2, "batch_size": 8, "lr_expert": 1e-2}}
@@ -63,7 +63,7 @@ def test_the_codec_decides_the_bytes(codec: str, tmp_path: Path) -> None:
     width = {"exact": 4, "bf16": 2, "int8": 1}[codec]
     assert width * numbers < upload_B < width * numbers + 1200
     assert parts_B > 4 * numbers
-    assert planned_B(scenario.model, scenario) == 2 * upload_B + lines[0]["upload_B"]["gate"]  # two experts each
+    assert planned_B(scenario) == 2 * upload_B + lines[0]["upload_B"]["gate"]  # two experts each
 
 
 @pytest.mark.parametrize("changes", [{"lora": LORA}, {"precision": "bfloat16", "uplink": "exact"}, {"uplink": "int8"}])
@@ -72,7 +72,7 @@ def test_a_plan_knows_the_upload_from_the_config_alone(changes: dict[str, Any]) 
     prepared = prepare(scenario)
     prepared.begin()
     device = next(iter(small.devices(prepared).values()))[0]
-    assert planned_B(scenario.model, scenario) == 2 * device.upload_B("expert:0") + device.upload_B("gate")
+    assert planned_B(scenario) == 2 * device.upload_B("expert:0") + device.upload_B("gate")
 
 
 def test_bf16_weights_run_and_are_saved_as_such(tmp_path: Path) -> None:

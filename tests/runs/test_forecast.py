@@ -11,6 +11,7 @@ import tomli_w
 import fingerprints
 import pictures
 from fedexperts import InputError, Scenario, run
+from fedexperts.cli.check import summary
 from fedexperts.cli.main import main
 from fedexperts.ledger import read
 from fedexperts.runs.forecast import forecast
@@ -71,6 +72,12 @@ def test_the_command_says_it_in_tables_and_json(
     assert f"{document['steps']:,} gradient steps" in shown.replace("\n", " ")
     assert all(name in shown for name in document["links"])
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plan_with_a_start_has_a_date_for_its_end() -> None:
+    document = forecast(Scenario.parse(CASES["orbit"]))
+    assert document["start"] == "2026-01-01T00:00:00+00:00"
+    assert f"{document['ends_s'] / 3600:.1f} h, 2026-01-0" in summary(document)
 
 
 def test_what_a_run_refuses_a_forecast_refuses() -> None:

@@ -20,8 +20,8 @@ from fedexperts.ledger import read
 from fedexperts.method.methods import prepare
 from fedexperts.runs.judge import judge_model
 from fedexperts.scenario import Network
-from fedexperts.setup.model import upload_B
 from fedexperts.setup.samples import datasets
+from plans import planned_B
 from processes import exit_code, run_until, started
 
 
@@ -170,14 +170,14 @@ def test_a_plan_knows_the_upload_of_an_image_model(folder: Path) -> None:
     view = prepare(scenario(folder)).view
     numbers = {part: sum(t.numel() for t in tensors.values()) for part, tensors in view.parts.items()}
     least = 2 * (2 * numbers["expert:0"] + numbers["gate"])  # bf16, two experts a cluster
-    assert least < upload_B(network.model, network) < least + 3 * 1000  # headers of three files
+    assert least < planned_B(network) < least + 3 * 1000  # headers of three files
     from typer.testing import CliRunner
 
     from fedexperts.cli.main import app
 
     result = CliRunner().invoke(app, ["plan", str(write(folder, document())), "--json"])
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["upload_B"] == upload_B(network.model, network)
+    assert json.loads(result.stdout)["upload_B"] == planned_B(network)
 
 
 GREY = {**pictures.CONFIG, "in_channels": 1}

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..report.words import utc
 from .common import output, print_json, say
 from .run import Json, Protocol, ScenarioPath, Set, load
 
@@ -17,9 +18,10 @@ def command(
     json: Json = False,
 ) -> None:
     """Check all of a scenario, and show what a run would do: rounds, steps, bytes, joules, time. Nothing is written."""
+    loaded = load(scenario, protocol, None, set_)
     from ..runs.forecast import forecast
 
-    document = forecast(load(scenario, protocol, None, set_))
+    document = forecast(loaded)
     if json:
         print_json(document)
         return
@@ -32,9 +34,11 @@ def summary(document: dict[str, Any]) -> str:
     """The run in a line."""
     wall_s, warm = sum(document["wall_s"].values()), document["warmup_steps"]
     time = f"about {wall_s:.0f} s" if wall_s >= 1 else "under a second"
+    went_MB = [document[f"{way}link_B"] / 1e6 for way in ("up", "down")]
+    date = f", {utc(document['start'], document['ends_s'])} UTC" if document["start"] else ""
     return (
-        f"{document['cycles']} orbital cycles end after {document['ends_s'] / 3600:.1f} h; {document['steps']:,} gradient "
-        f"steps, {document['uplink_B'] / 1e6:.2f} MB up, {document['downlink_B'] / 1e6:.2f} MB down; {time} on this machine"
+        f"{document['cycles']} orbital cycles end after {document['ends_s'] / 3600:.1f} h{date}; {document['steps']:,} "
+        f"gradient steps, {went_MB[0]:.2f} MB up, {went_MB[1]:.2f} MB down; {time} on this machine"
         + (f", and {warm:,} steps of warm-up" if warm else "")
     )
 

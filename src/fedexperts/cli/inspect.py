@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from ..moe.size import Training, Work, describe
+from ..moe.sized import named
 from .common import numbers, output, print_json, say
 from .run import Json
 
@@ -37,11 +39,9 @@ def command(
     json: Json = False,
 ) -> None:
     """Show parts, uploads (Table I) and a device's memory by protocol and phase; reads the config and no weights."""
-    from ..moe.meta import meta_view, read_config
-    from ..moe.size import Work, describe
-
-    view = meta_view(read_config(model))
-    document = describe(view, numbers("--experts", experts), rank, Work(batch, length, precision, padded=batch > 1), load)
+    chosen = numbers("--experts", experts)
+    work, how = Work(batch, length, precision, padded=batch > 1), Training(rank, load)
+    document = describe(named(model), chosen, work, how)
     if json:
         print_json({"model": model, **document})
         return

@@ -1,4 +1,4 @@
-"""``fedexperts plan``: who can talk when, how many bytes fit, and what that means for a model's upload."""
+"""``fedexperts plan``: who can talk when, how many bytes fit, and whether a method can work with that."""
 
 from __future__ import annotations
 
@@ -6,37 +6,46 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from ..contact.interchange import EXPORTS, plan_text
 from ..contact.plan import ContactPlan
 from ..contact.schedule import best_passes, contact_rows, statistics, tracks, verdict
 from ..errors import InputError
-from ..scenario import Network
+from ..own import is_own
+from ..report.words import utc
+from ..scenario import Prospect
 from ..setup.plan import Orbit, network_plan, orbit
 from ..writing import check_replaceable, on_disk, written_beside
 from .common import Force, output, print_json, say, warn
-from .run import Json, ScenarioPath, Set
+from .plan_tables import cluster_table, contact_table, link_table, sentences, stage_table
+from .run import Json, Protocol, ScenarioPath, Set
 
-MOST_ROWS = 40
 PAGE = "plan.html"
 TRACK_S = 5 * 3600.0
 """So much of the ground tracks is drawn, if the plan is not shorter: elements may not hold beyond it."""
 PAPER_UPLOAD_B = 14_155_776
 """Without a model: Table I, one Llama-3-8B expert with LoRA of rank 4 in bf16."""
+MOST_CYCLES = 1000
+"""So many slots' cycles are laid out to tell when the last of them ends."""
+REMEDIES = {
+    "orbit": "use a lower min_elevation_deg, another inclination_deg or more days",
+    "file": "add a contact to the file of plan.path, or drop the cluster",
+}
+"""For a cluster that is never met, by the plan's kind."""
 
 
 def command(
     scenario: ScenarioPath,
     days: Annotated[float | None, typer.Option(help="Change plan.days.")] = None,
+    protocol: Protocol = None,
+    cycles: Annotated[int | None, typer.Option(min=1, help="Tell when this orbital cycle ends; default train.cycles.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write plan.html, plan.json and any export there.")] = None,
     export: Annotated[list[str], typer.Option(help=f"Also write the plan as {', '.join(EXPORTS)}.")] = [],  # noqa: B006  # typer's way
     force: Force = False,
     set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
     json: Json = False,
 ) -> None:
-    """Show contacts, gaps and bytes of a scenario's plan; needs neither model nor data."""
+    """Show contacts, gaps and bytes of a plan, and whether a method can work with them; needs no data, and no model."""
     export = [kind.strip() for given in export for kind in given.split(",") if kind.strip()]
     if unknown := set(export) - set(EXPORTS):
         raise InputError(f"--export {', '.join(sorted(unknown))}: unknown format; choose from {', '.join(EXPORTS)}")
@@ -47,12 +56,14 @@ def command(
         check_replaceable(out / PAGE, "--out", force)
         for name in formats:
             check_replaceable(out / name, "--out", force, written_beside(out / PAGE))
-    network = Network.load(scenario, [*set_, *([f"plan.days={days}"] if days is not None else [])])
+    changes = [f"plan.days={days}"] if days is not None else []
+    changes += [f'protocol="{protocol}"'] if protocol is not None else []
+    network = Prospect.load(scenario, [*set_, *changes])
     found = orbit(network) if network.plan.kind == "orbit" else None
-    plan = found.plan() if found else network_plan(network)
+    plan = found.plan() if found else _slots(network, cycles)
     for warning in plan.notes:
         warn(warning)
-    document = describe(network, plan, found)
+    document = describe(network, plan, found, cycles)
     if out is not None:
         texts = {name: plan_text(plan, kind, network.plan.start, network.plan.nodes) for name, kind in formats.items()}
         with on_disk(out, "make room, or name another folder", "--out"):
@@ -62,36 +73,59 @@ def command(
         say(f"{out}: {PAGE}, {', '.join(texts)}")
     if json:
         print_json(document)
-    else:
-        output.print(contact_table(document))
-        output.print(cluster_table(document))
-        for name, row in document["clusters"].items():
-            say(f"{name}: {row['verdict']}", output)
+        return
+    output.print(contact_table(document, output.width))
+    output.print(cluster_table(document, output.width))
+    for name, row in document["clusters"].items():
+        say(f"{name}: {row['verdict']}", output)
+    if document["method"] is not None:
+        output.print(stage_table(document["method"], output.width))
+        output.print(link_table(document["method"], output.width))
+        for sentence in document["method"]["answers"]:
+            say(sentence, output)
 
 
-def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[str, Any]:
+def _slots(network: Prospect, cycles: int | None) -> ContactPlan:
+    """A plan of a file or of slots; the latter lasts for the cycles that are asked for."""
+    plan = network_plan(network)
+    wanted = cycles or (network.train.cycles if network.train else 0)
+    if network.plan.kind != "file" and wanted > len(plan.cycle_ends_s):
+        plan = network_plan(network, min(wanted, MOST_CYCLES) + 1)
+    return plan
+
+
+def describe(network: Prospect, plan: ContactPlan, found: Orbit | None, cycles: int | None = None) -> dict[str, Any]:
     """The plan as plain data: what ``--json`` prints and ``plan.html`` shows."""
-    size_B = PAPER_UPLOAD_B
-    if network.model is not None:
-        from ..setup.model import upload_B
+    method = None
+    if is_own(network.protocol):
+        warn(f"protocol = {network.protocol!r}: what it sends, fedexperts check tells")
+    elif network.model is not None and plan.contacts:
+        from ..runs.outlook import outlook
 
-        size_B = upload_B(network.model, network)
+        method = outlook(network, plan, cycles)
+    start = network.plan.start.isoformat() if network.plan.start else None
     clusters = statistics(plan, found.stations if found else ())
+    uploads_B = _uploads_B(method, list(clusters))
     for name, row in clusters.items():
-        row["verdict"] = verdict(plan, name, size_B)
+        row["upload_B"] = uploads_B[name]
+        row["verdict"] = verdict(plan, name, uploads_B[name], REMEDIES.get(network.plan.kind, "give it more days"))
     document: dict[str, Any] = {
         "name": network.name,
-        "start": network.plan.start.isoformat() if network.plan.start else None,
+        "start": start,
         "horizon_s": plan.horizon_s,
         "cycles": len(plan.cycle_ends_s),
         "cycles_per_day": round(len(plan.cycle_ends_s) / plan.horizon_s * 86400, 3),
-        "upload_B": size_B,
-        "contacts": contact_rows(plan),
+        "upload_B": max(uploads_B.values()),
+        "contacts": [_timed(row, start) for row in contact_rows(plan)],
         "clusters": clusters,
+        "method": method,
         "tracks": [],
         "passes": [],
         "warnings": list(plan.notes),
     }
+    if method is not None:
+        method["ends"]["utc"] = utc(start, method["ends"]["t_s"]) if start and method["ends"]["t_s"] is not None else None
+        method["answers"] = sentences(document)
     if found:
         mask_deg = min(station.site.min_elevation_deg for station in found.stations)
         document["tracks"] = tracks(
@@ -101,73 +135,21 @@ def describe(network: Network, plan: ContactPlan, found: Orbit | None) -> dict[s
     return document
 
 
-def contact_table(document: dict[str, Any]) -> Table:
-    """The first contacts."""
-    rows = document["contacts"]
-    more = f", the first {MOST_ROWS}" if len(rows) > MOST_ROWS else ""
-    table = Table(
-        title=f"{len(rows)} contacts in {document['horizon_s'] / 86400:.2f} days{more}; rates and bytes per device", box=None
-    )
-    several = len({row["satellite"] for row in rows}) > 1
-    names = ("cluster", *(["satellite"] if several else []))
-    for column in (*names, "rise", "set", "min", "peak", "Mb/s", "MB up", "MB down", ""):
-        table.add_column(column, justify="left" if column in (*names, "") else "right", no_wrap=True)
-    for row in rows[:MOST_ROWS]:
-        table.add_row(
-            *(Text(row[name]) for name in names),  # as it is: a name may hold brackets and colons
-            clock(row["start_s"]),
-            clock(row["end_s"]),
-            f"{(row['end_s'] - row['start_s']) / 60:.1f}",
-            "" if row["max_elevation_deg"] is None else f"{row['max_elevation_deg']:.1f}°",
-            mega(row["uplink_bps"], 2),
-            mega(row["uplink_B"]),
-            mega(row["downlink_B"]),
-            "cut" if row["cut"] else "",
-        )
-    return table
+def _uploads_B(method: dict[str, Any] | None, clusters: list[str]) -> dict[str, int]:
+    """What a device of each cluster sends in a contact at most."""
+    if method is None:
+        return dict.fromkeys(clusters, PAPER_UPLOAD_B)
+    found = dict.fromkeys(clusters, 0)
+    rows = [(name, one["uplink_B"]) for links in method["stages"].values() for name, one in links.items()]
+    for name, size_B in rows:
+        cluster = method["links"].get(name, {"cluster": name})["cluster"]
+        found[cluster] = max(found.get(cluster, 0), size_B)
+    most = max((size_B for _, size_B in rows), default=0)
+    return {name: size_B or most for name, size_B in found.items()}
 
 
-def cluster_table(document: dict[str, Any]) -> Table:
-    """Statistics by cluster."""
-    table = Table(
-        title=f"passes and gaps by cluster; {document['cycles']} orbital cycles, {document['cycles_per_day']:.1f} a day",
-        box=None,
-    )
-    for column in (
-        "cluster",
-        "a day",
-        "median",
-        "longest",
-        "gap",
-        "max gap",
-        "idle",
-        "MB up/d",
-        "MB down/d",
-    ):
-        table.add_column(column, justify="left" if column == "cluster" else "right")
-    for name, row in document["clusters"].items():
-        times = (row["median_duration_s"], row["longest_duration_s"], row["median_gap_s"], row["max_gap_s"])
-        idle = f"{row['idle_share']:.1%}"
-        bytes_ = (mega(row["uplink_B_per_day"]), mega(row["downlink_B_per_day"]))
-        table.add_row(
-            Text(name), f"{row['passes_per_day']:.1f}", *("–" if t is None else span(t) for t in times), idle, *bytes_
-        )
-    return table
-
-
-def clock(time_s: float) -> str:
-    """Day and time of day after the plan's start."""
-    days, rest = divmod(round(time_s), 86400)
-    return f"{f'{days}d ' if days else ''}{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-
-
-def span(time_s: float) -> str:
-    """A duration as a person says it."""
-    if time_s >= 3600:
-        return f"{time_s / 3600:.1f} h"
-    return f"{time_s:.0f} s" if time_s < 600 else f"{time_s / 60:.0f} min"
-
-
-def mega(number: float | None, digits: int = 1) -> str:
-    """Millions of bytes or bits per second; ∞ for no limit."""
-    return "∞" if number is None else f"{number / 1e6:.{digits}f}"
+def _timed(row: dict[str, Any], start: str | None) -> dict[str, Any]:
+    """A contact with its times in UTC, where the plan's start is known."""
+    if start is None:
+        return row
+    return {**row, **{f"{edge}_utc": f"{utc(start, row[f'{edge}_s'])}Z".replace(" ", "T") for edge in ("start", "end")}}

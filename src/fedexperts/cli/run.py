@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import overheard
+from ..runs.lock import check_usable
 from ..scenario import PROTOCOLS, Scenario
+from ..setup.clients import device_classes
 from ..writing import check_replaceable
 from .common import advance, output, print_json, progress_bars, reached, resumable, say, warn
 
@@ -31,11 +33,13 @@ def command(
     json: Json = False,
 ) -> None:
     """Run a scenario: train a model over its contact plan."""
+    if out is not None:
+        check_usable(out, resume)
+    loaded = load(scenario, protocol, seed, set_)
     from ..report.html import write_report
     from ..report.table import results_table
     from ..runs import run as module
 
-    loaded = load(scenario, protocol, seed, set_)
     label = loaded.label
     directory = module.default_directory(loaded) if out is None else out
     check_replaceable(directory / PAGE, "--out")
@@ -65,4 +69,6 @@ def load(path: Path, protocol: str | None, seed: int | None, overrides: list[str
         changes.append(f'protocol="{protocol}"')
     if seed is not None:
         changes.append(f"seed={seed}")
-    return Scenario.load(path, changes)
+    loaded = Scenario.load(path, changes)
+    device_classes(loaded)  # which asks for nothing that takes time to load
+    return loaded

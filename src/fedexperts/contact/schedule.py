@@ -182,12 +182,17 @@ def _size(size_B: float) -> str:
     return f"{size_B / 1e6:.1f} MB" if size_B >= 1e5 else f"{size_B / 1e3:.1f} kB"
 
 
-def verdict(plan: ContactPlan, cluster: str, upload_B: int) -> str:
-    """Does this upload fit a contact, in how many does it fit, and how many uploads a day does the plan allow."""
+def verdict(plan: ContactPlan, cluster: str, upload_B: int, remedy: str = "give it contacts") -> str:
+    """Does this upload fit a contact, in how many does it fit, and how many uploads a day does the plan allow.
+
+    ``remedy`` is what helps a cluster without contacts.
+    """
     mine = [c for c in plan.contacts if c.cluster == cluster]
     if not mine:
         never = f"never seen: no contact in {plan.horizon_s / 86400:.3g} days"
-        return f"{never}; use a lower min_elevation_deg, another inclination_deg or more days"
+        return f"{never}; {remedy}"
+    if not upload_B:
+        return "nothing goes up"
     room_B = [c.carried_B("up", c.start_s, c.end_s) for c in mine]
     if math.isinf(min(room_B)):
         return f"{_size(upload_B)} fit every contact (no limit)"

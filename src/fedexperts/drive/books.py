@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
-from ..ledger import Ledger
 from ..moe.parts import in_order
-from ..train.host import Host, Trained, Trial
 from ..train.task import Task
 from .classes import PHONE, DeviceClass
 from .cluster import ClusterState, Pace, whole_rounds
 from .energy import shown
 from .faults import Faults
+
+if TYPE_CHECKING:
+    from ..ledger import Ledger
+    from ..train.host import Host, Trained, Trial
 
 LOWER = "lower train.lr_expert or train.lr_gate, with --set, and go on with --resume"
 

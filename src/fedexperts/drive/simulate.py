@@ -11,11 +11,10 @@ import heapq
 import math
 import types
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..contact.plan import TIGHT_S, Contact, ContactPlan
 from ..errors import Diverged, warn_input
-from ..ledger import Ledger
 from ..moe.parts import Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.host import Host, Trial
@@ -26,6 +25,9 @@ from .cluster import Pace
 from .energy import shown
 from .faults import NO_FAULTS, Faults
 from .visit import Effect, SimulatedLink, Visit
+
+if TYPE_CHECKING:
+    from ..ledger import Ledger
 
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
 MANY_STEPS = 100_000

@@ -15,9 +15,10 @@ from ..moe.view import View
 from ..protocol.aligned import Aligned, Alignment, Client
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
+from ..setup.clients import default_deadline_s
 from ..setup.devices import Judges
 from ..setup.prepare import Prepared, prepare
-from .capacity import capacity_of, default_deadline_s, need
+from .capacity import capacity_of, need
 from .method import Method
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping
 
 from ..assign.scores import Capacity, Need, experts_that_fit
-from ..contact.plan import ContactPlan
 from ..moe.parts import in_order, is_expert, tensors_B
-from ..scenario import Scenario
+from ..setup.clients import capacity_over, default_deadline_s
 from ..setup.prepare import Prepared
 from ..train.task import Task
 
@@ -17,22 +14,9 @@ ADAMW_FLOATS, FLOAT32_B = 2, 4
 """AdamW keeps two float32 numbers for each trained one."""
 
 
-def default_deadline_s(scenario: Scenario, plan: ContactPlan) -> float:
-    """The length of a slot, or of a median contact."""
-    if scenario.plan.kind in ("always-on", "round-robin"):
-        return scenario.plan.slot_s
-    return statistics.median(contact.end_s - contact.start_s for contact in plan.contacts)
-
-
 def capacity_of(prepared: Prepared, link: str) -> Capacity:
     """What the devices behind a link can carry, over its median contact."""
-    contacts = [contact for contact in prepared.plan.contacts if contact.cluster == link]
-    kind = prepared.kinds[link]
-    up_bps, down_bps = (
-        statistics.median(getattr(contact, rate) for contact in contacts) if contacts else math.inf
-        for rate in ("uplink_bps", "downlink_bps")
-    )
-    return kind.capacity(up_bps, down_bps)
+    return capacity_over(prepared.plan, link, prepared.kinds[link])
 
 
 def need(prepared: Prepared, shared: frozenset[str]) -> Need:

@@ -9,8 +9,9 @@ from collections.abc import Collection
 import torch
 
 from ..errors import InputError, warn_input
-from ..moe.auto import AUTO, FOR_TASK
+from ..moe.auto import AUTO
 from ..moe.checkpoint import Checkpoint, resolve
+from ..moe.kinds import FOR_TASK
 from ..moe.parts import Piece, expert_index
 from ..moe.subset import load_streamed, load_subset
 from ..moe.view import View

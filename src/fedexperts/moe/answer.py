@@ -10,9 +10,10 @@ import torch
 
 from ..errors import InputError
 from ..reading import read_json
-from .auto import AUTO, kind_of
+from .auto import AUTO
 from .checkpoint import Checkpoint, check_finite
 from .config import refusing
+from .kinds import kind_of
 from .meta import read_config
 from .tasks import NamedTask
 from .tokenizer import load_tokenizer

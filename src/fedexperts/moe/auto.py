@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 from ..errors import InputError
 from ..reading import short
 from .config import check_memory, parsed, refusing
-from .conv import ConvMoEConfig
-from .encoder import BertMoEConfig
 from .families import check_family
-from .resnet import NetworkedMoEConfig
+from .kinds import Kind
 
-Kind = Literal["classifier", "image-classifier", "language-model"]
 AUTO: dict[Kind, Any] = {
     "classifier": AutoModelForSequenceClassification,
     "image-classifier": AutoModelForImageClassification,
@@ -25,28 +21,6 @@ AUTO: dict[Kind, Any] = {
 }
 PEFT: dict[Kind, str] = {"classifier": "SEQ_CLS", "image-classifier": "SEQ_CLS", "language-model": "CAUSAL_LM"}
 """What PEFT calls them."""
-FOR_TASK: dict[str, Kind] = {
-    "classification": "classifier",
-    "image": "image-classifier",
-    "multiple-choice": "language-model",
-    "causal-lm": "language-model",
-}
-"""What a scenario's ``[task] kind`` needs."""
-OWN: dict[str, Kind] = {
-    ConvMoEConfig.model_type: "image-classifier",
-    NetworkedMoEConfig.model_type: "image-classifier",
-    BertMoEConfig.model_type: "classifier",
-}
-"""What our own model types are for."""
-
-
-def kind_of(document: Mapping[str, Any]) -> Kind:
-    """What a config describes: what its architectures say, else a causal language model; our own types are classifiers."""
-    if document.get("model_type") in OWN:
-        return OWN[document["model_type"]]
-    names = document.get("architectures") or ()
-    endings = {kind: auto.__name__.removeprefix("AutoModel") for kind, auto in AUTO.items()}
-    return next((kind for kind, end in endings.items() if any(name.endswith(end) for name in names)), "language-model")
 
 
 def new_model(

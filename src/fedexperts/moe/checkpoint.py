@@ -11,7 +11,6 @@ Shapes: D hidden, F intermediate, E experts of a layer, R rows asked for (expert
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +24,8 @@ from transformers import AutoConfig
 
 from ..errors import InputError
 from ..reading import read_json, short
-from .config import checked, experts_field, first_line, read_document, refusing
+from .config import checked, experts_field, read_document, refusing
+from .document import HUB_NAME, first_line
 from .tokenizer import FILES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -42,7 +42,6 @@ PUBLISHED = (
     ("model.", "model.language_model."),  # Qwen3.5-MoE, beside a vision tower
 )
 """What transformers 5 calls a tensor, and what it is called in files of the families that call it otherwise."""
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Fill = Callable[[Tensor, str, int | None], None]
 

@@ -19,32 +19,10 @@ from transformers.utils import logging as transformers_logging
 from ..errors import InputError
 from ..reading import read_json
 from . import conv, encoder, resnet  # noqa: F401  # they tell transformers of our own model types
+from .document import BOUNDS, EXPERTS, FILE_B, MOST_EXPERTS, first_line
 from .parts import NotMoEError
 
 transformers_logging.disable_progress_bar()
-
-FILE_B = 16 * 2**20
-"""A config with the names of 100,000 labels has a quarter of that."""
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-BOUNDS = {
-    "num_hidden_layers": 1024,
-    "num_labels": 2**20,
-    "vocab_size": 2**24,
-    "hidden_size": 2**20,
-    "intermediate_size": 2**24,
-    "moe_intermediate_size": 2**24,
-    "shared_expert_intermediate_size": 2**24,
-    "num_attention_heads": 2**16,
-    "num_key_value_heads": 2**16,
-    "head_dim": 2**16,
-    "max_position_embeddings": 2**32,
-    **dict.fromkeys(EXPERTS, 4096),
-}
-"""The most that a field may be, far above what any model has."""
-LONGEST = 300
-"""Characters of somebody else's message."""
-MOST_EXPERTS = 100_000
-"""Of all layers together."""
 
 
 @contextmanager
@@ -56,14 +34,6 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:  # the code of hundreds of families, each with checks and slips of its own
         raise InputError(f"{what} ({first_line(error)}); {remedy}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line that is not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "trust_remote_code" in text:
-        return "it needs code of its own"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def read_document(path: Path) -> dict[str, Any]:

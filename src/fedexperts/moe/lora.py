@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .outline import LORA_A, LORA_B
 from .parts import Tensors
 
 Average = Literal["refactor", "merge", "factors"]
-A, B = ".lora_A", ".lora_B"
+A, B = LORA_A, LORA_B
 ROW_NORM = 1 / math.sqrt(3)
 """Length that a row of A has on average when it is drawn from U(-1/√I, 1/√I), as LoRA's authors do."""
 

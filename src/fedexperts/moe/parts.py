@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
+
+if TYPE_CHECKING:  # names and sizes of parts are asked for where torch is not loaded
+    from torch import Tensor
 
 BACKBONE = "backbone"
 GATE = "gate"
@@ -24,18 +26,21 @@ CORRELATION = "correlation"
 """Not of the model: the correlation matrices that travel beside it in FedSC."""
 EXPERT = "expert:"
 
-Tensors = Mapping[str, Tensor]
+Tensors = Mapping[str, "Tensor"]
 _NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "float64": "F64",
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
+"""What safetensors calls the types of torch."""
+NUMBER_B = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
+"""Bytes of a number, by its type."""
 
 
 class NotMoEError(InputError):
@@ -56,7 +61,7 @@ class Piece:
         sha = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            sha.update(_bytes(tensor))
         return sha.hexdigest()[:16]
 
     @cached_property
@@ -65,9 +70,15 @@ class Piece:
         return file_B(self.tensors)
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def finite(tensors: Tensors) -> bool:
     """Whether all numbers are."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def tensors_B(tensors: Tensors) -> int:
@@ -77,14 +88,19 @@ def tensors_B(tensors: Tensors) -> int:
 
 def file_B(tensors: Tensors) -> int:
     """Size of a safetensors file: 8 bytes, a JSON header padded to a multiple of 8, and the numbers."""
+    return shapes_B({name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()})
+
+
+def shapes_B(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
+    """As `file_B`, of tensors given as types and shapes."""
     header: dict[str, object] = {}
     offset = 0
-    for name, tensor in sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0])):
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda entry: (-NUMBER_B[entry[1][0]], entry[0])):
+        end = offset + math.prod(shape) * NUMBER_B[dtype]
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text_B = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + -(-text_B // 8) * 8 + tensors_B(tensors)
+    return 8 + -(-text_B // 8) * 8 + offset
 
 
 def expert(m: int, layer: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""How large a model's parts, its uploads and the memory of its devices are: arithmetic over a view, also a meta one.
+"""How large a model's parts, its uploads and the memory of its devices are: arithmetic over an outline.
 
 Letters: T tokens (batch·length), D hidden, F intermediate of an expert, E experts of a layer, K picks per token, P = T·K picks,
 H and G heads of queries and of keys, d numbers of a head, V vocabulary, r rank, e bytes of a number at the precision.
@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from .parts import GATE, NotMoEError, Tensors, expert, is_expert
-from .view import View
+from .arithmetic import ACTIVATIONS
+from .outline import Outline, Shape, count
+from .parts import GATE, NotMoEError, expert, is_expert
 
 PRECISION_B = {"bfloat16": 2, "float32": 4}
 """Bytes of a number."""
@@ -23,30 +24,25 @@ ADAMW_B = 2 * FLOAT32_B
 """AdamW keeps two float32 numbers for each trained one."""
 STREAMED = 2
 """Experts of one layer that a streamed pass holds at a time: one that computes and one that is being read."""
-FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "mellum", "granitemoe")
-"""Model types whose attention and feed-forward layers `activations_B` describes."""
 
 
-def numbers(tensors: Tensors) -> int:
-    """Parameters of a part."""
-    return sum(tensor.numel() for tensor in tensors.values())
-
-
-def parts(view: View, precision: str) -> dict[str, dict[str, int]]:
+def parts(model: Outline, precision: str) -> dict[str, dict[str, int]]:
     """Parameters and bytes of every part at the precision; a head tied to the embedding counts with the backbone."""
     return {
-        name: {"parameters": numbers(tensors), "bytes": PRECISION_B[precision] * numbers(tensors)}
-        for name, tensors in view.parts.items()
+        name: {"parameters": count(tensors), "bytes": PRECISION_B[precision] * count(tensors)}
+        for name, tensors in model.parts.items()
     }
 
 
-def adapter_numbers(view: View, m: int, rank: int) -> int:
-    """Numbers of the adapters of expert m: r·(in + out) for its gate, up and down projection, factored apart, in every layer.
+def adapter_numbers(model: Outline, rank: int) -> int:
+    """Numbers of the adapters of an expert: r·(in + out) for its gate, up and down projection, factored apart, in every layer.
 
     Raises:
         InputError: the rank is below 1 or above a projection's smaller side, where an adapter adds nothing.
     """
-    sizes = [projection.weight_OI.shape for block in view.blocks for projection in block.projections[m]]
+    sizes = model.projections.values()
+    if not sizes:
+        raise InputError(f"rank = {rank}: the experts of a {model.model_type!r} model have no linear layer to adapt")
     most = min(min(size) for size in sizes)
     if not 1 <= rank <= most:
         raise InputError(
@@ -74,82 +70,14 @@ class Uploads:
         return self.baseline_B / max(self.lora_B.values())
 
 
-def uploads(view: View, rank: int) -> Uploads:
+def uploads(model: Outline, rank: int) -> Uploads:
     """Upload sizes with adapters of rank r.
 
     Raises:
         InputError: see `adapter_numbers`.
     """
-    lora_B = {expert(m): LINK_B * adapter_numbers(view, m, rank) for m in range(view.experts)}
-    return Uploads(lora_B, LINK_B * numbers(view.parts[GATE]))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What activations depend on; see the module's letters.
-
-    Of the ``layers``, ``moe_blocks`` have experts. Below the first trained tensor autograd saves nothing, so of the first MoE
-    layer only the experts count, and ``blocks`` are the attention blocks after it. ``dense_F`` and ``shared_F`` sum the
-    intermediate sizes of dense layers and of shared experts after it; ``normed`` says that queries and keys have norms.
-    """
-
-    D: int
-    F: int
-    E: int
-    K: int
-    H: int
-    G: int
-    d: int
-    V: int
-    layers: int
-    blocks: int
-    moe_blocks: int
-    dense_F: int
-    shared_F: int
-    normed: bool
-    renormalised: bool
-    """Whether the weights of the picks sum to one: a single pick under a frozen gate then weighs 1, without a gradient."""
-
-
-def shape(view: View) -> Shape:
-    """The shape of a Hugging Face model.
-
-    Raises:
-        NotMoEError: the attention or feed-forward layers of this model type are not known here.
-    """
-    config: Any = view.model.config
-    if config.model_type not in FAMILIES:
-        raise NotMoEError(
-            f"model_type = {config.model_type!r}: the memory of its layers is not known yet; {', '.join(FAMILIES)} are"
-        )
-    _, _, down = view.blocks[0].projections[0]
-    D, F = down.weight_OI.shape
-    heads = config.num_attention_heads
-    moe_blocks = sorted({_block(name) for name in view.parts[GATE]})
-    after = set(range(moe_blocks[0] + 1, config.num_hidden_layers))
-    shared = getattr(config, "shared_expert_intermediate_size", 0)
-    return Shape(
-        D=D,
-        F=F,
-        E=view.experts,
-        K=view.top_k,
-        H=heads,
-        G=config.num_key_value_heads,
-        d=getattr(config, "head_dim", None) or D // heads,
-        V=config.vocab_size if type(view.model).__name__.endswith("CausalLM") else 0,
-        layers=config.num_hidden_layers,
-        blocks=len(after),
-        moe_blocks=len(moe_blocks),
-        dense_F=config.intermediate_size * len(after - set(moe_blocks)),
-        shared_F=shared * (len(moe_blocks) - 1),
-        normed=any("q_norm" in name for name, _ in view.model.named_parameters()),
-        renormalised=view.blocks[0].router.renormalise and view.blocks[0].router.top1 != "switch",
-    )
-
-
-def _block(parameter: str) -> int:
-    """Number of the block that a parameter such as ``model.layers.3.mlp.gate.weight`` lies in."""
-    return next(int(word) for word in parameter.split(".") if word.isdigit())
+    lora_B = dict.fromkeys(map(expert, range(model.experts)), LINK_B * adapter_numbers(model, rank))
+    return Uploads(lora_B, LINK_B * count(model.parts[GATE]))
 
 
 @dataclass(frozen=True)
@@ -234,11 +162,52 @@ def working_B(s: Shape, work: Work, gradients: bool) -> int:
     return T * e * (max(s.V + 3 * s.D, layer) + 2 * s.G * s.d * s.layers)
 
 
+def forward_flops(model: Outline, length: int) -> int | None:
+    """FLOPs of a token on its way through the model, in sequences of a length; None of models that convolve images.
+
+    Matrix products at 2·m·n·k, as `torch.utils.flop_counter` counts, attention as its products where its heads are known.
+    """
+    if any(len(size) > 3 for size in model.rest.values()):
+        return None
+    flat = sum(count({n: size}) for n, size in model.rest.items() if len(size) == 2 and "embed" not in n)
+    routed = sum(count(layer.gate) + model.top_k * count(layer.experts[0].tensors) for layer in model.layers)
+    s = model.shape
+    return 2 * (flat + routed) + (4 * length * s.H * s.d * s.layers if s else 0)
+
+
+def step_flops(model: Outline, length: int, own: int, masked: bool, rank: int, gate: bool) -> int | None:
+    """About the FLOPs of a token in a gradient step that trains ``own`` experts: forward, back to the inputs, and to weights.
+
+    Behind an open gate experts are taken to be picked alike.
+    """
+    forward = forward_flops(model, length)
+    if forward is None:
+        return None
+    each = sum(count(layer.experts[0].tensors) for layer in model.layers)
+    picks = min(model.top_k, own) if masked else model.top_k
+    forward -= 2 * (model.top_k - picks) * each if masked and own else 0
+    mine = picks if masked else picks * own / model.experts
+    weights = 6 * adapter_numbers(model, rank) if rank else 2 * each
+    return round(2 * forward + mine * weights + gate * 2 * count(model.parts[GATE]))
+
+
 Phase = dict[str, int]
 """Bytes by purpose, and ``total_B``."""
 
 
-def memory(view: View, experts: Collection[int], rank: int, work: Work, load: str | None = None) -> dict[str, dict[str, Phase]]:
+@dataclass(frozen=True)
+class Training:
+    """What a device trains, and how: adapters of a ``rank``, or with 0 the experts' own weights, with one optimiser or another.
+
+    ``load`` is how much of the model it loads, where that is not left to the protocol.
+    """
+
+    rank: int = 4
+    load: str | None = None
+    adamw: bool = True
+
+
+def memory(model: Outline, experts: Collection[int], work: Work, how: Training = Training()) -> dict[str, dict[str, Phase]]:
     """Peak bytes of a device that owns ``experts``, by protocol and phase.
 
     - ``ems-fl-enhanced`` loads its experts alone and trains their adapters behind a masked gate. In the trial pass and the
@@ -255,87 +224,112 @@ def memory(view: View, experts: Collection[int], rank: int, work: Work, load: st
 
     Raises:
         InputError: experts or rank are out of range.
-        NotMoEError: see `shape`.
+        NotMoEError: the attention or feed-forward layers of this model type are not known here.
     """
-    mine = owned(view, experts)
-    full = shape(view)
-    masked = replace(full, K=min(full.K, len(mine)))
-    expert_numbers = numbers(view.parts[expert(0)])
-    rest = sum(numbers(tensors) for part, tensors in view.parts.items() if not is_expert(part))
-    streamed = rest + min(STREAMED, full.E) * expert_numbers // full.moe_blocks
-    loaded, complete = rest + len(mine) * expert_numbers, rest + full.E * expert_numbers
-    adapter, gate = adapter_numbers(view, mine[0], rank), numbers(view.parts[GATE])
-    own, every = len(mine) * adapter, full.E * adapter
-    apart, trained = (complete, complete) if load == "all" else (streamed, loaded)
+    mine = owned(model, experts)
+    full = model.shape
+    if full is None:
+        raise NotMoEError(
+            f"model_type = {model.model_type!r}: the memory of its layers is not known yet; {', '.join(ACTIVATIONS)} are"
+        )
+    held = Held(model, len(mine), work, how)
     enhanced = {
-        "trial": _phase(work, apart, working=working_B(full, work, False)),
-        "training": _training(masked, work, trained, own, own, 0, rank),
-        "gate_tail": _training(full, work, apart, every, 0, gate, rank),
+        "trial": held.trial(held.apart),
+        "training": held.training(held.loaded, len(mine), len(mine), masked=True),
+        "gate_tail": held.training(held.apart, full.E, 0, gate=True),
     }
-    if load in ("own", "stream"):
-        return {"ems-fl-enhanced": {name: phase for name, phase in enhanced.items() if load == "stream" or name == "training"}}
+    if how.load in ("own", "stream"):
+        return {"ems-fl-enhanced": {name: one for name, one in enhanced.items() if how.load == "stream" or name == "training"}}
     return {
         "ems-fl-enhanced": enhanced,
         "ems-fl": {
-            "trial": _phase(work, complete, working=working_B(full, work, False)),
-            "training": _training(full, work, complete, every, own, gate, rank),
+            "trial": held.trial(held.complete),
+            "training": held.training(held.complete, full.E, len(mine), gate=True),
         },
-        "sync": {"training": _training(full, work, complete, every, every, gate, rank)},
+        "sync": {"training": held.training(held.complete, full.E, full.E, gate=True)},
     }
 
 
-def describe(view: View, experts: Collection[int], rank: int, work: Work, load: str | None = None) -> dict[str, Any]:
+class Held:
+    """Phases of a device that owns so many experts; see `memory`."""
+
+    def __init__(self, model: Outline, mine: int, work: Work, how: Training):
+        each = count(model.parts[expert(0)])
+        rest = sum(count(tensors) for part, tensors in model.parts.items() if not is_expert(part))
+        self._full, self._mine, self._work, self._how = model.shape, mine, work, how
+        self._trained = adapter_numbers(model, how.rank) if how.rank else each
+        self._gate = count(model.parts[GATE])
+        self.complete = rest + model.experts * each
+        streamed = rest + min(STREAMED, model.experts) * each // len(model.layers)
+        self.loaded, self.apart = (self.complete, self.complete) if how.load == "all" else (rest + mine * each, streamed)
+
+    def trial(self, weights: int) -> Phase:
+        """A forward pass over numbers that are loaded."""
+        return self._phase(weights, working=0 if self._full is None else working_B(self._full, self._work, False))
+
+    def training(
+        self, weights: int, held: int, trained: int, gate: bool = False, masked: bool = False, beside: int = 0
+    ) -> Phase:
+        """Training of so many experts, with adapters of so many in memory, and of ``beside`` other numbers.
+
+        What activations take is left out where it is not known: of other model types, and where more than experts and gate
+        is trained.
+        """
+        rank = self._how.rank
+        numbers, other = trained * self._trained, gate * self._gate + beside
+        saved = working = 0
+        if self._full is not None and not beside:
+            s = replace(self._full, K=min(self._full.K, self._mine)) if masked else self._full
+            saved = sum(activations_B(s, self._work, float(trained > 0), rank, gate).values())
+            working = working_B(s, self._work, True)
+        return self._phase(weights, held * self._trained if rank else 0, numbers, other, saved, working)
+
+    def _phase(
+        self, weights: int, held: int = 0, trained: int = 0, other: int = 0, activations: int = 0, working: int = 0
+    ) -> Phase:
+        e = self._work.e
+        phase = {
+            "weights_B": e * weights,
+            "adapters_B": FLOAT32_B * held,
+            "gradients_B": (FLOAT32_B if self._how.rank else e) * trained + e * other,
+            "optimizer_B": ADAMW_B * (trained + other) if self._how.adamw else 0,
+            "activations_B": activations,
+            "working_B": working,
+        }
+        return phase | {"total_B": sum(phase.values())}
+
+
+def describe(model: Outline, experts: Collection[int], work: Work, how: Training = Training()) -> dict[str, Any]:
     """What ``fedexperts inspect`` prints; ``memory_B`` is None where the memory of this model type is not known.
 
     Raises:
         InputError: experts or rank are out of range.
     """
-    sizes = uploads(view, rank)
-    config: Any = view.model.config
+    sizes = uploads(model, how.rank)
     return {
-        "parts": parts(view, work.precision),
+        "parts": parts(model, work.precision),
         "lora_upload_B": sizes.lora_B,
         "gate_upload_B": sizes.gate_B,
         "baseline_upload_B": sizes.baseline_B,
         "ratio": round(sizes.ratio, 4),
-        "experts": owned(view, experts),
-        "rank": rank,
+        "experts": owned(model, experts),
+        "rank": how.rank,
         "precision": work.precision,
         "batch": work.batch,
         "length": work.length,
-        "memory_B": memory(view, experts, rank, work, load) if config.model_type in FAMILIES else None,
+        "memory_B": None if model.shape is None else memory(model, experts, work, how),
     }
 
 
-def owned(view: View, experts: Collection[int]) -> list[int]:
+def owned(model: Outline, experts: Collection[int]) -> list[int]:
     """The experts in order, checked.
 
     Raises:
         InputError: no expert, one twice, or one that the model does not have.
     """
-    if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(view.experts)):
+    if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(model.experts)):
         raise InputError(
-            f"experts = {','.join(map(str, experts)) or 'none'}: must be different numbers between 0 and {view.experts - 1}, "
-            f"as the model has {view.experts} experts; correct the list"
+            f"experts = {','.join(map(str, experts)) or 'none'}: must be different numbers between 0 and {model.experts - 1}, "
+            f"as the model has {model.experts} experts; correct the list"
         )
     return sorted(experts)
-
-
-def _training(s: Shape, work: Work, weights: int, held: int, trained: int, gate: int, rank: int) -> Phase:
-    """A phase with gradients: ``held`` and ``trained`` adapter numbers, ``gate`` trained gate numbers."""
-    saved = activations_B(s, work, float(trained > 0), rank, gate > 0)
-    return _phase(work, weights, held, trained, gate, sum(saved.values()), working_B(s, work, True))
-
-
-def _phase(
-    work: Work, weights: int, held: int = 0, trained: int = 0, gate: int = 0, activations: int = 0, working: int = 0
-) -> Phase:
-    phase = {
-        "weights_B": work.e * weights,
-        "adapters_B": FLOAT32_B * held,
-        "gradients_B": FLOAT32_B * trained + work.e * gate,
-        "optimizer_B": ADAMW_B * (trained + gate),
-        "activations_B": activations,
-        "working_B": working,
-    }
-    return phase | {"total_B": sum(phase.values())}

@@ -23,11 +23,11 @@ from .checkpoint import Checkpoint
 from .families import check_family
 from .last_token import lacks_padding, last_by_mask
 from .lora import Adapter, LoRA
-from .parts import BACKBONE, GATE, HEAD, NotMoEError, Tensors, expert, expert_index, is_expert
+from .outline import part_of
+from .parts import GATE, NotMoEError, Tensors, expert, expert_index, is_expert
 from .routing import Mask, Top1
 from .stream import Stream
 
-HEADS = ("score", "classifier", "lm_head", "head")
 Batch = Mapping[str, Tensor]
 
 
@@ -98,8 +98,7 @@ class View:
         own = {id(leaf) for block in self.blocks for tensors in block.experts for leaf in tensors.values()}  # globally named
         for name, parameter in self.model.named_parameters():
             if name not in taken and id(parameter) not in own and parameter.numel():
-                part = HEAD if name.split(".")[0] in HEADS else BACKBONE
-                self.parts.setdefault(part, {})[name] = parameter
+                self.parts.setdefault(part_of(name), {})[name] = parameter
 
     def _check_kept(self) -> None:
         held = len(self.blocks[0].experts)

@@ -9,15 +9,15 @@ Sums run in the order of the updates, which links give in device order, so that 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
-from ..moe.lora import LoRA, combined, projections, same
 from ..moe.parts import Piece, Tensors, finite, in_order
 from ..train.task import Update
+
+if TYPE_CHECKING:  # a plan plays protocols without numbers, and does not load torch
+    from ..moe.lora import LoRA
 
 Sent = dict[str, dict[str, Piece]]
 """For each cluster, the version of each shared part that was sent to it last."""
@@ -86,7 +86,7 @@ def after(piece: Piece, tensors: Tensors) -> Piece:
         raise Diverged(
             f"{piece.part} is not finite after aggregation (version {piece.version + 1}); lower the learning rates and --resume"
         )
-    return Piece(piece.part, piece.version + 1, tensors)
+    return replace(piece, version=piece.version + 1, tensors=tensors)
 
 
 def changed(
@@ -140,6 +140,8 @@ def _mean(terms: Sequence[Term], lora: LoRA | None) -> tuple[Tensors, Facts]:
     trained = [tensors for _, tensors in terms]
     if not _refactored(trained[0], lora):
         return mean(terms), {}
+    from ..moe.lora import same
+
     if same(trained):
         return trained[0], {"truncation": 0.0}
     total = sum(weight for weight, _ in terms)
@@ -147,10 +149,16 @@ def _mean(terms: Sequence[Term], lora: LoRA | None) -> tuple[Tensors, Facts]:
 
 
 def _refactored(tensors: Tensors, lora: LoRA | None) -> bool:
-    return lora is not None and lora.average == "refactor" and bool(projections(tensors))
+    if lora is None or lora.average != "refactor":
+        return False
+    from ..moe.lora import projections
+
+    return bool(projections(tensors))
 
 
 def _factored(terms: Sequence[tuple[float, Tensors]]) -> tuple[Tensors, Facts]:
+    from ..moe.lora import combined
+
     tensors, error = combined(terms)
     return tensors, {"truncation": float(f"{error:.6g}")}
 
@@ -194,6 +202,10 @@ def moved(
 
 def _rows_moved(gate: Tensors, changes: Sequence[Change], total: float | None) -> Tensors:
     """The gate's tensors have a row for each expert; a row that nobody holds stays."""
+    if not gate:
+        return {}
+    import torch
+
     result = {}
     for name, value in gate.items():
         weight_E = torch.zeros(len(value), dtype=torch.float64)

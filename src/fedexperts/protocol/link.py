@@ -19,14 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..moe.lora import LoRA
 from ..moe.parts import Piece
 from ..train.task import Task, Update
+
+if TYPE_CHECKING:
+    from ..moe.lora import LoRA
 
 
 class SignalLost(Exception):  # noqa: N818  # it is an event of the network, not an error of the program

@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..moe.parts import BACKBONE, CORRELATION, GATE, Piece, Tensors, in_order, is_expert
 from ..seeds import Stream, stream
-from ..train.fedsc import OFFICIAL, others
 from ..train.task import Task, Update
 from .aggregate import picked
 from .link import Link, Start
 from .rounds import Rounds
+
+if TYPE_CHECKING:
+    from ..train.fedsc import Schedule
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,27 @@ class Networked(Rounds):
         super().__init__(start, dict(told.samples))
         self._told = told
         self.own = dict(zip(self.clients, in_order(filter(is_expert, start.model)), strict=False))
-        zero = {"matrix": torch.zeros(told.representation_size, told.representation_size), "weight": torch.zeros(())}
         self.correlations: dict[str, Tensors] = {}  # client -> R_i, as it shared it last
         self.exchanges = 0
         self.held_losses: dict[str, float] = {}  # of this roll: client -> the rolling gate's loss on what it held back
         self.best = math.inf
         self.stalled = 0  # rolls without a gain
         self.rolled = 0  # turns taken
-        self._schedule = replace(OFFICIAL, lr=1.0, rounds=told.extractor_cycles) if told.schedule == "official" else None
+        self._schedule: Schedule | None = None
         if told.extractor == "fedsc":
-            self.model[CORRELATION] = Piece(CORRELATION, 0, zero)
+            self._contrast()
+
+    def _contrast(self) -> None:
+        """FedSC: no matrix is known yet."""
+        import torch
+
+        from ..train.fedsc import OFFICIAL
+
+        told, size = self._told, self._told.representation_size
+        zero = {"matrix": torch.zeros(size, size), "weight": torch.zeros(())}
+        self.model[CORRELATION] = Piece(CORRELATION, 0, zero)
+        if told.schedule == "official":
+            self._schedule = replace(OFFICIAL, lr=1.0, rounds=told.extractor_cycles)
 
     @property
     def uploads(self) -> frozenset[str]:
@@ -137,6 +149,10 @@ class Networked(Rounds):
 
         The release weighs a client's own matrix by the round instead of by q_i, and the others' alike.
         """
+        import torch
+
+        from ..train.fedsc import others
+
         samples = self._samples if self._schedule is None else dict.fromkeys(self._samples, 1)
         q_i = samples[client] / sum(samples[c] for c in self.clients)
         weight = torch.tensor(q_i if self._schedule is None else self._schedule.own_weight(q_i, self.round))

@@ -11,12 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ..moe.lora import LoRA
 from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..train.task import Task, Update
 from .aggregate import Change, moved
 from .link import Link, SignalLost, Start
+
+if TYPE_CHECKING:
+    from ..moe.lora import LoRA
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from plotly.subplots import make_subplots
 
 from .page import COLOURS, cell, cell_row, html_table, shown, text_row, write_page
 from .plan_map import map_figure, reach_of, sites_of
-from .plan_text import clock, colours_of, count, duration, megabytes, number, satellites_of, style
+from .plan_method import method_section, pass_list
+from .plan_text import clock, colours_of, megabytes, number, satellites_of, style
+from .words import count, duration
 
 BLUES = ["#92c5de", "#0072b2", "#00284d"]  # the pale end is still seen on white
 PANELS = (
@@ -42,6 +44,7 @@ th { vertical-align: bottom; font-weight: 600; }
 tr.numbers td { border-bottom: 0; padding-bottom: 0; white-space: nowrap; }
 td.verdict { text-align: left; color: #555; padding-bottom: 0.6rem; }
 h2 { margin: 2.2rem 0 0.3rem; font-size: 1.25rem; }
+summary { cursor: pointer; color: #0072b2; }
 p.note { margin: 0.2rem 0 0.6rem; max-width: none; }
 .rangeslider-mask-min, .rangeslider-mask-max { fill: white !important; fill-opacity: 0.65 !important; }
 """
@@ -55,10 +58,10 @@ def write_plan(document: Mapping[str, Any], path: Path, beside: Mapping[str, str
     Raises:
         OSError: one of them cannot be written.
     """
-    sections = (_map_section(document), _contact_section(document), _pass_section(document))
+    sections = (_map_section(document), _contact_section(document), pass_list(document), _pass_section(document))
     content = f"""<p>{_headline(document)}</p>
 {_table(document["clusters"])}
-{"".join(sections)}"""
+{method_section(document)}{"".join(sections)}"""
     write_page(path, f"Contact plan: {document['name']}", content, PLAN_STYLE, beside)
 
 

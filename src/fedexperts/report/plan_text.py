@@ -40,18 +40,6 @@ def clock(start: str | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M}" + (f":{moment:%S}" if moment.second else "") + " UTC"
 
 
-def duration(seconds: float | None) -> str:
-    """Two units at most: 42 s, 4 min 7 s, 17 h 24 min, 2 d 3 h."""
-    if seconds is None:
-        return "–"
-    for size, smaller, unit, small_unit in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
-        whole = round(seconds / smaller)
-        if whole * smaller >= size:
-            big, small = divmod(whole, size // smaller)
-            return f"{big} {unit} {small} {small_unit}" if small else f"{big} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def number(value: float | None, form: str, unit: str = "") -> str:
     """A number in a format, a dash where there is none."""
     return "–" if value is None else f"{value:{form}}{unit}"
@@ -60,8 +48,3 @@ def number(value: float | None, form: str, unit: str = "") -> str:
 def megabytes(count_B: float | None, otherwise: str) -> str:
     """Bytes in 10⁶ B."""
     return otherwise if count_B is None else f"{count_B / 1e6:,.1f}"
-
-
-def count(number: int, noun: str) -> str:
-    """How many of something."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

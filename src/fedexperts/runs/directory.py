@@ -15,7 +15,7 @@ from ..scenario import Scenario
 from ..writing import kind, reason
 from .ended import ADAPTERS, scenario_of, what_lacks
 from .header import format_of, header
-from .lock import is_free
+from .lock import check_usable, is_free
 from .longer import check_longer
 from .rates import CYCLES, NAMES, differences, named, shown
 from .sums import SUMS, write_sums
@@ -40,15 +40,8 @@ def check_directory(directory: Path, scenario: Scenario, label: str, resume: boo
 
 
 def _check_directory(directory: Path, scenario: Scenario, label: str, resume: bool) -> dict[str, float]:
-    if "\0" in str(directory):
-        raise InputError(f"--out {str(directory)!r}: has a null byte; name another folder")
-    if os.path.lexists(directory) and not directory.is_dir():
-        raise InputError(f"--out {directory}: is {kind(directory.lstat().st_mode)}; name a folder")
+    check_usable(directory, resume)
     if not resume:
-        if not is_free(directory):
-            raise InputError(
-                f"--out {directory}: already holds files; add --resume to go on with that run, or name another folder"
-            )
         return {}
     kept = directory / "scenario.toml"
     if not directory.exists() or not any(directory.iterdir()) or not (is_free(directory) or os.path.lexists(kept)):

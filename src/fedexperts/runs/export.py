@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..moe.auto import AUTO, FOR_TASK, PEFT
+from ..moe.auto import AUTO, PEFT
 from ..moe.checkpoint import Checkpoint, Store, files_of
+from ..moe.kinds import FOR_TASK
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
 from ..moe.tasks import copy_tasks

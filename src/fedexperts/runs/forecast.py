@@ -56,6 +56,7 @@ def forecast(scenario: Scenario | str | Path) -> dict[str, Any]:
         "name": scenario.name,
         "protocol": scenario.label,
         "cycles": end["cycles"],
+        "start": scenario.plan.start.isoformat() if scenario.plan.start else None,
         "ends_s": end["t_s"],
         "steps": end["steps"],
         "uplink_B": end["uplink_B"],

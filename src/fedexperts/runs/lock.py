@@ -34,6 +34,25 @@ def is_free(directory: Path) -> bool:
     return not directory.exists() or {path.name for path in directory.iterdir()} <= LEFTOVERS
 
 
+def check_usable(directory: Path, resume: bool) -> None:
+    """Refuse what is no folder, and to begin in one with files; asked before anything is loaded.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    try:
+        if "\0" in str(directory):
+            raise InputError(f"--out {str(directory)!r}: has a null byte; name another folder")
+        if os.path.lexists(directory) and not directory.is_dir():
+            raise InputError(f"--out {directory}: is {kind(directory.lstat().st_mode)}; name a folder")
+        if not resume and not is_free(directory):
+            raise InputError(
+                f"--out {directory}: already holds files; add --resume to go on with that run, or name another folder"
+            )
+    except OSError as error:  # a name that is too long, links in a circle, no right to look
+        raise InputError(f"--out {directory}: cannot be used ({reason(error)}); name another folder") from error
+
+
 @contextmanager
 def claimed(directory: Path) -> Iterator[None]:
     """Make a folder if need be, and hold its lock within the block; folders made here go again if they stayed empty.

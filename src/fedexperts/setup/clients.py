@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..assign.scores import Capacity
 from ..contact.plan import MOST_CONTACTS, Contact, ContactPlan, PlanError
-from ..drive.classes import DeviceClass, drawn
-from ..scenario import Scenario
+from ..drive.classes import DeviceClass, device_class, drawn
+from ..scenario import Prospect, Scenario
 from ..seeds import Stream, stream
 
 
@@ -21,7 +23,36 @@ class Client:
     kind: DeviceClass
 
 
-def clients(scenario: Scenario, kinds: Mapping[str, DeviceClass]) -> list[Client]:
+def device_classes(scenario: Scenario | Prospect) -> dict[str, DeviceClass]:
+    """The classes of devices that a scenario names, built-in or its own.
+
+    Raises:
+        InputError: a cluster or a ``[device.<class>]`` table names an unknown class.
+    """
+    used = [name for c in scenario.cluster for name in ([c.device] if isinstance(c.device, str) else c.device)]
+    tables = {name: table.model_dump(exclude_none=True, exclude={"load"}) for name, table in scenario.device.items()}
+    named = dict.fromkeys([*used, *scenario.device])
+    return {name: device_class(name, name in tables, **tables.get(name, {})) for name in named}
+
+
+def default_deadline_s(scenario: Scenario | Prospect, plan: ContactPlan) -> float:
+    """The length of a slot, or of a median contact."""
+    if scenario.plan.kind in ("always-on", "round-robin"):
+        return scenario.plan.slot_s
+    return statistics.median(contact.end_s - contact.start_s for contact in plan.contacts)
+
+
+def capacity_over(plan: ContactPlan, link: str, kind: DeviceClass) -> Capacity:
+    """What the devices behind a link can carry, over its median contact."""
+    contacts = [contact for contact in plan.contacts if contact.cluster == link]
+    up_bps, down_bps = (
+        statistics.median(getattr(contact, rate) for contact in contacts) if contacts else math.inf
+        for rate in ("uplink_bps", "downlink_bps")
+    )
+    return kind.capacity(up_bps, down_bps)
+
+
+def clients(scenario: Scenario | Prospect, kinds: Mapping[str, DeviceClass]) -> list[Client]:
     """The clients of a scenario in order; a class that is drawn depends on the seed and the place alone."""
     found = []
     for at, cluster in enumerate(scenario.cluster):
@@ -31,7 +62,7 @@ def clients(scenario: Scenario, kinds: Mapping[str, DeviceClass]) -> list[Client
     return found
 
 
-def client_plan(plan: ContactPlan, group: Sequence[Client], scenario: Scenario) -> ContactPlan:
+def client_plan(plan: ContactPlan, group: Sequence[Client], scenario: Scenario | Prospect) -> ContactPlan:
     """Contacts of clusters as contacts of their clients: of those that have joined, have not left and are not away.
 
     Orbital cycles stay those of the clusters. Where the plan has no rates of its own, a link is as fast as its client's class.

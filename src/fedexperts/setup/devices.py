@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ..data.objective import Objective
 from ..data.partition import TestPartition, deal, deal_test
 from ..data.source import Samples
-from ..drive.classes import DeviceClass, device_class
 from ..errors import InputError
 from ..moe.parts import Piece
 from ..moe.view import View
@@ -24,18 +23,6 @@ class Judges:
 
     own: dict[str, Samples]
     even: dict[str, Samples]
-
-
-def device_classes(scenario: Scenario) -> dict[str, DeviceClass]:
-    """The classes of devices that a scenario names, built-in or its own.
-
-    Raises:
-        InputError: a cluster or a ``[device.<class>]`` table names an unknown class.
-    """
-    used = [name for c in scenario.cluster for name in ([c.device] if isinstance(c.device, str) else c.device)]
-    tables = {name: table.model_dump(exclude_none=True, exclude={"load"}) for name, table in scenario.device.items()}
-    named = dict.fromkeys([*used, *scenario.device])
-    return {name: device_class(name, name in tables, **tables.get(name, {})) for name in named}
 
 
 def dealt(cluster: Cluster, samples: Samples, seed: int) -> list[Samples]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from typing import Any
 
 import torch
@@ -14,32 +12,14 @@ from ..data.images import shape_text
 from ..data.objective import Objective
 from ..data.source import Samples, first
 from ..errors import InputError
-from ..moe.auto import AUTO, FOR_TASK, new_model
+from ..moe.auto import AUTO, new_model
 from ..moe.checkpoint import resolve
+from ..moe.kinds import FOR_TASK
 from ..moe.lora import LoRA
-from ..moe.meta import meta_view, read_config
-from ..moe.parts import GATE, is_expert
 from ..moe.subset import load_full
 from ..moe.view import View
-from ..scenario import Network, Scenario, Tasks
+from ..scenario import Scenario, Tasks
 from ..tables import Model
-from ..train.codec import payload_B
-
-
-def upload_B(model: Model, network: Network) -> int:
-    """Bytes that a device uploads in a contact of EMS-FL: its share of the experts and the gate; from the config alone.
-
-    Of a model on the hub nothing but the config is fetched.
-    """
-    path = network.file(model.path or "")
-    name = str(path) if os.path.exists(path) else model.path or ""
-    document = read_config(name) if model.config is None else model.config
-    view = meta_view({**document, "dtype": model.precision})
-    if lora := lora_of(model):
-        view.adapt(lora, network.seed)
-    size_B = {part: payload_B(leaves, model.uplink) for part, leaves in view.leaves.items()}
-    experts = [size_B[part] for part in filter(is_expert, size_B)]
-    return math.ceil(len(experts) / len(network.cluster)) * max(experts) + size_B[GATE]
 
 
 def lora_of(table: Model) -> LoRA | None:

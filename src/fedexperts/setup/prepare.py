@@ -22,8 +22,8 @@ from ..tables import Warmup
 from ..train.device import Device
 from ..train.host import Host, LocalHost, Trial
 from ..train.warmup import WarmUp, warm_up
-from .clients import client_plan, clients
-from .devices import Judges, dealt, device_classes, devices, judges
+from .clients import client_plan, clients, device_classes
+from .devices import Judges, dealt, devices, judges
 from .model import check_fit, check_forward, lora_of, model_view
 from .named import name_outputs
 from .plan import network_plan

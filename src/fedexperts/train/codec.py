@@ -6,16 +6,12 @@ added to the next (error feedback).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..moe.parts import Tensors, file_B
-
-Codec = Literal["exact", "bf16", "int8"]
-SCALE = ".scale"
+from ..moe.parts import Tensors
+from .wire import SCALE, Codec, wire_B
 
 
 def encode(tensors: Tensors, codec: Codec) -> bytes:
@@ -39,11 +35,7 @@ def decode(payload: bytes) -> dict[str, Tensor]:
 
 def payload_B(tensors: Tensors, codec: Codec) -> int:
     """Size of the file that `encode` would make of tensors of these shapes and types; their values do not matter."""
-    return file_B(_wire(_on_meta(tensors), codec))
-
-
-def _on_meta(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    return wire_B({n: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items()}, codec)
 
 
 def _wire(tensors: Tensors, codec: Codec) -> dict[str, Tensor]:

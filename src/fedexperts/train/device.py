@@ -25,12 +25,12 @@ from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_orde
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
 from .batches import epoch_batches
-from .codec import Codec
 from .frozen import FrozenLayers, Kept, compute, kept_B
 from .gating import normalise_gradients
 from .holding import Holding
 from .member import Member
 from .task import Task
+from .wire import Codec
 
 Experts = Mapping[str, tuple[Tensors, Tensors | None]]
 """Experts of other clients, as these hold them, and as they have trained them, if they have."""

@@ -5,14 +5,66 @@ With it a protocol runs through a contact plan in moments, with its bytes, round
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..moe.parts import Piece, Tensors, in_order
-from .device import Experts
 from .host import Host, Trained, Trial
-from .member import NetworkClient
 from .task import Task, Update
+
+if TYPE_CHECKING:
+    from .device import Experts
+    from .member import NetworkClient
+
+
+@dataclass(frozen=True, eq=False)
+class Blank(Piece):
+    """A piece without numbers, of a size that is known; so are those that a server makes of it."""
+
+    known_B: int = 0
+
+    def __post_init__(self) -> None:
+        vars(self)["size_B"] = self.known_B  # where a piece keeps what it has computed
+
+
+@dataclass(frozen=True)
+class Imaginary:
+    """Devices that are nowhere: what a `DryHost` asks of those it stands for, from sizes alone.
+
+    Attributes:
+        sizes_B: bytes of an upload, by part.
+        step_flops: FLOPs of a device's gradient step of a task.
+    """
+
+    devices: tuple[str, ...]
+    samples: tuple[int, ...]
+    local_steps: int
+    sizes_B: Mapping[str, int]
+    step_flops: Callable[[Task], int]
+
+    def join(self, client: NetworkClient) -> None:
+        """See `Host`."""
+
+    def flops(self, task: Task) -> list[int]:
+        """See `Host`."""
+        return [self.step_flops(task)] * len(self.devices)
+
+    def flops_beside(self, task: Task) -> int:
+        """See `Host`; not known."""
+        return 0
+
+    def activations_B(self, task: Task) -> int:
+        """See `Host`; not known."""
+        return 0
+
+    def upload_B(self, part: str) -> int:
+        """See `Host`."""
+        return self.sizes_B[part]
+
+    def trial(self, samples: int) -> list[Trial]:
+        """See `Host`; there is nothing to try."""
+        return []
 
 
 class DryHost:
@@ -21,7 +73,7 @@ class DryHost:
     An update is the part as it was sent, so that averages leave the model as it is.
     """
 
-    def __init__(self, real: Host, model: dict[str, Piece]):
+    def __init__(self, real: Host | Imaginary, model: dict[str, Piece]):
         self.real = real
         self.held: dict[str, Piece] = dict(model)
         self.touched: set[str] = set()  # parts trained since they arrived

@@ -10,8 +10,9 @@ from ..data.objective import Objective
 from ..moe.lora import combined, projections
 from ..moe.parts import CORRELATION, GATE, Piece, Tensors, finite, in_order, is_expert
 from ..moe.view import Batch, View
-from .codec import Codec, decode, encode, payload_B
+from .codec import decode, encode, payload_B
 from .task import Update
+from .wire import Codec
 
 
 class Holding:

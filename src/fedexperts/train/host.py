@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..moe.parts import Piece, Tensors, in_order, is_expert
-from .device import Device, Experts
-from .member import Member, NetworkClient
 from .task import Task, Update
+
+if TYPE_CHECKING:  # devices train with torch; who plans asks none of them
+    from .device import Device, Experts
+    from .member import NetworkClient
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class LocalHost:
 
     def join(self, client: NetworkClient) -> None:
         """See `Host`."""
+        from .member import Member
+
         self._first.member = Member(client)
 
     def lacks(self, pieces: Collection[Piece]) -> list[Piece]:

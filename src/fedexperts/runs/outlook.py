@@ -1,0 +1,243 @@
+"""What a method would send, hold and spend over a contact plan: ``fedexperts plan``'s answer to "can I?".
+
+The protocols themselves run, over Hosts that count and pieces without numbers (`imagined`): once over ideal contacts, to say
+what a contact is to carry, and once over the plan's own, to say what becomes of it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from ..contact.plan import ContactPlan, always_on, round_robin
+from ..drive.classes import DeviceClass
+from ..drive.cluster import Pace
+from ..drive.simulate import Simulator
+from ..errors import InputError
+from ..ledger import Ledger
+from ..moe.outline import count
+from ..moe.parts import GATE, in_order
+from ..moe.size import forward_flops
+from ..protocol.aligned import Alignment
+from ..scenario import BY_CLIENT, Prospect
+from ..setup.clients import client_plan, clients, device_classes
+from ..tables import Train
+from ..train.dry import DryHost, Imaginary
+from .imagined import Imagined, outline_of
+
+MOST_CONTACTS, MOST_LINKS, MOST_CLIENTS = 2000, 50, 100_000
+"""So many contacts are played, and links seen in ideal ones: a second or two. A longer plan is told of by its first cycles."""
+SLOT_S = 1e4
+Lines = list[dict[str, Any]]
+
+
+class Notes:
+    """A ledger in memory."""
+
+    def __init__(self) -> None:
+        self.lines: Lines = []
+
+    def write(self, event: str, t_s: float, **facts: Any) -> None:
+        """Keep a line."""
+        self.lines.append({"event": event, "t_s": t_s, **facts})
+
+    write_any = write
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def outlook(scenario: Prospect, plan: ContactPlan, cycles: int | None = None) -> dict[str, Any]:
+    """What ``plan --json`` prints under ``method``.
+
+    Args:
+        scenario: with a model; without ``[train]`` its defaults hold.
+        plan: who can talk when.
+        cycles: how many orbital cycles are asked for; those of ``[train]`` if left out, or the plan's.
+
+    Raises:
+        InputError: the model, or what is to be trained of it, is not there.
+    """
+    assert scenario.model is not None
+    ends_s = plan.cycle_ends_s
+    train = scenario.train or Train(cycles=max(1, len(ends_s)))
+    wanted = cycles or train.cycles
+    world = Imagined(scenario, scenario.model, outline_of(scenario.model, scenario), train)
+    world.check(sum(place.devices for place in scenario.cluster))
+    links = _Links(scenario, plan, world)
+    known_flops = bool(forward_flops(world.model, 1)) and train.batch_size != "full"
+    played = _played(world, links, wanted, known_flops)
+    return {
+        "protocol": scenario.protocol,
+        "by_client": scenario.protocol in BY_CLIENT,
+        "trained": "adapters" if world.rank else "full parameters",
+        "parts": {
+            part: {
+                "parameters": count(world.model.split(scenario.assignment.granularity)[part]),
+                "trained_parameters": count(world.leaves[part]),
+                "piece_B": world.pieces[part].size_B,
+                "upload_B": world.upload_B[part],
+            }
+            for part in in_order(world.pieces)
+        },
+        "stages": _stages(world, links),
+        "ends": _ends(ends_s, plan.horizon_s, wanted),
+        "devices": _devices(world, links),
+        **played,
+    }
+
+
+class _Links:
+    """Who talks to the server: clusters, or clients one by one; by name their class and place.
+
+    Devices of a cluster do the same, and one stands for all.
+    """
+
+    def __init__(self, scenario: Prospect, plan: ContactPlan, world: Imagined):
+        classes = device_classes(scenario)
+        self.told: Alignment | None = None
+        if scenario.protocol in BY_CLIENT:
+            if (many := sum(place.devices for place in scenario.cluster)) > MOST_CLIENTS:
+                raise InputError(
+                    f"protocol = {scenario.protocol!r}: {many:,} devices, each with a link of its own; at most {MOST_CLIENTS:,}"
+                )
+            group = clients(scenario, classes)
+            self.plan = client_plan(plan, group, scenario)
+            self.kinds = {client.name: client.kind for client in group}
+            self.place = {client.name: scenario.cluster[client.at].name for client in group}
+        else:
+            named = {c.name: c.device if isinstance(c.device, str) else next(iter(c.device)) for c in scenario.cluster}
+            self.plan, self.kinds = plan, {name: classes[kind] for name, kind in named.items()}
+            self.place = {name: name for name in named}
+        if scenario.protocol == "aligned":
+            self.told = world.alignment(self.plan, self.kinds)
+
+
+def _simulated(
+    world: Imagined, links: _Links, plan: ContactPlan, cycles: int, pace: Pace, short: bool = False, flush: bool = True
+) -> Lines:
+    notes, nothing = Notes(), dict[str, Any]()
+    hosts = {
+        name: DryHost(Imaginary((name,), (1,), world.train.local_steps, world.upload_B, world.flops), world.pieces)
+        for name in plan.clusters
+    }
+    clock = Simulator(plan, hosts, pace, cycles, cast(Ledger, notes), lambda model, cycle: nothing, flush, kinds=links.kinds)
+    clock.run(world.protocol(list(links.kinds), cycles, links.told, short))
+    return notes.lines
+
+
+def _stages(world: Imagined, links: _Links) -> dict[str, Any]:
+    """By stage and link: what a device sends and receives in a contact that carries all of it; of a stage's the most."""
+    names, cycles = list(links.kinds)[:MOST_LINKS], world.short_cycles()
+    ideal = always_on if world.scenario.plan.kind == "always-on" else round_robin
+    lines = _simulated(world, links, ideal(names, cycles, SLOT_S), cycles, Pace(1.0, 1), short=True, flush=False)
+    stages: dict[str, dict[str, Any]] = {}
+    for contact in _contacts(lines, world, cycles):
+        rows = stages.setdefault(contact.pop("stage"), {})
+        name = contact.pop("link")
+        if name not in rows or _bytes(contact) >= _bytes(rows[name]):
+            rows[name] = contact
+    return stages
+
+
+def _contacts(lines: Lines, world: Imagined, cycles: int) -> list[dict[str, Any]]:
+    """What each contact carried; first contacts, to which nobody brings anything, tell nothing of owners."""
+    networked, enhanced = (world.scenario.protocol == name for name in ("networked", "ems-fl-enhanced"))
+    tail_from = cycles - min(2, world.train.gate_tail_cycles)
+    found: dict[str, list[dict[str, Any]]] = {}
+    stage = "training"
+    for line in lines:
+        mine = found.setdefault(line.get("cluster", ""), [])
+        match line["event"]:
+            case "contact":
+                if enhanced:
+                    stage = "training" if len(mine) < tail_from else "gate tail"
+                empty = {"up": [], "uplink_B": 0, "down": [], "downlink_B": 0}
+                mine.append({"link": line["cluster"], "stage": stage, **empty})
+            case "stage":
+                stage = mine[-1]["stage"] = line["stage"]
+            case "send" | "collect" as event:
+                way = "down" if event == "send" else "up"
+                mine[-1][way] += line["parts"]
+                mine[-1][f"{way}link_B"] += line[f"{way}link_B"]
+    return [contact for mine in found.values() for contact in (mine if networked else mine[1:])]
+
+
+def _bytes(contact: Mapping[str, Any]) -> int:
+    return int(contact["uplink_B"] + contact["downlink_B"])
+
+
+def _ends(ends_s: Sequence[float], horizon_s: float, wanted: int) -> dict[str, Any]:
+    """When the cycle asked for ends; beyond the plan at the pace of its cycles."""
+    inside = len(ends_s) >= wanted
+    at_s = ends_s[wanted - 1] if inside else ends_s[-1] / len(ends_s) * wanted if ends_s else None
+    return {"cycle": wanted, "in_plan": inside, "t_s": None if at_s is None else round(at_s, 3)}
+
+
+def _devices(world: Imagined, links: _Links) -> list[dict[str, Any]]:
+    """Whether devices hold what the method loads, by their class and how many experts they are to hold."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name, kind in links.kinds.items():
+        groups.setdefault((kind.name, world.carries(links.told, name)), []).append(name)
+    return [{"class": key[0], "links": names, **_device(world, links.kinds[names[0]], key[1])} for key, names in groups.items()]
+
+
+def _device(world: Imagined, kind: DeviceClass, experts: int) -> dict[str, Any]:
+    table = world.scenario.device.get(kind.name)
+    phases = world.memory(experts, table.load if table else None)
+    most = max(phase["total_B"] for phase in phases.values())
+    known = world.model.shape is not None and world.shared <= {GATE} and world.train.batch_size != "full"
+    fits = experts > 0 and most <= kind.memory_B
+    return {
+        "experts": experts,
+        "memory_B": kind.memory_B if math.isfinite(kind.memory_B) else None,
+        "needs_B": phases,
+        "activations_known": known,
+        "holds": None if fits and not known and math.isfinite(kind.memory_B) else fits,
+    }
+
+
+def _played(world: Imagined, links: _Links, wanted: int, known_flops: bool) -> dict[str, Any]:
+    """What becomes of it in the plan's own contacts, by link and cycle."""
+    plan, train = links.plan, world.train
+    cycles = min(wanted, len(plan.cycle_ends_s))
+    starts = sorted(contact.start_s for contact in plan.contacts)
+    while cycles > 1 and bisect.bisect_right(starts, plan.cycle_ends_s[cycles - 1]) > MOST_CONTACTS:
+        cycles = max(1, cycles // 2)
+    if not cycles:
+        return {"played_cycles": 0, "links": {}}
+    end_s = plan.cycle_ends_s[cycles - 1]
+    later = {c.cluster: c for c in reversed(plan.contacts) if c.start_s >= end_s}
+    kept = [c for c in plan.contacts if c.start_s < end_s or later.get(c.cluster) is c]
+    timed = train.seconds_per_round != "device" or known_flops
+    pace = Pace(None if train.seconds_per_round == "device" else train.seconds_per_round, train.max_rounds)
+    if not timed:
+        pace = Pace(min(c.end_s - c.start_s for c in kept) / 8, 1)
+    part = ContactPlan(plan.clusters, tuple(kept), plan.horizon_s, plan.cycle_ends_s[:cycles])
+    lines = _simulated(world, links, part, cycles, pace, flush=train.final_flush)
+    end = lines[-1]
+    return {
+        "played_cycles": cycles,
+        "links": {name: _link(name, links, lines, end, cycles, timed, known_flops) for name in links.kinds},
+    }
+
+
+def _link(
+    name: str, links: _Links, lines: Lines, end: Mapping[str, Any], cycles: int, timed: bool, known_flops: bool
+) -> dict[str, Any]:
+    mine = [line for line in lines if line.get("cluster") == name]
+    energy = {use: joules / cycles for use, joules in end["energy_per_device"][name].items()}
+    if not (timed and known_flops):
+        energy["compute_J"] = None
+    return {
+        "cluster": links.place[name],
+        "contacts": sum(line["event"] == "contact" for line in mine),
+        "lost": sum(line["event"] == "lost" for line in mine),
+        "rounds_per_cycle": sum(line["rounds"] for line in mine if line["event"] == "train") / cycles if timed else None,
+        "uplink_B_per_cycle": round(sum(line.get("uplink_B", 0) for line in mine) / cycles),
+        "downlink_B_per_cycle": round(sum(line.get("downlink_B", 0) for line in mine) / cycles),
+        "updates": sum(line["event"] == "collect" and bool(line["parts"]) for line in mine),
+        "energy_J_per_cycle": energy,
+    }

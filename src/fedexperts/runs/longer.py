@@ -15,7 +15,6 @@ from .. import __version__
 from ..errors import InputError
 from ..ledger import beginning, tail
 from ..scenario import Scenario
-from . import checkpoint
 from .ended import scenario_of, what_lacks
 from .header import header
 from .rates import CYCLES, apart_from_rates
@@ -85,6 +84,8 @@ def go_on_longer(directory: Path, label: str, scenario: Scenario, plan_cycles: i
             f"{CYCLES} = {scenario.train.cycles}: the plan has only {plan_cycles} orbital cycles, and the run has made {made}; "
             "run a scenario with a longer plan into another folder"
         )
+    from . import checkpoint  # torch: a comparison that has ended is read without
+
     found = checkpoint.load(folder / LONGER, partial(fault, directory, digest(label, kept)), AGAIN)
     if found is None:
         raise InputError(f"{folder / LONGER}: holds no checkpoint; put it back, or {AGAIN}")

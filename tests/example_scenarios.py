@@ -16,11 +16,11 @@ import torch
 import families
 import small
 import text
-from fedexperts.cli.plan import describe
 from fedexperts.cli.plan_tables import cluster_table, contact_table, link_table, stage_table
 from fedexperts.errors import InputError
 from fedexperts.method.methods import METHODS
 from fedexperts.moe.auto import new_model
+from fedexperts.planned import described as describe
 from fedexperts.runs.judge import judge_model
 from fedexperts.runs.run import ready
 from fedexperts.scenario import Prospect, Scenario

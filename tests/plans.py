@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedexperts.cli.plan import describe
+from fedexperts.planned import described as describe
 from fedexperts.scenario import Network, Prospect
 from fedexperts.setup.plan import network_plan
 

@@ -37,7 +37,8 @@ MAY = {
     "method": BASE | LOWER | {"protocol", "drive", "setup", "scenario", "tables", "ledger"},
     "runs": BASE | LOWER | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "events", "lines"},
     "report": BASE | {"ledger"},
-    "cli": BASE | LOWER | {"scenario", "tables", "ledger", "setup", "method", "runs", "report", "reference"},
+    "planned": BASE | LOWER | {"scenario", "setup", "runs", "report"},
+    "cli": BASE | LOWER | {"planned"} | {"scenario", "tables", "ledger", "setup", "method", "runs", "report", "reference"},
 }
 OUTSIDE = {
     "torch": {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import Diverged, InputError, InputWarning, RunError
 
 if TYPE_CHECKING:
+    from .planned import plan
     from .runs.answers import ask
     from .runs.compare import Comparison, compare
     from .runs.export import export
@@ -30,6 +31,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "plan",
     "run",
 ]
 _WHERE = {
@@ -41,6 +43,7 @@ _WHERE = {
     "compare": "runs.compare",
     "evaluate": "runs.judge:judge_model",
     "export": "runs.export",
+    "plan": "planned",
     "run": "runs.run",
 }
 

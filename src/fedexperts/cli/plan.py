@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..contact.interchange import EXPORTS, plan_text
-from ..contact.plan import ContactPlan
-from ..contact.schedule import best_passes, contact_rows, statistics, tracks, verdict
 from ..errors import InputError
-from ..own import is_own
-from ..report.words import utc
+from ..planned import described, planned
 from ..scenario import Prospect
-from ..setup.plan import Orbit, network_plan, orbit
 from ..writing import check_replaceable, on_disk, written_beside
 from .common import Force, output, print_json, say, warn
-from .plan_tables import cluster_table, contact_table, link_table, sentences, stage_table
+from .plan_tables import cluster_table, contact_table, link_table, stage_table
 from .run import Json, Protocol, ScenarioPath, Set
 
 PAGE = "plan.html"
-TRACK_S = 5 * 3600.0
-"""So much of the ground tracks is drawn, if the plan is not shorter: elements may not hold beyond it."""
-PAPER_UPLOAD_B = 14_155_776
-"""Without a model: Table I, one Llama-3-8B expert with LoRA of rank 4 in bf16."""
-MOST_CYCLES = 1000
-"""So many slots' cycles are laid out to tell when the last of them ends."""
-REMEDIES = {
-    "orbit": "use a lower min_elevation_deg, another inclination_deg or more days",
-    "file": "add a contact to the file of plan.path, or drop the cluster",
-}
-"""For a cluster that is never met, by the plan's kind."""
 
 
 def command(
@@ -59,11 +44,10 @@ def command(
     changes = [f"plan.days={days}"] if days is not None else []
     changes += [f'protocol="{protocol}"'] if protocol is not None else []
     network = Prospect.load(scenario, [*set_, *changes])
-    found = orbit(network) if network.plan.kind == "orbit" else None
-    plan = found.plan() if found else _slots(network, cycles)
+    _, plan, found = planned(network, cycles)
     for warning in plan.notes:
         warn(warning)
-    document = describe(network, plan, found, cycles)
+    document = described(network, plan, found, cycles)
     if out is not None:
         texts = {name: plan_text(plan, kind, network.plan.start, network.plan.nodes) for name, kind in formats.items()}
         with on_disk(out, "make room, or name another folder", "--out"):
@@ -83,73 +67,3 @@ def command(
         output.print(link_table(document["method"], output.width))
         for sentence in document["method"]["answers"]:
             say(sentence, output)
-
-
-def _slots(network: Prospect, cycles: int | None) -> ContactPlan:
-    """A plan of a file or of slots; the latter lasts for the cycles that are asked for."""
-    plan = network_plan(network)
-    wanted = cycles or (network.train.cycles if network.train else 0)
-    if network.plan.kind != "file" and wanted > len(plan.cycle_ends_s):
-        plan = network_plan(network, min(wanted, MOST_CYCLES) + 1)
-    return plan
-
-
-def describe(network: Prospect, plan: ContactPlan, found: Orbit | None, cycles: int | None = None) -> dict[str, Any]:
-    """The plan as plain data: what ``--json`` prints and ``plan.html`` shows."""
-    method = None
-    if is_own(network.protocol):
-        warn(f"protocol = {network.protocol!r}: what it sends, fedexperts check tells")
-    elif network.model is not None and plan.contacts:
-        from ..runs.outlook import outlook
-
-        method = outlook(network, plan, cycles)
-    start = network.plan.start.isoformat() if network.plan.start else None
-    clusters = statistics(plan, found.stations if found else ())
-    uploads_B = _uploads_B(method, list(clusters))
-    for name, row in clusters.items():
-        row["upload_B"] = uploads_B[name]
-        row["verdict"] = verdict(plan, name, uploads_B[name], REMEDIES.get(network.plan.kind, "give it more days"))
-    document: dict[str, Any] = {
-        "name": network.name,
-        "start": start,
-        "horizon_s": plan.horizon_s,
-        "cycles": len(plan.cycle_ends_s),
-        "cycles_per_day": round(len(plan.cycle_ends_s) / plan.horizon_s * 86400, 3),
-        "upload_B": max(uploads_B.values()),
-        "contacts": [_timed(row, start) for row in contact_rows(plan)],
-        "clusters": clusters,
-        "method": method,
-        "tracks": [],
-        "passes": [],
-        "warnings": list(plan.notes),
-    }
-    if method is not None:
-        method["ends"]["utc"] = utc(start, method["ends"]["t_s"]) if start and method["ends"]["t_s"] is not None else None
-        method["answers"] = sentences(document)
-    if found:
-        mask_deg = min(station.site.min_elevation_deg for station in found.stations)
-        document["tracks"] = tracks(
-            found.satellites, found.start, max(mask_deg, found.radio.min_elevation_deg), min(TRACK_S, found.duration_s)
-        )
-        document["passes"] = best_passes(plan, found.stations, found.satellites, found.radio, found.start)
-    return document
-
-
-def _uploads_B(method: dict[str, Any] | None, clusters: list[str]) -> dict[str, int]:
-    """What a device of each cluster sends in a contact at most."""
-    if method is None:
-        return dict.fromkeys(clusters, PAPER_UPLOAD_B)
-    found = dict.fromkeys(clusters, 0)
-    rows = [(name, one["uplink_B"]) for links in method["stages"].values() for name, one in links.items()]
-    for name, size_B in rows:
-        cluster = method["links"].get(name, {"cluster": name})["cluster"]
-        found[cluster] = max(found.get(cluster, 0), size_B)
-    most = max((size_B for _, size_B in rows), default=0)
-    return {name: size_B or most for name, size_B in found.items()}
-
-
-def _timed(row: dict[str, Any], start: str | None) -> dict[str, Any]:
-    """A contact with its times in UTC, where the plan's start is known."""
-    if start is None:
-        return row
-    return {**row, **{f"{edge}_utc": f"{utc(start, row[f'{edge}_s'])}Z".replace(" ", "T") for edge in ("start", "end")}}

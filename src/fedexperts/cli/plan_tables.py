@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from ..report.words import LINKS, count, duration, link_rows, size, stage_rows, together, utc
+from ..report.words import LINKS, link_rows, stage_rows, utc
 
 MOST_ROWS = 40
 NARROWEST = 4
@@ -70,29 +70,6 @@ def link_table(method: Mapping[str, Any], width: int) -> Table:
     """What becomes of it in the plan's contacts, for a device and an orbital cycle."""
     title = f"a device in an orbital cycle, over the first {method['played_cycles']}"
     return fitted(title, LINKS, link_rows(method), 1, width)
-
-
-def sentences(document: Mapping[str, Any]) -> list[str]:
-    """The answers in words: memory, and when it ends."""
-    method, told = document["method"], []
-    for device in method["devices"]:
-        phase, needs = max(device["needs_B"].items(), key=lambda pair: pair[1]["total_B"])
-        least = "" if device["activations_known"] else "at least "
-        need = f"needs {least}{size(needs['total_B'])} ({phase.replace('_', ' ')}, {count(device['experts'], 'expert')})"
-        has = "memory without a bound" if device["memory_B"] is None else f"{size(device['memory_B'])}"
-        answer = {True: "fits", False: "does not fit", None: "fits, but for what its layers keep, which is not known here"}
-        told.append(f"memory of {device['class']} ({together(device['links'])}): {need} of {has}: {answer[device['holds']]}")
-    ends, start = method["ends"], document["start"]
-    if ends["t_s"] is None:
-        told.append(f"cycle {ends['cycle']}: the plan holds no whole cycle; some cluster is never met")
-        return told
-    when = f"{duration(ends['t_s'])} after the start"
-    when = f"{utc(start, ends['t_s'])} UTC, {when}" if start else when
-    beyond = (
-        "" if ends["in_plan"] else f"; about, as the plan ends with cycle {document['cycles']}: give it more days to be sure"
-    )
-    told.append(f"cycle {ends['cycle']} ends {when}{beyond}")
-    return told
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import visible
 from ..reading import read_text
 from .common import output, print_json, warn
 from .run import Json
@@ -64,8 +65,8 @@ def answer_table(document: dict[str, Any]) -> Table:
 
 def _shown(answer: dict[str, Any]) -> str:
     if "text" in answer:
-        return str(answer["text"])
+        return visible(str(answer["text"]))  # before its width is taken
     if "score" in answer:
         return f"{answer['score']:.3f}"
     likely = sorted(answer["probabilities"].items(), key=lambda entry: -entry[1])[:LABELS_SHOWN]
-    return "\n".join(f"{label}: {share:.1%}" for label, share in likely)
+    return "\n".join(f"{visible(label)}: {share:.1%}" for label, share in likely)

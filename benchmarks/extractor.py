@@ -56,7 +56,7 @@ VARIANTS = {
 
 
 def scenario(
-    rounds: int, seed: int, data: Path, toy: bool, devices: int, extractor: str, schedule: str = "official", **config: int
+    rounds: int, seed: int, data: Path, toy: bool, devices: int, extractor: str, schedule: str = "falling", **config: int
 ) -> Scenario:
     """Stage 1 with as many images in all for any number of clients, on IID data."""
     base = Scenario.load(EXAMPLE)

@@ -27,9 +27,9 @@ from fedexperts.data.choice import MultipleChoice
 from fedexperts.data.language import CausalLM
 from fedexperts.moe.config import parsed
 from fedexperts.moe.lora import LoRA
-from fedexperts.moe.meta import meta_view
 from fedexperts.moe.parts import Piece, is_expert
-from fedexperts.moe.size import Work, memory
+from fedexperts.moe.size import Training, Work, memory
+from fedexperts.moe.sized import described
 from fedexperts.moe.view import View
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
@@ -204,8 +204,8 @@ def questions(case: Case, draw: torch.Generator, toy: bool) -> dict[str, Tensor]
 
 def foretold_GB(case: Case) -> float:
     """What ``fedexperts inspect --load`` says of this training phase."""
-    view, work = meta_view({**case.config, "dtype": "bfloat16"}), Work(case.batch, LENGTH, "bfloat16")
-    phases = memory(view, case.trained if case.protocol != "sync" else case.kept[:1], RANK, work, case.load)
+    work, experts = Work(case.batch, LENGTH, "bfloat16"), case.trained if case.protocol != "sync" else case.kept[:1]
+    phases = memory(described({**case.config, "dtype": "bfloat16"}), experts, work, Training(RANK, case.load))
     return phases[case.protocol]["training"]["total_B"] / 1e9
 
 

@@ -264,9 +264,9 @@ class Stage(OfCluster):
 
 
 class Roll(OfCluster):
-    """A rolling gate has been with every client."""
+    """All clients have judged a rolling gate: before the first roll, and after each."""
 
-    held_loss: Annotated[Number, "On what clients hold back, the mean, in nats."]
+    held_loss: Annotated[Number, "Of the same gate on what each of them holds back, the mean, in nats."]
     stalled: Annotated[Count, "Rolls in a row without a gain."]
 
 
@@ -316,6 +316,7 @@ class Even(Values):
     local_ratio: Annotated[Number, "The share of picks that stay with the client, the mean over clients."] = 0
     personal_accuracy: Annotated[Number | None, "Each client with its own expert alone, over all clients' images."] = None
     accuracy_by_k: Annotated[dict[str, Number], "With other numbers of experts asked."] = {}
+    ladder: Annotated[dict[str, dict[str, Number]], "What other gates would give, and what needs no gate, by name."] = {}
 
 
 class OneShot(Even):
@@ -351,6 +352,11 @@ class Metrics(Values):
     local_ratio: Annotated[Number, "The share of picks that stay with the client, the mean over clients."] = 0
     inference_B: Annotated[Number, "Bytes between clients for one image."] = 0
     routing: Annotated[Matrix, "Of each client the share of picks that go to each expert."] = []
+    ladder: Annotated[
+        dict[str, dict[str, Number]],
+        "On the same experts, on test data: ``random`` picks, the ``central`` gate, ``all`` experts alike, an ``oracle``, a "
+        "linear ``probe`` of the latents, and each client's ``majority`` label.",
+    ] = {}
     even_test: Annotated[Even, "The same on even shares of all data."] = Even()
     one_shot: Annotated[OneShot, "Local classifiers averaged once, where each client has its own."] = OneShot()
 

@@ -17,7 +17,7 @@ from fedexperts.errors import InputError
 from fedexperts.ledger import read
 from fedexperts.method.methods import METHODS, prepare
 from fedexperts.method.networked import NETWORKED, inference_facts, stages
-from fedexperts.moe.parts import BACKBONE, CORRELATION, expert, file_B
+from fedexperts.moe.parts import BACKBONE, CORRELATION, STATISTICS, Piece, expert, file_B
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.networked import Networked, Stages
 from fedexperts.runs import checkpoint
@@ -25,6 +25,7 @@ from fedexperts.runs.run import run
 from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import latest
 from fedexperts.train.member import call_B, image_flops
+from fedexperts.train.privacy import sensitivity
 from fedexperts.train.task import Task
 
 CLIENTS = 3
@@ -169,20 +170,73 @@ def test_the_network_infers_as_the_model_does(folder: Path, finished: Callable[.
         assert facts["accuracy_by_k"][str(k)] == pytest.approx(right / total, abs=1e-6)
 
 
-def test_a_federated_gate_asks_the_others_and_counts_it(folder: Path, finished: Callable[..., Path]) -> None:
-    asked, cached = finished(), finished(expert_cache=True)
-    rows = [line for line in lines(asked, "train") if line["parts"] == ["gate"]]
-    assert len(rows) == 3  # ⌈0.7 · 3⌉
-    calls = [line.get("peer_B", 0) for line in rows]
-    view = prepare(scenario(folder)).view
-    assert all(size % call_B(view) == 0 for size in calls)
-    assert 0 < sum(calls) <= 3 * 2 * 8 * call_B(view)  # clients, steps, images of a batch; one expert each
-    assert lines(asked, "end")[0]["peer_B"] == sum(calls)
-    fetched = [line.get("peer_B", 0) for line in lines(cached, "train") if line["parts"] == ["gate"]]
+def test_a_federated_gate_asks_the_others_once_and_counts_it(
+    folder: Path, finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    ends = {}
+    for cached in (False, True):
+        given = scenario(folder, networked={"gate_cycles": 3, "expert_cache": cached}, train={"cycles": 6})
+        ends[cached] = run(given, tmp_path / f"run{cached}").directory
+    rows = [line for line in lines(ends[False], "train") if line["parts"] == ["gate", "statistics"]]
+    assert len(rows) == 3 * 3  # all of them tell what their latents are like; then ⌈0.7 · 3⌉
+    view, prepared = prepare(scenario(folder)).view, prepare(scenario(folder))
+    samples = [small.devices(prepared)[f"c/{i}"][0].samples for i in range(CLIENTS)]
+    # every image to each of the others, once: its latent there, probabilities back
+    assert [line.get("peer_B", 0) for line in rows] == [n * (CLIENTS - 1) * call_B(view) for n in samples] + [0] * 6
+    assert lines(ends[False], "end")[0]["peer_B"] == sum(samples) * (CLIENTS - 1) * call_B(view)
     size = file_B(view.parts["expert:1"])
-    assert all(0 <= found <= (CLIENTS - 1) * size * 1.01 for found in fetched)
-    digests = [[line["digest"] for line in lines(at, "aggregate")] for at in (asked, cached)]
+    fetched = [line.get("peer_B", 0) for line in lines(ends[True], "train") if line["parts"] == ["gate", "statistics"]]
+    assert fetched == [pytest.approx((CLIENTS - 1) * size, rel=0.01)] * 3 + [0] * 6
+    digests = [[line["digest"] for line in lines(at, "aggregate")] for at in ends.values()]
     assert digests[0] == digests[1]  # what it costs changes nothing
+
+
+def test_fewer_picks_ask_no_more_than_these(folder: Path, tmp_path: Path) -> None:
+    run(scenario(folder, networked={"gate_top_k": 1, "gate_cycles": 2}, train={"cycles": 5}), tmp_path / "run")
+    view = prepare(scenario(folder)).view
+    calls = [line.get("peer_B", 0) for line in lines(tmp_path / "run", "train") if "gate" in line["parts"]]
+    assert all(size % call_B(view) == 0 for size in calls)
+    assert 0 < sum(calls) <= 2 * 3 * 2 * 8 * call_B(view)  # rounds, clients, steps, images of a batch; one expert each
+
+
+def test_the_first_round_of_a_gate_tells_statistics_and_moves_nothing(folder: Path) -> None:
+    """Pooled over clients they are those of all latents; a gate is trained on standardised ones and kept for raw ones."""
+    prepared = prepare(scenario(folder))
+    devices = [group[0] for group in small.devices(prepared).values()]
+    server = Networked(Start(prepared.model, tuple(prepared.hosts), frozenset(), {}, cycles=4), stages(prepared))
+    server.round = 3
+    peers = {part: host.own(part) for part, host in prepared.owners.items()}
+    task = server.federated()
+    assert task.rate == 0
+    for device in devices:
+        device.receive(server.pieces(device.name, task))
+        device.train(task, 1, peers=peers)
+        server.statistics[device.name] = device.trained[STATISTICS]
+        before = prepared.model["gate"].tensors
+        assert all(torch.allclose(tensor, before[name], atol=1e-6) for name, tensor in device.trained["gate"].items())
+    latents_TD = torch.cat([device.member.latents(device) for device in devices])
+    told = server.of_all().tensors
+    assert torch.allclose(told["mean"], latents_TD.mean(dim=0), atol=1e-5)
+    spread_D = latents_TD.std(dim=0, correction=0)
+    assert torch.allclose(told["spread"], spread_D.clamp_min(float(spread_D.max()) / 100), atol=1e-5)
+    picks_T = prepared.view.model.moe.gate(latents_TD).argmax(dim=1)
+    assert torch.allclose(told["load"], torch.bincount(picks_T, minlength=CLIENTS) / len(picks_T), atol=0.05)
+    assert server.federated().rate > 0
+
+
+def test_a_gate_alone_steps_by_its_rate_in_standardised_coordinates(folder: Path) -> None:
+    """One step of plain descent along a gradient of norm 1: the move has the length of the rate."""
+    prepared = prepare(scenario(folder, train={"local_steps": 1}, networked={"gate_lr": 0.5}))
+    device = small.devices(prepared)["c/0"][0]
+    peers = {part: host.own(part) for part, host in prepared.owners.items()}
+    size = prepared.view.model.config.latent_size
+    mean_D, spread_D = torch.linspace(-1, 1, size), torch.linspace(0.5, 2, size)
+    told = {"mean": mean_D, "spread": spread_D, "load": torch.full((CLIENTS,), 1 / CLIENTS)}
+    device.receive([Piece(STATISTICS, 1, told)])
+    device.train(Task(frozenset({"gate"}), goal="gate", peers=True, unit_gradient=True), 1, peers=peers)
+    moved = {n.rpartition(".")[2]: t - device.held["gate"].tensors[n] for n, t in device.trained["gate"].items()}
+    weight_ED, bias_E = moved["weight"] * spread_D, moved["bias"] + moved["weight"] @ mean_D
+    assert float((weight_ED**2).sum() + (bias_E**2).sum()) ** 0.5 == pytest.approx(0.5, rel=1e-3)
 
 
 def test_only_the_gate_learns_in_its_stage_and_experts_of_others_stay(folder: Path) -> None:
@@ -190,7 +244,7 @@ def test_only_the_gate_learns_in_its_stage_and_experts_of_others_stay(folder: Pa
     device = small.devices(prepared)["c/0"][0]
     before = {part: latest(host, part) for part, host in prepared.owners.items()}
     peers = {part: host.own(part) for part, host in prepared.owners.items()}
-    device.train(Task(frozenset({"gate"}), peers=True, unit_gradient=True), 1, peers=peers)
+    device.train(Task(frozenset({"gate"}), goal="gate", peers=True, unit_gradient=True), 1, peers=peers)
     assert set(device.trained) == {"gate"}
     assert not torch.equal(device.trained["gate"]["moe.gate.weight"], prepared.model["gate"].tensors["moe.gate.weight"])
     for part, host in prepared.owners.items():
@@ -203,7 +257,7 @@ def test_training_from_kept_latents_is_training_from_images(folder: Path, monkey
         prepared = prepare(scenario(folder))
         device = small.devices(prepared)["c/1"][0]
         if not kept:
-            monkeypatch.setattr(device.member, "source", lambda device, task: device.data)
+            monkeypatch.setattr(device.member, "source", lambda device, task, peers: device.data)
         part = frozenset({"expert:1"})
         device.train(Task(part, route=part, keeps=part), 2)
         results.append(device.trained["expert:1"])
@@ -211,15 +265,25 @@ def test_training_from_kept_latents_is_training_from_images(folder: Path, monkey
 
 
 def test_a_rolling_gate_visits_every_client_once_a_roll_and_stops_when_it_gains_no_more(folder: Path, tmp_path: Path) -> None:
+    """Before the first roll and after each all judge the gate that it ended with."""
     table = {"gate": "rolling", "gate_cycles": 12, "gate_patience": 1, "gate_lr": 1e-9}  # it cannot gain
     run(scenario(folder, networked=table, train={"cycles": 15}), tmp_path / "run")
     turns = [line["clients"] for line in lines(tmp_path / "run", "stage") if line["stage"] == "rolling"]
-    assert sorted(turns[:3]) == [["c/0"], ["c/1"], ["c/2"]]
-    assert turns[3:6] == turns[:3]
+    everybody = [f"c/{i}" for i in range(CLIENTS)]
+    assert turns[0] == turns[4] == everybody
+    assert sorted(turns[1:4]) == [[client] for client in everybody]
     rolls = lines(tmp_path / "run", "roll")
-    assert rolls[-1]["stalled"] == 1
-    stages = [line["stage"] for line in lines(tmp_path / "run", "stage")]
-    assert stages[-1] == "rest"
+    assert [line["stalled"] for line in rolls] == [0, 1]
+    assert rolls[0]["held_loss"] == pytest.approx(rolls[1]["held_loss"], abs=1e-3)  # the same gate, the same clients
+    assert [line["stage"] for line in lines(tmp_path / "run", "stage")][3 + 5 :] == ["rest"] * 7
+
+
+def test_a_roll_is_judged_by_the_gate_it_ends_with(folder: Path, tmp_path: Path) -> None:
+    """Steps so large that a turn undoes the others': right after its own each client is content, in the end they are not."""
+    table = {"gate": "rolling", "gate_cycles": 9, "gate_patience": 9, "gate_lr": 200.0, "share": 1.0}
+    run(scenario(folder, networked=table, train={"cycles": 12}), tmp_path / "run")
+    losses = [line["held_loss"] for line in lines(tmp_path / "run", "roll")]
+    assert losses[1] > 2 * losses[0]
 
 
 def test_a_random_gate_follows_its_prior(folder: Path, tmp_path: Path) -> None:
@@ -238,6 +302,82 @@ def test_the_privacy_of_correlations_is_stated(finished: Callable[..., Path]) ->
     assert lines(finished(extractor="fedsc"), "privacy")[0]["epsilon"] is None
 
 
+def neighbours(folder: Path, black: Callable[[Prepared], int], **networked: Any) -> list[torch.Tensor]:
+    """R of one client as it goes up after a round of contrast; in the second run one of its images is another."""
+    found = []
+    for replaced in (False, True):
+        given = scenario(
+            folder,
+            model={"config": {**MODEL, "projection_size": 2}},
+            networked={"extractor": "fedsc", **networked},
+            train={"local_steps": 10, "optimizer": "adamw", "lr_gate": 1e-2},
+        )
+        prepared = prepare(given)
+        device = small.devices(prepared)["c/0"][0]
+        at = black(prepared)
+        device.data["pixel_values"][at] = 255 if replaced else 0
+        server = Networked(Start(prepared.model, tuple(prepared.hosts), frozenset(), {}, cycles=4), stages(prepared))
+        server.round = 0
+        device.receive(server.pieces("c/0", server.extractor("c/0")))
+        device.train(server.extractor("c/0"), 1)
+        found.append(device.trained[CORRELATION]["matrix"].double())
+    return found
+
+
+def apart(prepared: Prepared) -> int:
+    """Makes a projection that sends black images to c·e_0 and white ones to c·e_1, and says which image is to be either."""
+    model = prepared.view.model
+    black, white = (torch.full((1, 3, pictures.SIDE, pictures.SIDE), value).float() for value in (-1.0, 1.0))
+    with torch.no_grad():
+        greys = [white * grey for grey in np.linspace(0.2, 1.0, 9)]  # brightness is drawn
+        low, high = model.latents(black)[0], torch.cat([model.latents(grey) for grey in greys])
+        direction = torch.linalg.lstsq(high - low, torch.ones(len(high), 1)).solution[:, 0]
+        assert ((high - low) @ direction > 0.5).all()
+        first, _, last = model.projection
+        first.weight.zero_(), last.weight.zero_(), last.bias.zero_()
+        first.weight[0], first.weight[1] = -1e4 * direction, 1e4 * direction
+        first.bias[:2] = torch.tensor([1.0, -1.0]) * 1e4 * (direction @ low + torch.tensor([0.25, 0.25]))
+        first.bias[1] = -1e4 * (direction @ low + 0.25)
+        last.weight[0, 0] = last.weight[1, 1] = 1.0
+    piece = Piece(BACKBONE, 0, prepared.view.export(BACKBONE))
+    prepared.model[BACKBONE] = piece
+    for host in prepared.hosts.values():
+        host.begin(prepared.model)
+    return 0
+
+
+@pytest.mark.parametrize("samples", [256, 7])
+def test_one_image_moves_a_shared_matrix_by_no_more_than_is_stated(samples: int, folder: Path) -> None:
+    """Two neighbouring data sets, the same model received, the real path with its training."""
+    for at in range(3):
+        one, other = neighbours(folder, lambda _, at=at: at, correlation_samples=samples)
+        moved = float((one - other).norm())
+        device_samples = small.devices(prepare(scenario(folder)))["c/0"][0].samples
+        assert moved <= sensitivity(1.0, min(samples, device_samples)) * (1 + 1e-5)
+
+
+def test_a_pair_of_images_reaches_the_bound_of_the_stated_sensitivity(folder: Path) -> None:
+    one, other = neighbours(folder, apart)
+    samples = small.devices(prepare(scenario(folder)))["c/0"][0].samples
+    assert float((one - other).norm()) == pytest.approx(sensitivity(1.0, samples), rel=1e-4)
+
+
+def test_a_shared_matrix_is_of_the_model_that_came_down(folder: Path) -> None:
+    """Also where the client has trained on since: R is what the received model gives."""
+    found = []
+    for rounds in (1, 3):
+        prepared = prepare(scenario(folder, networked={"extractor": "fedsc"}))
+        device = small.devices(prepared)["c/0"][0]
+        server = Networked(Start(prepared.model, tuple(prepared.hosts), frozenset(), {}, cycles=4), stages(prepared))
+        server.round = 0
+        device.receive(server.pieces("c/0", server.extractor("c/0")))
+        device.train(server.extractor("c/0"), rounds)
+        found.append(device.trained[CORRELATION]["matrix"])
+        moved = device.trained[BACKBONE]["extractor.0.weight"] - device.held[BACKBONE].tensors["extractor.0.weight"]
+        assert moved.abs().max() > 0
+    assert torch.equal(*found)
+
+
 def test_correlations_of_the_others_by_hand() -> None:
     told = Stages({"a": 1, "b": 2, "c": 3}, representation_size=1, seed=0, extractor="fedsc", schedule="plain")
     server = Networked(Start({}, ("a", "b", "c"), frozenset(), {}, cycles=1), told)
@@ -251,9 +391,13 @@ def test_correlations_of_the_others_by_hand() -> None:
     assert server.extractor("a").rate == 1.0
 
 
-@pytest.mark.parametrize("schedule", ["plain", "official"])
-def test_the_server_is_told_the_schedule(schedule: str, folder: Path) -> None:
-    assert stages(prepare(scenario(folder, networked={"schedule": schedule}))).schedule == schedule
+@pytest.mark.parametrize(("named", "falls"), [("plain", False), ("falling", True), ("official", True)])
+def test_the_server_is_told_the_schedule(named: str, falls: bool, folder: Path) -> None:
+    """Also by the name that "falling" had in earlier runs."""
+    prepared = prepare(scenario(folder, networked={"schedule": named, "extractor": "fedsc"}))
+    server = Networked(Start(prepared.model, tuple(prepared.hosts), frozenset(), {}, cycles=4), stages(prepared))
+    server.round = 1
+    assert server.extractor("c/0").rate == (0.5 if falls else 1.0)
 
 
 def test_the_release_weighs_a_client_s_own_matrix_by_the_round() -> None:
@@ -291,6 +435,18 @@ def test_controls(control: str, folder: Path, tmp_path: Path) -> None:
     assert end["inference_B"] == 0.0
     assert bool(lines(tmp_path / "run", "collect")) == (control == "fedavg")
     assert ("one_shot" in end) == (control == "local")
+
+
+def test_experts_that_are_averaged_once_begin_alike(folder: Path, finished: Callable[..., Path]) -> None:
+    """The mean of perceptrons drawn apart is none: one-shot FedAvg starts all of them from one initialisation."""
+    prepared = prepare(scenario(folder, networked={"control": "local"}, train={"cycles": 2}))
+    device = small.devices(prepared)["c/2"][0]
+    first = list(device.held[expert(0)].tensors.values())
+    for i in range(1, CLIENTS):
+        assert all(torch.equal(a, b) for a, b in zip(first, device.held[expert(i)].tensors.values(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first, prepared.view.parts[expert(i)].values(), strict=True))
+    network = prepare(scenario(folder)).model
+    assert not torch.equal(*(next(iter(network[expert(i)].tensors.values())) for i in (0, 1)))  # a network's experts differ
 
 
 def test_fedavg_of_one_client_is_that_client_s_training(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
+from fedexperts.data.classify import Classification
 from fedexperts.errors import InputError
+from fedexperts.moe.layer import outputs
 from fedexperts.moe.parts import BACKBONE, expert
 from fedexperts.moe.resnet import (
     NetworkedMoEConfig,
@@ -193,6 +195,52 @@ def test_switch_at_the_ends_of_probability_is_finite(p):
     ours.sum().backward()
     assert ours.isfinite().all()
     assert p_T1.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("right", "label", "by_p"), [(0.99, 0, -4.709), (0.99, 1, 1.097), (0.55, 0, -3.103)], ids=["right", "wrong", "unsure"]
+)
+def test_the_loss_that_is_used_has_the_gradient_of_the_mixture_with_a_guess(right, label, by_p):
+    """Ten experts alike to the gate, p = 1/10 each; ten labels. By hand: −(q − 1/10) / (q/10 + 0.09) of the label's q."""
+    made = model(1, num_experts=10, num_labels=10)
+    nn.init.zeros_(made.moe.gate.weight)
+    wrong = (1 - right) / 9
+    for body in made.moe.experts:
+        nn.init.zeros_(body[-2].weight)
+        body[-2].bias.data = torch.tensor([right, *[wrong] * 9]).log()
+    view = View(made)
+    view.freeze(but=["gate"])
+    batch = {"latents": torch.ones(1, D), "labels": torch.tensor([label])}
+    Classification(0, 10).loss(view, batch).backward()
+    pick = int(made.moe.gate(batch["latents"]).topk(1).indices)
+    # the softmax of ten equal logits has dp/dlogit = p (1 − p) for its own
+    assert float(made.moe.gate.weight.grad[pick, 0]) / (0.1 * 0.9) == pytest.approx(by_p, abs=2e-3)
+
+
+def test_an_extractor_learns_nothing_through_a_frozen_gate():
+    """FedCE trains it with the client's own expert: its gradient is that of this expert alone, to the bit."""
+    for top1, top_k in (("straight-through", 1), ("switch", 1), ("straight-through", 2)):
+        made = model(top_k)
+        view = View(made, top1=top1)
+        found = []
+        for through_gate in (True, False):
+            view.freeze(but=[BACKBONE])
+            made.zero_grad()
+            seen_TD = made.latents(images())
+            if not through_gate:
+                made.moe.gate.weight.requires_grad_(False)
+                logits_TE = made.moe.gate(seen_TD.detach())
+                weights_TK, indices_TK = made.moe.router(logits_TE, True)
+                q_TKL = outputs(seen_TD, indices_TK, list(made.moe.experts))
+                p_T1 = logits_TE.softmax(-1).gather(-1, indices_TK)[:, :1]
+                alone = top_k == 1
+                log_q_TL = picked_alone(q_TKL[:, 0], weights_TK, p_T1, top1) if alone else log_mixture(q_TKL, weights_TK)
+            else:
+                log_q_TL = made.train()(latents=seen_TD).logits
+            F.nll_loss(log_q_TL, torch.arange(6) % L).backward()
+            found.append(made.extractor[0].weight.grad.clone())
+        assert found[0].abs().max() > 1e-4
+        assert torch.equal(*found), (top1, top_k)
 
 
 def test_an_expert_that_is_sure_and_wrong_makes_no_huge_gradient():

@@ -156,6 +156,29 @@ def test_no_expert_waits_for_ever(policy: str, tmp_path: Path) -> None:
         assert gaps.max() <= 2 + 3 + 1
 
 
+@pytest.mark.parametrize("min_load", [0, 1])
+def test_a_least_load_does_not_switch_off_the_limit_on_waiting(min_load: int, tmp_path: Path) -> None:
+    """With a least of 0 the optimum leaves experts for good that nobody desires; those that are overdue have a least of 1."""
+    names = ["a", "b"]
+    data = {name: toy.samples(0, 1.0, experts=6) for name in names}
+    settings = {"policy": "optimal", "patience": 2, "min_load": min_load, "fitness_weight": 1.0, "cold_start": False}
+    _, lines = play(always_on(names, 41, 1.0), data, tmp_path, cycles=40, experts=6, appraisal_samples=2, **settings)
+    trained = [{m for mine in line["assigned"].values() for m in mine} for line in rows(lines, "align")]
+    waits = [np.diff([-1, *[r for r, group in enumerate(trained) if m in group], len(trained)]).max() for m in range(6)]
+    assert max(waits) <= 2 + 3 + 1  # patience, and six experts over two places
+
+
+def test_leasts_of_overdue_experts_are_within_what_a_round_can_give() -> None:
+    _, model, _ = toy.make({"a": [toy.samples(0, 1.0, experts=4)]}, values=(0.0,) * 4)
+    told = Alignment({"a": Client(CAN, 2), "b": Client(CAN, 2)}, FREE, 1.0, 0, min_load=0)
+    protocol = Aligned(Start(model, ("a", "b"), frozenset(), {}, cycles=1), told)
+    protocol.untrained_M = np.array([5, 3, 9, 4])
+    least_M, _ = protocol.bounds(np.array([1, 1]), protocol.untrained_M)
+    assert least_M.tolist() == [1, 0, 1, 0]  # the longest untrained
+    assert protocol.bounds(np.array([0, 0]), protocol.untrained_M)[0].tolist() == [0, 0, 0, 0]
+    assert protocol.bounds(np.array([4, 4]), np.array([0, 0, 2, 0]))[0].tolist() == [0, 0, 1, 0]
+
+
 def test_fitness_follows_the_reward(tmp_path: Path) -> None:
     data = {"a": toy.samples(0, 4.0)}
     greedy = {"policy": "greedy", "ties": "first"}

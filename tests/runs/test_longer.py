@@ -158,7 +158,6 @@ def test_a_kill_before_the_first_line_leaves_a_run_that_has_ended_or_goes_on(
     number: int, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each change of the folder, until the ledger is opened; it never counts as ended with the model of the short run."""
-    from fedexperts.runs import longer
     from fedexperts.runs import run as module
 
     left = [number]
@@ -173,7 +172,7 @@ def test_a_kill_before_the_first_line_leaves_a_run_that_has_ended_or_goes_on(
         return happen
 
     with monkeypatch.context() as patch:
-        patch.setattr(longer.checkpoint, "save", counted(checkpoint.save))
+        patch.setattr(checkpoint, "save", counted(checkpoint.save))
         patch.setattr(module, "write_whole", counted(module.write_whole))
         patch.setattr(module.checkpoint, "remove", counted(checkpoint.remove))
         patch.setattr(module, "Ledger", counted(module.Ledger))

@@ -35,17 +35,19 @@ def test_what_is_trained_for_the_tables() -> None:
     scenario = Scenario.parse(DOCUMENT)
     jobs = tables.trained(scenario, ["iid", "0.3"], 2)
     methods = {(method, name) for method, name, _ in jobs}
-    both = {(m, name) for m in ("fedce", "fedsc", "local", "fedavg") for name in ("iid", "0.3")}
+    both = {(m, name) for m in ("none", "fedce", "fedsc", "local", "fedavg") for name in ("iid", "0.3")}
     assert methods == both | {("central", "iid")}
     assert {seed for _, _, seed in jobs} == {4, 5}
-    steps = {key: _steps(job) for key, job in jobs.items() if key[2] == 4}
+    floor = jobs["none", "0.3", 4]
+    assert (floor.networked.extractor_cycles, floor.networked.expert_cycles, floor.train.cycles) == (0, 1, 1)
+    steps = {key: _steps(job) for key, job in jobs.items() if key[2] == 4 and key[0] != "none"}
     assert set(steps.values()) == {2 * 2 * 1}  # clients, local steps, cycles: alike for the extractor of every method
     assert jobs["fedavg", "0.3", 4].cluster[0].tau == 0.3
     assert jobs["fedce", "iid", 4].cluster[0].partition == "iid"
     assert jobs["fedavg", "iid", 4].model.config is not None
     assert jobs["fedavg", "iid", 4].model.config["num_experts"] == 1
     gates = tables.gated(jobs["fedsc", "0.3", 5], Path("/somewhere"), 3)
-    assert {gate: job.train.cycles for gate, job in gates.items()} == {"rolling": 6, "federated": 3}
+    assert {gate: job.train.cycles for gate, job in gates.items()} == {"rolling": 3, "federated": 3}
     assert all(job.networked.extractor_cycles == job.networked.expert_cycles == 0 for job in gates.values())
     assert all(job.model.path == "/somewhere" and job.seed == 5 for job in gates.values())
 
@@ -54,7 +56,7 @@ def test_a_projection_is_that_of_fedsc_alone() -> None:
     scenario = Scenario.parse({**DOCUMENT, "model": {"config": {**MODEL, "projection_size": 6}}})
     jobs = tables.trained(scenario, ["iid"], 1)
     sizes = {method: (job.model.config or {})["projection_size"] for (method, _, _), job in jobs.items()}
-    assert sizes == {"fedsc": 6, "fedce": 0, "local": 0, "fedavg": 0, "central": 0}
+    assert sizes == {"none": 0, "fedsc": 6, "fedce": 0, "local": 0, "fedavg": 0, "central": 0}
 
 
 def _steps(job: Scenario) -> int:
@@ -91,7 +93,15 @@ def _end(accuracy: float, **more: Any) -> dict[str, Any]:
 
 
 def test_tables_and_page_from_ledgers_ends(tmp_path: Path) -> None:
-    ends = {("fedce", "0.5", seed): _end(0.2 * seed) for seed in (1, 2, 3)}
+    rungs = {"random": {"accuracy": 0.2}, "central": {"accuracy": 0.71, "macro_f1": 0.7, "local_ratio": 0.5}}
+    rungs |= {
+        "all": {"accuracy": 0.72},
+        "oracle": {"accuracy": 0.99},
+        "probe": {"accuracy": 0.76},
+        "majority": {"accuracy": 0.8},
+    }
+    ends = {("fedce", "0.5", seed): _end(0.2 * seed, ladder=rungs) for seed in (1, 2, 3)}
+    ends["none", "0.5", 1] = _end(0.15, ladder=rungs)
     ends |= {("fedce, federated", "0.5", seed): _end(0.3 * seed) for seed in (1, 2, 3)}
     once = {"accuracy": 0.1, "macro_f1": 0.1, "macro_auc": 0.1}
     ends["local", "0.5", 1] = _end(0.7, one_shot={**once, "even_test": once})
@@ -102,11 +112,17 @@ def test_tables_and_page_from_ledgers_ends(tmp_path: Path) -> None:
     assert same["central"]["iid"]["macro_f1"] == [0.8]
     assert same["fedavg, one-shot"]["0.5"]["accuracy"] == [0.1]
     assert "central" not in document["tables"]["even"]
+    ladder = ("random", "central gate", "all experts", "oracle", "probe")
+    found = {method: same[method]["0.5"]["accuracy"][0] for method in (*(f"none, {rung}" for rung in ladder), "majority")}
+    assert list(found.values()) == [0.15, 0.71, 0.72, 0.99, 0.76, 0.8]
+    assert same["majority"]["0.5"]["accuracy"] == [0.8] * 3  # once for a seed
+    assert "local_ratio" not in same["none, central gate"]["0.5"]
     json.dumps(document)
     write_tables(document, tmp_path / "page.html", "title")
     page = (tmp_path / "page.html").read_text()
     assert "40.0<br><span class='spread'>20.0–60.0</span>" in page
     assert "62 %" in page
+    assert all(f"fedce, {rung}" in page for rung in ladder)
     assert "<script src=" not in page
     figure = routing_figure(document["network"], "0.5")
     assert figure is not None

@@ -147,7 +147,7 @@ def test_a_few_steps_pull_views_together_and_images_apart():
 def test_the_released_schedule():
     assert (OFFICIAL.own_weight(0.1, 0), OFFICIAL.own_weight(0.1, 100)) == pytest.approx((1.0, 0.6))
     assert (OFFICIAL.rate(0), OFFICIAL.rate(100), OFFICIAL.rate(200)) == pytest.approx((0.06, 0.03, 0.0))
-    assert OFFICIAL.norm**2 == pytest.approx(2)
+    assert OFFICIAL.norm**2 == pytest.approx(4)
 
 
 @pytest.mark.parametrize(

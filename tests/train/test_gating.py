@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from fedexperts.errors import InputError
-from fedexperts.train.gating import normalise_gradients, random_picks, roll_loss, roll_targets
+from fedexperts.train.gating import (
+    answers_loss,
+    balance_loss,
+    normalise_gradients,
+    pooled,
+    random_picks,
+    roll_loss,
+    roll_targets,
+    spread_of,
+)
 
 
 def targets(n: int = 9000, own: int = 2, experts: int = 4, **options: float) -> Tensor:
@@ -48,6 +57,47 @@ def test_a_gate_learns_whose_samples_these_are():
     own_T = torch.arange(900) // 300
     assert ((x_TD @ gate_ED.T).argmax(dim=1) == own_T).float().mean() > 0.9
     assert 0.7 < loss.item() < 1.0  # the labels' own entropy is 0.82 nats
+
+
+@pytest.mark.parametrize(("q", "by_p"), [(0.99, -4.709), (0.01 / 9, 1.097), (0.1, 0.0)], ids=["right", "wrong", "a guess"])
+def test_one_pick_has_the_gradient_of_mixing_it_with_a_guess(q, by_p):
+    logits_TE = torch.zeros(1, 10, requires_grad=True)
+    answers_loss(logits_TE, torch.full((1, 10), q).log(), 1, 10).backward()
+    assert float(logits_TE.grad.abs().max()) == pytest.approx(abs(by_p) * 0.1 * 0.9, abs=1e-4)
+    pick = int(torch.zeros(1, 10).topk(1).indices)
+    assert float(logits_TE.grad[0, pick]) / (0.1 * 0.9) == pytest.approx(by_p, abs=2e-3)
+
+
+@pytest.mark.parametrize("top_k", [2, 4])
+def test_several_picks_are_combined_as_probabilities(top_k):
+    generator = torch.Generator().manual_seed(0)
+    logits_TE, q_TE = torch.randn(6, 4, generator=generator), torch.rand(6, 4, generator=generator)
+    w_TE = torch.full((6, 4), float("-inf")).scatter(1, (top := logits_TE.topk(top_k)).indices, top.values).softmax(dim=1)
+    expected = -(w_TE * q_TE).sum(dim=1).log().mean()
+    assert float(answers_loss(logits_TE, q_TE.log(), top_k, 3)) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_balance_is_over_all_clients_and_spares_the_diagonal():
+    """Two clients that each ask their own expert: all together are balanced, whatever each does alone."""
+    own = [torch.tensor([[9.0, 0.0]] * 5), torch.tensor([[0.0, 9.0]] * 5)]
+    both_E = torch.tensor([0.5, 0.5])
+    assert [float(balance_loss(logits_TE, both_E)) for logits_TE in own] == pytest.approx([1.0, 1.0])
+    leaf = own[0].clone().requires_grad_()
+    balance_loss(leaf, both_E).backward()
+    assert leaf.grad.abs().max() < 1e-7
+    assert float(balance_loss(own[0], torch.tensor([1.0, 0.0]))) > 1.9  # all to one: nearly E
+
+
+def test_pooled_statistics_are_those_of_all_latents():
+    generator = torch.Generator().manual_seed(0)
+    groups = [torch.randn(n, 3, generator=generator) * s + m for n, s, m in ((10, 1.0, 0.0), (30, 2.0, 5.0), (5, 0.1, -1.0))]
+    whole = torch.cat(groups)
+    found = pooled([len(g) / len(whole) for g in groups], *zip(*map(spread_of, groups), strict=True))
+    assert torch.allclose(found[0], whole.mean(dim=0), atol=1e-5)
+    assert torch.allclose(found[1], whole.std(dim=0, correction=0), atol=1e-5)
+    constant = torch.zeros(4, 2)
+    constant[:, 0] = torch.arange(4.0)
+    assert pooled([1.0], *zip(spread_of(constant), strict=True))[1].tolist() == pytest.approx([1.118, 0.01118], rel=1e-3)
 
 
 def test_draws_follow_the_prior():

@@ -40,11 +40,13 @@ class Classification:
 
     def loss(self, view: View, batch: Batch) -> Tensor:
         """Cross-entropy, or mean square error."""
-        return self._loss(self._own(view(batch)), batch["labels"], "mean")
+        return self._loss(view, self._own(view(batch)), batch["labels"], "mean")
 
-    def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    def _loss(self, view: View, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
         if self.metric in OF_SCORES:
             return F.mse_loss(logits[:, 0].float(), labels.float(), reduction=reduction)
+        if getattr(view.model, "log_probabilities", False):  # normalised: to do it again would add a gradient
+            return F.nll_loss(logits, labels, reduction=reduction)
         return F.cross_entropy(logits, labels, reduction=reduction)
 
     def inputs(self, samples: Batch) -> Batch:
@@ -66,7 +68,7 @@ class Classification:
                 batch = {key: value[at : at + JUDGED_AT_ONCE] for key, value in samples.items()}
                 batch = {key: value.to(view.device) for key, value in trimmed(batch).items()}
                 own = self._own(view(batch))
-                loss += float(self._loss(own, batch["labels"], "sum"))
+                loss += float(self._loss(view, own, batch["labels"], "sum"))
                 if self.macro:
                     shares.append(own.double().softmax(dim=-1))
                 predicted.append(own[:, 0].float() if self.metric in OF_SCORES else own.argmax(dim=-1))

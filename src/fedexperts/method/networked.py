@@ -19,7 +19,7 @@ from ..data.metrics import macro_auc, macro_f1, over_clients
 from ..data.source import Samples
 from ..errors import InputError
 from ..ledger import Ledger
-from ..moe.parts import BACKBONE, expert
+from ..moe.parts import BACKBONE, Piece, expert, is_expert
 from ..moe.resnet import NetworkedMoEForImageClassification, all_latents, log_mixture
 from ..protocol.link import ServerProtocol, Start
 from ..protocol.networked import Networked, Stages
@@ -31,6 +31,7 @@ from ..train.gating import random_picks
 from ..train.host import latest
 from ..train.member import NetworkClient, call_B
 from ..train.privacy import guarantee
+from .ladder import ladders
 from .method import Beginning, Method
 
 CLIENT_FIELDS = ("norm", "sigma", "correlation_samples", "balance", "gate_top_k", "gate_lr", "expert_cache")
@@ -54,7 +55,20 @@ def prepare(scenario: Scenario) -> Prepared:
         host.join(NetworkClient(own, home_share=table.share, **given))
         if table.control is None:
             prepared.homes[expert(own)] = name
+    if table.control == "local" and scenario.model.path is None:
+        start_alike(prepared)
     return prepared
+
+
+def start_alike(prepared: Prepared) -> None:
+    """All experts begin as the first: what is averaged once (`install_average`) must come from one initialisation."""
+    first = list(prepared.view.export(expert(0)).values())
+    for part in filter(is_expert, prepared.view.parts):
+        tensors = dict(zip(prepared.view.parts[part], first, strict=True))
+        prepared.view.install(part, tensors)
+        prepared.model[part] = Piece(part, 0, tensors)
+    for host in prepared.hosts.values():
+        host.begin(prepared.model)
 
 
 def _check(prepared: Prepared) -> None:
@@ -72,7 +86,7 @@ def _check(prepared: Prepared) -> None:
             f"{' of one averaged classifier' if table.control == 'fedavg' else ''}; change it or the number of devices"
         )
     for name, k in (("networked.gate_top_k", table.gate_top_k), ("model.config.num_experts_per_tok", view.top_k)):
-        if k > view.experts and table.control is None:
+        if k is not None and k > view.experts and table.control is None:
             raise InputError(f"{name} = {k}: must be at most the number of clients, {view.experts}; each has one expert")
     if table.prior is not None and (len(table.prior) != clients or not sum(table.prior) > 0):
         raise InputError(
@@ -96,6 +110,7 @@ def stages(prepared: Prepared) -> Stages:
     return Stages(
         samples={name: sum(host.samples) for name, host in prepared.hosts.items()},
         representation_size=int(config.representation_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
+        latent_size=int(config.latent_size),  # type: ignore[arg-type,union-attr]
         seed=scenario.seed,
         control=scenario.networked.control,
         **{name: getattr(scenario.networked, name) for name in names},
@@ -293,7 +308,11 @@ def _protocol(prepared: Prepared, start: Start) -> Networked:
 
 
 def _judge(prepared: Prepared, protocol: ServerProtocol, judges: Judges) -> dict[str, Any]:
-    return inference_facts(prepared, judges)
+    """With the rungs beside it where test data are judged."""
+    facts = inference_facts(prepared, judges)
+    if judges is prepared.tests and prepared.scenario.networked.control is None:
+        facts["ladder"], facts["even_test"]["ladder"] = ladders(prepared, judges.own, judges.even)
+    return facts
 
 
 def _finish(prepared: Prepared) -> None:

@@ -20,6 +20,7 @@ class MoELayer(nn.Module):
         dim: the gate's input size: D, unless it is given an input of its own.
         experts: modules that map x_TD to y_TF, all with the same F.
         top_k, top1, mask, noise_std: see `Router`.
+        bias: whether the gate has one.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class MoELayer(nn.Module):
         top1: Top1 = "straight-through",
         mask: Mask = "-inf",
         noise_std: float = 0.0,
+        bias: bool = False,
     ):
         super().__init__()
-        self.gate = nn.Linear(dim, len(experts), bias=False)
+        self.gate = nn.Linear(dim, len(experts), bias=bias)
         self.experts = nn.ModuleList(experts)
         self.router = Router(len(experts), top_k, top1, mask, noise_std=noise_std)
 

@@ -24,6 +24,10 @@ GATE = "gate"
 HEAD = "head"
 CORRELATION = "correlation"
 """Not of the model: the correlation matrices that travel beside it in FedSC."""
+STATISTICS = "statistics"
+"""Not of the model: mean and spread of latents, and loads of experts, which a gate of a Networked MoE is trained with."""
+BESIDE = frozenset({CORRELATION, STATISTICS})
+"""What travels beside the model: of each client its own, and averaged by whoever keeps it."""
 EXPERT = "expert:"
 
 Tensors = Mapping[str, "Tensor"]
@@ -126,6 +130,6 @@ def in_order(parts: Iterable[str]) -> list[str]:
         if is_expert(part):
             layer, m = expert_index(part)
             return 0, -1 if layer is None else layer, m
-        return (GATE, HEAD, BACKBONE, CORRELATION).index(part) + 1, 0, 0
+        return (GATE, HEAD, BACKBONE, CORRELATION, STATISTICS).index(part) + 1, 0, 0
 
     return sorted(parts, key=key)

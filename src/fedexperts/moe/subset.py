@@ -96,7 +96,7 @@ def load_subset(
     config.num_experts_per_tok = min(config.num_experts_per_tok, len(keep))
     model = _blank(checkpoint, config, auto_class, dtype)
     rows = {f"{name}.{tensor}": keep for name, _, gate in _blocks(model) for tensor in (*EXPERTS, f"{gate}.weight")}
-    rows |= {f"{layer}.gate.weight": keep for layer in _own_layers(model)}
+    rows |= {f"{layer}.gate.{kind}": keep for layer in _own_layers(model) for kind in ("weight", "bias")}
     return _filled(model, checkpoint, rows, seed, keep)
 
 
@@ -139,7 +139,7 @@ def load_into(module: nn.Module, path: Path, keep: Sequence[int]) -> None:
     store = Store({path: None})
     with store.reading() as fill:
         for name, tensor in module.state_dict().items():
-            if any(name == _join(layer, "gate.weight") for layer in layers):
+            if any(name in (_join(layer, "gate.weight"), _join(layer, "gate.bias")) for layer in layers):
                 _check_stored(store, path, name, (None, *tensor.shape[1:]), keep)
                 for row, m in zip(tensor, keep, strict=True):
                     fill(row, name, m)

@@ -194,7 +194,7 @@ class Aligned(Rounds):
             most_M = np.full(M, told.max_load)
             least_M = np.minimum(least_M, most_M)
         if told.min_load is not None:
-            least_M = np.full(M, min(told.min_load, int((capacity_N > 0).sum())))
+            least_M = np.minimum(np.maximum(told.min_load, overdue_M > 0), int((capacity_N > 0).sum()))
             while least_M.sum() > np.minimum(capacity_N, M).sum():  # a thin round: the longest untrained come first
                 least_M[np.lexsort((self.untrained_M, -least_M))[0]] -= 1
         return least_M, np.maximum(most_M, least_M)

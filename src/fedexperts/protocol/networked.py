@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..moe.parts import BACKBONE, CORRELATION, GATE, Piece, Tensors, in_order, is_expert
+from ..moe.parts import BACKBONE, CORRELATION, GATE, STATISTICS, Piece, Tensors, in_order, is_expert
 from ..seeds import Stream, stream
 from ..train.task import Task, Update
 from .aggregate import picked
@@ -22,6 +22,9 @@ from .rounds import Rounds
 if TYPE_CHECKING:
     from ..train.fedsc import Schedule
 
+TURN = 0.3
+"""What a turn of a rolling gate steps by, of `networked.gate_lr`: it is one client's alone, and must not undo the others'."""
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -30,6 +33,7 @@ class Stages:
     samples: Mapping[str, int]
     representation_size: int
     seed: int
+    latent_size: int = 1
     extractor: str = "fedce"
     extractor_cycles: int = 1
     expert_cycles: int = 1
@@ -38,7 +42,7 @@ class Stages:
     gate_participation: float = 0.7
     gate_patience: int = 2
     control: str | None = None
-    schedule: str = "official"
+    schedule: str = "falling"
 
 
 class Networked(Rounds):
@@ -49,14 +53,26 @@ class Networked(Rounds):
         self._told = told
         self.own = dict(zip(self.clients, in_order(filter(is_expert, start.model)), strict=False))
         self.correlations: dict[str, Tensors] = {}  # client -> R_i, as it shared it last
+        self.statistics: dict[str, Tensors] = {}  # client -> of its latents and its gate's picks, as it told them last
         self.exchanges = 0
-        self.held_losses: dict[str, float] = {}  # of this roll: client -> the rolling gate's loss on what it held back
+        self.held_losses: dict[str, float] = {}  # client -> the loss, on what it holds back, of the gate that a roll ended with
         self.best = math.inf
         self.stalled = 0  # rolls without a gain
         self.rolled = 0  # turns taken
+        self.judged = -1  # of them, when all have judged the gate
         self._schedule: Schedule | None = None
+        if told.control is None and self.own:
+            self._nothing_told()
         if told.extractor == "fedsc":
             self._contrast()
+
+    def _nothing_told(self) -> None:
+        """Stage 3: nobody has told what its latents are like."""
+        import torch
+
+        nothing = {"mean": torch.zeros(self._told.latent_size), "spread": torch.ones(self._told.latent_size)}
+        load_E = torch.full((len(self.own),), 1 / len(self.own))
+        self.model[STATISTICS] = Piece(STATISTICS, 0, {**nothing, "load": load_E})
 
     def _contrast(self) -> None:
         """FedSC: no matrix is known yet."""
@@ -67,7 +83,7 @@ class Networked(Rounds):
         told, size = self._told, self._told.representation_size
         zero = {"matrix": torch.zeros(size, size), "weight": torch.zeros(())}
         self.model[CORRELATION] = Piece(CORRELATION, 0, zero)
-        if told.schedule == "official":
+        if told.schedule != "plain":
             self._schedule = replace(OFFICIAL, lr=1.0, rounds=told.extractor_cycles)
 
     @property
@@ -86,9 +102,13 @@ class Networked(Rounds):
         elif self.round < told.extractor_cycles + told.expert_cycles:
             stage, tasks = "experts", {client: self.expert(client) for client in present}
         elif told.gate == "federated":
-            stage, tasks = "federated", dict.fromkeys(self.drawn(present), self.federated())
+            who = self.drawn(present) if self.statistics else present
+            stage, tasks = "federated", dict.fromkeys(who, self.federated())
         elif told.gate == "rolling" and present and self.stalled < told.gate_patience:
-            stage, tasks = "rolling", {self.turn(present): Task(frozenset({GATE}), goal="own-id")}
+            judging = self.rolled % len(self.clients) == 0 and self.judged < self.rolled
+            stage = "rolling"
+            turn = {} if judging else {self.turn(present): self.rolling(TURN * self.falling())}
+            tasks = turn or dict.fromkeys(present, self.rolling(0.0))
         else:
             stage, tasks = "rest", {}
         link.log("stage", cycle=self.round, stage=stage, clients=list(tasks))
@@ -116,8 +136,21 @@ class Networked(Rounds):
         return Task(mine, route=mine, keeps=mine)
 
     def federated(self) -> Task:
-        """Stage 3, FedGate: the gate on everybody's experts, with normalised gradients."""
-        return Task(frozenset({GATE}), peers=True, unit_gradient=True)
+        """Stage 3, FedGate: the gate on everybody's experts, with normalised gradients.
+
+        In its first round everybody tells what its latents are like, and nobody moves the gate.
+        """
+        rate = self.falling() if self.statistics else 0.0
+        return Task(frozenset({GATE, STATISTICS}), goal="gate", peers=True, unit_gradient=True, rate=rate)
+
+    def rolling(self, rate: float) -> Task:
+        """Stage 3, RollGate; at rate 0, which is before the first roll and after each, all clients judge the gate."""
+        return Task(frozenset({GATE, STATISTICS}), goal="own-id", unit_gradient=True, rate=rate)
+
+    def falling(self) -> float:
+        """Of stage 3 the learning rate: a cosine to 0, as averages of clients that pull apart, and turns, need."""
+        done = self.round - self._told.extractor_cycles - self._told.expert_cycles
+        return (1 + math.cos(math.pi * done / self._told.gate_cycles)) / 2
 
     def drawn(self, present: list[str]) -> list[str]:
         """FedGate's client scheduling: ⌈0.7 m⌉ of them in a round."""
@@ -170,18 +203,36 @@ class Networked(Rounds):
         return update.piece.part != BACKBONE or told.control is not None or self.round < told.extractor_cycles
 
     def note(self, client: str, update: Update, task: Task, counted: bool) -> None:
-        """Correlation matrices are kept by client; a rolling gate tells how it does."""
+        """Correlation matrices and statistics are kept by client; all tell how a roll has ended."""
         if update.piece.part == CORRELATION:
             self.correlations[client] = update.piece.tensors
-        if update.held_loss is not None:
+        if update.piece.part == STATISTICS:
+            self.statistics[client] = update.piece.tensors
+        if update.held_loss is not None and task.rate == 0:
             self.held_losses[client] = update.held_loss
 
     def after(self, link: Link) -> None:
-        """At the end of a round: the next exchange of matrices; at the end of a roll: has the gate still gained?"""
+        """At the end of a round: the next exchange of matrices; what all have told; has a roll still gained?"""
         self.exchanges += 1
-        if self._told.gate == "rolling" and self.held_losses and self.rolled % len(self.clients) == 0:
+        if STATISTICS in {part for task in self.tasks.values() for part in task.parts} and self.statistics:
+            self.model[STATISTICS] = self.of_all()
+        if self.held_losses:
             loss = sum(self.held_losses.values()) / len(self.held_losses)
             self.stalled = 0 if loss < self.best else self.stalled + 1
-            self.best = min(self.best, loss)
+            self.best, self.judged = min(self.best, loss), self.rolled
             link.log("roll", held_loss=round(loss, 6), stalled=self.stalled)
             self.held_losses = {}
+
+    def of_all(self) -> Piece:
+        """Statistics over all clients that have told theirs, each as it told them last."""
+        import torch
+
+        from ..train.gating import pooled
+
+        known = [c for c in self.clients if c in self.statistics]
+        shares = [self._samples[c] / sum(self._samples[k] for k in known) for c in known]
+        told = [self.statistics[c] for c in known]
+        mean_D, spread_D = pooled(shares, [t["mean"] for t in told], [t["spread"] for t in told])
+        load_E = torch.stack([q * t["load"] for q, t in zip(shares, told, strict=True)]).sum(dim=0)
+        version = self.model[STATISTICS].version + 1
+        return Piece(STATISTICS, version, {"mean": mean_D, "spread": spread_D, "load": load_E})

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
+from ..moe.parts import BESIDE, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..train.task import Task, Update
 from .aggregate import Change, moved
 from .link import Link, SignalLost, Start
@@ -163,7 +163,7 @@ class Rounds(ABC):
             kept = {v: s for v, s in versions.items() if v > version}
             self.sent[client][part] = kept | {version: replace(sent, seen=update.piece.tensors, counted=True)}
             self.note(client, update, sent.task, sent.counted)
-            if part == CORRELATION:
+            if part in BESIDE:
                 continue  # of each client its own, and no part of the model
             if not self.takes(update):
                 link.log("refuse", part=part, behind=self.round - sent.round_)

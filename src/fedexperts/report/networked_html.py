@@ -20,12 +20,18 @@ TITLES = {
     "same": "Test data like each client's training data (the paper's Table I), %",
     "even": "Even shares of the test data (the paper's Table II), %",
 }
+RUNGS = ("central gate", "all experts", "oracle", "probe")
 METHODS = (
+    "majority",
     "central",
     "local",
     "fedavg, one-shot",
     "fedavg",
-    *(f"{extractor}, {gate}" for extractor in ("fedce", "fedsc") for gate in ("random", "rolling", "federated")),
+    *(
+        f"{extractor}, {gate}"
+        for extractor in ("none", "fedce", "fedsc")
+        for gate in ("random", "rolling", "federated", *RUNGS)
+    ),
 )
 UNBROKEN = " style='white-space: nowrap'"
 Cells = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
@@ -83,8 +89,11 @@ def _note(seeds: int) -> str:
         f"<p class='note'>{over_seeds(seeds)}. "
         "Metrics are over all clients' test data together; F1 and AUC are macro means over classes. Controls: <i>central</i>, "
         "the whole MoE trained on all data in one place; <i>local</i>, each client a classifier of its own; <i>fedavg</i>, one "
-        "classifier for all, averaged every round, or once. All make equally many gradient steps on the extractor. Heatmaps "
-        "and costs are of the first seed.</p>"
+        "classifier for all, averaged every round, or once. All make equally many gradient steps on the extractor; <i>none</i> "
+        "is one that is never trained. Rungs on the same extractor and experts: the <i>central gate</i>, linear and trained on "
+        "all data in one place; <i>all experts</i> together; the <i>oracle</i>, an expert that is right, if one is; the "
+        "<i>probe</i>, a logistic regression on latents. <i>majority</i>: each client's most frequent label. Heatmaps and "
+        "costs are of the first seed.</p>"
     )
 
 

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..moe.document import HUB_NAME
 from ..moe.kinds import FOR_TASK
 from ..moe.outline import Outline, Shapes, count
-from ..moe.parts import BACKBONE, CORRELATION, GATE, Piece, expert, is_expert, shapes_B
+from ..moe.parts import BACKBONE, CORRELATION, GATE, STATISTICS, Piece, expert, is_expert, shapes_B
 from ..moe.size import ADAMW_B, FLOAT32_B, PRECISION_B, Held, Phase, Training, Work, activations_B, step_flops
 from ..moe.sized import described, named
 from ..protocol.aligned import Aligned, Alignment, Client
@@ -103,13 +103,20 @@ class Imagined:
             D = self.representation_size
             matrix: Typed = {"matrix": ("float32", (D, D)), "weight": ("float32", ())}
             sizes[CORRELATION] = wire_B(matrix, self.table.uplink)
+            told = {"mean": (self.latent_size,), "spread": (self.latent_size,), "load": (self.model.experts,)}
+            sizes[STATISTICS] = wire_B({name: ("float32", size) for name, size in told.items()}, self.table.uplink)
         return sizes
 
     @property
     def representation_size(self) -> int:
         """Numbers that FedSC contrasts, of a Networked MoE's model."""
         projected = self.model.rest.get("projection.2.weight")
-        return projected[0] if projected else next(iter(self.model.layers[0].gate.values()))[1]
+        return projected[0] if projected else self.latent_size
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers that the gate of a Networked MoE sees."""
+        return next(size[1] for size in self.model.layers[0].gate.values() if len(size) == 2)
 
     @property
     def work(self) -> Work:
@@ -162,8 +169,8 @@ class Imagined:
                 lengths = {name: getattr(table, name) for name in ("extractor_cycles", "expert_cycles", "gate_cycles")}
                 lengths = {name: min(2, length) for name, length in lengths.items()} if short else lengths
                 others = {name: getattr(table, name) for name in STAGES}
-                size = self.representation_size
-                return Networked(start, Stages(samples, size, self.scenario.seed, control=table.control, **lengths, **others))
+                size, seed, latent = self.representation_size, self.scenario.seed, self.latent_size
+                return Networked(start, Stages(samples, size, seed, latent, control=table.control, **lengths, **others))
         raise AssertionError(f"{self.scenario.protocol}: of the user's own, which `check` goes through")
 
     def short_cycles(self) -> int:

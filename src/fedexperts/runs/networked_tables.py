@@ -14,7 +14,10 @@ from ..ledger import tail
 from ..scenario import Scenario
 from .grid import Done, Grid, Key, over_seeds
 
-EXTRACTORS = ("fedce", "fedsc")
+EXTRACTORS = ("none", "fedce", "fedsc")
+"""``none`` is never trained: the floor of all that extractors give."""
+RUNGS = {"central": "central gate", "all": "all experts", "oracle": "oracle", "probe": "probe"}
+"""What stands beside gates on the same extractor and experts, by its name in a run's ledger."""
 GATES = ("random", "rolling", "federated")
 METRICS = ("accuracy", "macro_f1", "macro_auc")
 IID = "iid"
@@ -49,20 +52,17 @@ def on(scenario: Scenario, partition: str) -> Scenario:
 
 
 def trained(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[Key, Scenario]:
-    """Runs that start from nothing, by method, partition and seed: both extractors with their experts, and the controls.
+    """Runs that start from nothing, by method, partition and seed: extractors with their experts, and the controls.
 
     All make equally many gradient steps on the extractor; the centralised MoE makes those of all clients together, and is there
     for the even partition alone. A projection is only FedSC's.
     """
     table = scenario.networked
     named: dict[tuple[str, ...], Scenario] = {}
-    stages = {"gate": "random", "gate_cycles": 0}
-    cycles = table.extractor_cycles + table.expert_cycles
     for name in names:
         dealt = on(scenario, name)
         for extractor in EXTRACTORS:
-            own = dealt.changed(networked={**stages, "extractor": extractor}, train={"cycles": cycles})
-            named[extractor, name] = own if extractor == "fedsc" else _with(own, projection_size=0)
+            named[extractor, name] = _trained(dealt, extractor)
         for control in ("local", "fedavg"):
             own = dealt.changed(networked={"control": control}, train={"cycles": table.extractor_cycles})
             one = {"num_experts": 1, "num_experts_per_tok": 1} if control == "fedavg" else {}
@@ -72,16 +72,26 @@ def trained(scenario: Scenario, names: Sequence[str], seeds: int) -> dict[Key, S
     return over_seeds(named, seeds)
 
 
+def _trained(scenario: Scenario, extractor: str) -> Scenario:
+    """Stages 1 and 2; of an extractor that is never trained the second alone."""
+    table = scenario.networked
+    rounds = 0 if extractor == EXTRACTORS[0] else table.extractor_cycles
+    stages = {"extractor": "fedsc" if extractor == "fedsc" else "fedce", "extractor_cycles": rounds}
+    own = scenario.changed(
+        networked={**stages, "gate": "random", "gate_cycles": 0}, train={"cycles": rounds + table.expert_cycles}
+    )
+    return own if extractor == "fedsc" else _with(own, projection_size=0)
+
+
 def gated(scenario: Scenario, model: Path, gate_cycles: int) -> dict[str, Scenario]:
-    """Stage 3 alone, from a run's model, for the two gates that are trained; a roll takes a cycle for each client."""
+    """Stage 3 alone, from a run's model, for the two gates that are trained, over equally many cycles."""
     document = scenario.model_dump(exclude_none=True)
     document["model"] = {k: v for k, v in document["model"].items() if k != "config"} | {"path": str(model.resolve())}
     table = {"extractor_cycles": 0, "expert_cycles": 0}
     jobs = {}
     for gate in GATES[1:]:
-        cycles = gate_cycles * (_clients(scenario) if gate == "rolling" else 1)
-        document["networked"] = {**document["networked"], **table, "gate": gate, "gate_cycles": cycles}
-        document["train"] = {**document["train"], "cycles": cycles}
+        document["networked"] = {**document["networked"], **table, "gate": gate, "gate_cycles": gate_cycles}
+        document["train"] = {**document["train"], "cycles": gate_cycles}
         jobs[gate] = Scenario.parse(document, scenario.base)
     return jobs
 
@@ -126,7 +136,7 @@ def by_clients(scenario: Scenario, counts: Sequence[int], partition: str, seeds:
     jobs = {}
     for n in counts:
         for (method, _, seed), job in trained(resized(scenario, n), [partition], seeds).items():
-            if method in EXTRACTORS:
+            if method in EXTRACTORS[1:]:
                 jobs[method, _among(n, partition), seed] = job
     return jobs
 
@@ -183,7 +193,7 @@ def _by_clients(ends: Mapping[Key, dict[str, Any]], dealt: Sequence[tuple[int, s
     found: dict[str, dict[str, list[float]]] = {}
     for n, partition in sorted(dealt):
         for (method, name, _), end in ends.items():
-            if name == partition and method.endswith(GATES[-1]):
+            if name == partition and method.endswith(GATES[-1]) and not method.startswith(EXTRACTORS[0]):
                 found.setdefault(str(n), {}).setdefault(method, []).append(end["accuracy"])
     return found
 
@@ -205,6 +215,12 @@ def _tables(ends: Mapping[Key, dict[str, Any]]) -> dict[str, Any]:
             continue
         put(same, label, name, {key: end[key] for key in METRICS})
         put(even, label, name, {key: end["even_test"][key] for key in METRICS})
+        if method in EXTRACTORS:
+            for table, ladder in ((same, end.get("ladder", {})), (even, end["even_test"].get("ladder", {}))):
+                rungs = {f"{method}, {RUNGS[rung]}": rung for rung in RUNGS if rung in ladder}
+                rungs |= {"majority": "majority"} if "majority" in ladder and method == "fedce" else {}
+                for row, rung in rungs.items():
+                    put(table, row, name, {key: value for key, value in ladder[rung].items() if key in METRICS})
         keys = ("local_ratio", "inference_B", "personal_accuracy", "accuracy_by_k", "routing")
         put(network, label, name, {key: end[key] for key in keys if key in end})
         if "one_shot" in end:

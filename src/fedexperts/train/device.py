@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
 from ..errors import InputError
-from ..moe.parts import CORRELATION, GATE, Piece, Tensors, expert_index, in_order, is_expert
+from ..moe.parts import BESIDE, GATE, Piece, Tensors, expert_index, in_order, is_expert
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
 from .batches import epoch_batches
@@ -96,12 +96,13 @@ class Device(Holding):
         if task.appraisal:
             fresh = [part for part in filter(is_expert, task.parts) if part not in self.trained]
             self.appraisals |= self.appraise(fresh, task)
+        beside = {} if self.member is None else self.member.shares(self, task)
         leaves = self._enter(task.parts, task.route, task, peers)
         term = self._local_loss(leaves)
         optimizer = self._optimizer(leaves, task.rate)
         kept = self._frozen_layers(task, leaves, rounds)
         first, losses = self.steps, torch.zeros((), dtype=torch.float64, device=self.view.device)
-        asking = nullcontext() if self.member is None else self.member.asking(self.view, task)
+        asking = nullcontext() if self.member is None else self.member.gate_alone(self, task)
         with torch.random.fork_rng(devices=[]), asking:  # dropout and gate noise repeat after a resume
             for _ in range(rounds):
                 self._seed_round()
@@ -116,7 +117,7 @@ class Device(Holding):
                             normalise_gradients(leaf for _, _, leaf in leaves)
                         optimizer.step()
                     self.steps += 1
-        self._leave(task, leaves, optimizer, rounds)
+        self._leave(task, leaves, optimizer, rounds, beside)
         self.loss = float(losses) / (self.steps - first) if self.steps > first else None
         self.round_s = round_s
         return self.steps - first
@@ -246,9 +247,9 @@ class Device(Holding):
         for part, (held, trained) in peers.items():
             self.view.install(part, held, trained)
         self.view.route(route)
-        self._source = self.data if self.member is None or task is None else self.member.source(self, task)
+        self._source = self.data if self.member is None or task is None else self.member.source(self, task, peers)
         self.view.model.train()
-        return self.view.freeze(but=[part for part in parts if part != CORRELATION])
+        return self.view.freeze(but=[part for part in parts if part not in BESIDE])
 
     def _local_loss(self, leaves: list[tuple[str, str, Tensor]]) -> Callable[[Tensor], Tensor]:
         """What is made of a batch's loss: with a function of the user's own, from the leaves and what they were received as."""
@@ -283,13 +284,18 @@ class Device(Holding):
         alone = self.member is not None and all(part == GATE for part, _, _ in leaves)
         lr_shared = self.member.client.gate_lr if self.member is not None and alone else self.local.lr_gate
         rates = {True: self.local.lr_expert, False: lr_shared}
+        if self.member is not None and alone:  # gradients of unit norm mean something under plain descent
+            return torch.optim.SGD([leaf for _, _, leaf in leaves], lr=lr_shared * rate)
         groups: list[dict[str, Any]] = [
             {"params": [leaf for part, _, leaf in leaves if is_expert(part) is kind], "lr": lr * rate}
             for kind, lr in rates.items()
         ]
         groups = [group for group in groups if group["params"]]
+        common: dict[str, Any] = {"lr": self.local.lr_expert, "weight_decay": self.local.weight_decay}
+        if self.local.optimizer == "adamw" and self.member is not None and self.view.device.type == "cpu":
+            common["fused"] = True  # an extractor has many small tensors
         kind = torch.optim.SGD if self.local.optimizer == "sgd" else torch.optim.AdamW
-        optimizer = kind(groups, lr=self.local.lr_expert, weight_decay=self.local.weight_decay)
+        optimizer = kind(groups, **common)
         for part, name, leaf in leaves:
             if saved := self.optimizer_state.get(part, {}).get(name):
                 optimizer.state[leaf] = {key: _to(value, leaf) for key, value in saved.items()}
@@ -301,8 +307,10 @@ class Device(Holding):
         leaves: list[tuple[str, str, Tensor]],
         optimizer: torch.optim.Optimizer,
         rounds: int,
+        beside: Mapping[str, Tensors],
     ) -> None:
-        beside = {} if self.member is None else self.member.trained(self, task, self._source)
+        if self.member is not None:
+            self.member.judge(self, task, self._source)
         for part in task.parts:
             self.trained[part] = beside[part] if part in beside else self.view.trained(part)
             if part not in task.keeps:
@@ -356,7 +364,11 @@ class Device(Holding):
 
 
 def _to(value: Any, leaf: Tensor) -> Any:
-    return value.to(leaf.device) if isinstance(value, Tensor) and value.dim() else value  # Adam's step counter stays put
+    if not isinstance(value, Tensor) or not value.dim():
+        return value  # Adam's step counter stays put
+    if value.stride() == leaf.stride():
+        return value.to(leaf.device)
+    return torch.empty_like(leaf).copy_(value)  # from a file: a fused optimiser goes through memory as it lies
 
 
 def _chunks(data: Batch, chosen: Tensor, device: torch.device, size: int = 64) -> Iterator[dict[str, Tensor]]:

@@ -4,7 +4,7 @@ Shapes: B images of a batch, N images of a client, M clients, C channels, S side
 Matrices are R_DD. A representation is F(x; θ_F) of an augmented image; two views of one image are z_BD and plus_BD.
 
 Sources: Networked MoE, Sec. III-A; FedSC (Jing et al., ICML 2024), whose released code `OFFICIAL` and the defaults of
-`Augmentation` restate.
+`Augmentation` restate in part.
 """
 
 from __future__ import annotations
@@ -175,15 +175,18 @@ class Schedule:
         return first + (last - first) * round_ / self.rounds
 
 
-OFFICIAL = Schedule(math.sqrt(2), 200, 5, 512, 0.06, 0.9, 2.5e-4, 1.5, 5, (1.0, 0.2))
+OFFICIAL = Schedule(2.0, 200, 5, 512, 0.06, 0.9, 2.5e-4, 1.5, 5, (1.0, 0.2))
 """The authors' release (ShusenJing/FedSC_ICML2024, the script with shared matrices), restated for (4): its loss is twice
 that, with a rate of 0.03, a decay of 5e-4 and gradients up to 3, which are the same steps. Its own weights fall from 1 to
 0.2 whatever the clients' sizes, so that it does not follow the gradient of (3), and its R̄_{−i} is a plain mean: `others`
-with equal q.
+with equal q. Of these a run takes `rate` and `own_weight` over its own rounds (`networked.schedule = "falling"`); the rest,
+SGD with a momentum that starts anew every round among it, is not what a scenario's FedSC does.
 
-Left to the caller: it draws max(⌊0.2·M⌋, 2) clients a round. Its projection 512 → 1024 → 512 on top of the extractor, to which
-c and R belong, is `moe.resnet.projection`. Its noise on R, 0.00104 on each entry and not symmetric, is
-stated without an (ε, δ); ours is in `privacy`."""
+With all clients in each round these are 200 × 5 = 1,000 epochs at home. Where they are drawn, max(⌊0.2·M⌋, 2) of M a round and
+all in the first, a client of ten makes 5 + 0.2 · 199 · 5 = 204 in expectation. R is taken on the model of the round before
+anybody trains, over 5 passes of all of a client's data, and those drawn use the others' of that very model. Its projection
+512 → 1024 → 512 on top of the extractor, to which c and R belong, is `moe.resnet.projection`. Its noise on R, 0.00104 on each
+entry and not symmetric, is stated without an (ε, δ); ours is in `privacy`."""
 
 
 def clipped(z_BD: Tensor, norm: float) -> Tensor:

@@ -1,7 +1,5 @@
 """Training and drawing of gates: RollGate's targets, RanGate's draws, FedGate's normalised gradients.
 
-The load-balance loss is `moe.routing.load_balance_loss`.
-
 Shapes: T samples, E experts, which are the clients' ids, K picks.
 Source: Networked MoE, Sec. III-C.
 """
@@ -39,6 +37,43 @@ def roll_targets(rng: np.random.Generator, samples: int, own: int, experts: int,
 def roll_loss(logits_TE: Tensor, targets_T: Tensor) -> Tensor:
     """Cross-entropy of the gate, a classifier of the ids."""
     return F.cross_entropy(logits_TE.float(), targets_T)
+
+
+def answers_loss(logits_TE: Tensor, log_q_TE: Tensor, top_k: int, labels: int) -> Tensor:
+    """FedGate: −log of what (1) gives the right label, whose log-probability each expert has told; mean over samples.
+
+    Experts are frozen, so that what they say of a sample never changes. One pick is mixed with a guess over the labels, or its
+    weight would teach the gate nothing: −log (p·q + (1−p)/L), see `moe.resnet.picked_alone`.
+    """
+    logits_TE = logits_TE.float()
+    picked_TK, indices_TK = logits_TE.topk(top_k, dim=-1)
+    q_TK = log_q_TE.gather(-1, indices_TK)
+    if top_k > 1:
+        return -torch.logsumexp(picked_TK.log_softmax(dim=-1) + q_TK, dim=-1).mean()
+    p_T1 = logits_TE.softmax(dim=-1).gather(-1, indices_TK)
+    return -(p_T1 * q_TK.exp() + (1 - p_T1) / labels).log().mean()
+
+
+def balance_loss(logits_TE: Tensor, load_E: Tensor) -> Tensor:
+    """E·Σ f̄_e·P_e: f̄ the load of each expert over all clients, P the mean probabilities on one's own samples; 1 if uniform.
+
+    With f of one's own samples a client would be punished for asking its own expert, which is right for most of them.
+    """
+    return logits_TE.shape[-1] * (load_E * logits_TE.float().softmax(dim=-1).mean(dim=0)).sum()
+
+
+def spread_of(latents_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of latents, which clients share; `pooled` makes one of all."""
+    return latents_TD.mean(dim=0), latents_TD.std(dim=0, correction=0)
+
+
+def pooled(shares: Sequence[float], means: Sequence[Tensor], spreads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over all clients' samples; no spread is below a hundredth of the largest, or nearly
+    constant numbers would be blown up."""
+    mean_D = torch.stack([q * mean for q, mean in zip(shares, means, strict=True)]).sum(dim=0)
+    squares = [q * (spread**2 + (mean - mean_D) ** 2) for q, mean, spread in zip(shares, means, spreads, strict=True)]
+    spread_D = torch.stack(squares).sum(dim=0).sqrt()
+    return mean_D, spread_D.clamp_min(max(1e-6, float(spread_D.max()) / 100))
 
 
 def random_picks(

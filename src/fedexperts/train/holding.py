@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.objective import Objective
 from ..moe.lora import combined, projections
-from ..moe.parts import CORRELATION, GATE, Piece, Tensors, finite, in_order, is_expert
+from ..moe.parts import BESIDE, GATE, Piece, Tensors, finite, in_order, is_expert
 from ..moe.view import Batch, View
 from .codec import decode, encode, payload_B
 from .task import Update
@@ -110,7 +110,7 @@ class Holding:
 
     def _feeds_back(self, part: str, trained: Tensors) -> bool:
         """Error feedback: not for factors that the server factors again, where a residual of the old ones means nothing."""
-        if part == CORRELATION:
+        if part in BESIDE:
             return False  # a new matrix does not go on from the last one
         lora = self.view.lora
         return self.codec == "int8" and (lora is None or lora.average == "factors" or not projections(trained))

@@ -5,6 +5,7 @@ Shapes: B images or latents of a batch, D numbers of a latent, E experts, which 
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +16,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..moe.parts import BACKBONE, CORRELATION, Piece, Tensors, expert, file_B
+from ..moe.parts import BACKBONE, CORRELATION, GATE, STATISTICS, Piece, Tensors, expert, file_B
 from ..moe.resnet import all_latents
-from ..moe.routing import load_balance_loss
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
 from .fedsc import Augmentation, both_views, clipped, correlation, local_loss, two_views
-from .gating import roll_loss, roll_targets
+from .gating import answers_loss, balance_loss, roll_loss, roll_targets, spread_of
 from .holding import Holding
 from .privacy import noisy
 from .task import Task
 
+Peers = Mapping[str, tuple[Tensors, Tensors | None]]
+"""Experts of clients, as these hold them, and as they have trained them, if they have."""
 FLOAT32_B = 4
 HELD_BACK = 10
 """Every so-manieth sample is held back from a rolling gate, and says when it has learnt enough."""
@@ -42,8 +44,8 @@ class NetworkClient:
         correlation_samples: images that this matrix is estimated on, two views of each; drawn anew every time.
         home_share: p, the part of its samples that a rolling gate is to keep at home.
         balance: weight of the load-balance loss of a federated gate.
-        gate_top_k: experts that a sample meets while a federated gate is trained.
-        gate_lr: learning rate of a gate that is trained alone.
+        gate_top_k: experts that a sample meets while a federated gate is trained; None: all.
+        gate_lr: learning rate of a gate that is trained alone, by plain descent along gradients of unit norm.
         expert_cache: whether other clients' experts are fetched once instead of being asked for every sample.
     """
 
@@ -52,9 +54,9 @@ class NetworkClient:
     sigma: float = 0.0
     correlation_samples: int = 256
     home_share: float = 0.7
-    balance: float = 0.01
-    gate_top_k: int = 1
-    gate_lr: float = 1e-2
+    balance: float = 0.0
+    gate_top_k: int | None = None
+    gate_lr: float = 0.1
     expert_cache: bool = False
 
 
@@ -70,69 +72,154 @@ class Member:
         self.peer_B = 0  # sent to and from other clients
         self.fetched: set[str] = set()  # experts of other clients that are kept
         self.extracted: tuple[int, bool] | None = None  # whose latents are paid for: version, and whether trained here
+        self.asked_NE: Tensor | None = None  # which expert has said what it makes of which sample
+        self.of = ""  # address of the extractor and the experts that were asked
         self._latents: tuple[Tensors, Tensor] | None = None  # a cache: the extractor and what it made of the images
+        self._answers: tuple[list[Tensors], Tensor] | None = None  # a cache: extractor and experts, and log q of the labels
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for a checkpoint."""
-        names = ("peer_B", "fetched", "extracted")
+        names = ("peer_B", "fetched", "extracted", "asked_NE", "of")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         vars(self).update(state)
 
-    def source(self, holding: Holding, task: Task) -> Batch:
-        """What the task's batches are taken from: latents, where the extractor stays as it is. It must be in the view."""
+    def source(self, holding: Holding, task: Task, peers: Peers = types.MappingProxyType({})) -> Batch:
+        """What the task's batches are taken from: latents, where the extractor stays as it is. It must be in the view.
+
+        For a gate that is trained alone they are standardised; with FedGate all experts' answers are with them.
+        """
         if BACKBONE in task.parts:
             return holding.data
-        extractor = holding.trained.get(BACKBONE, holding.held[BACKBONE].tensors)
+        latents_TD, labels_T = self.latents(holding), holding.data["labels"]
+        if task.goal == "task":
+            return {"latents": latents_TD, "labels": labels_T}
+        mean_D, spread_D = standard(holding)
+        found = {"standard": (latents_TD - mean_D) / spread_D}
+        if task.goal == "own-id":
+            return found | own_ids(holding.samples, self.client, holding.view.experts, holding.key)
+        at_T = torch.arange(len(labels_T)) if peers else torch.full((len(labels_T),), -1)  # -1: a step is only measured
+        return found | {"answers": self.answers(holding, peers), "at": at_T}
+
+    def latents(self, holding: Holding) -> Tensor:
+        """Of all its images, by the extractor that it has; this must be in the view."""
+        extractor = latest_of(holding, BACKBONE)
         if self._latents is None or self._latents[0] is not extractor:
             model: Any = holding.view.model
             model.eval()
             self._latents = extractor, all_latents(model, holding.data["pixel_values"])
-        found = {"latents": self._latents[1], "labels": holding.data["labels"]}
-        ids = own_ids(holding.samples, self.client, holding.view.experts, holding.key) if task.goal == "own-id" else {}
-        return found | ids
+        return self._latents[1]
+
+    @torch.no_grad()
+    def answers(self, holding: Holding, peers: Peers) -> Tensor:
+        """log q_NE of each sample's label by every expert, which is asked once: it is frozen, as the extractor is.
+
+        Without any peers, as where a step is only measured, nobody is asked.
+        """
+        view, extractor = holding.view, latest_of(holding, BACKBONE)
+        if not peers:
+            return torch.zeros(holding.samples, view.experts)
+        asked = [extractor, *(held if trained is None else trained for held, trained in peers.values())]
+        if self._answers is None or any(new is not old for new, old in zip(asked, self._answers[0], strict=True)):
+            model: Any = view.model
+            model.eval()
+            latents_TD, labels_T = self.latents(holding).to(view.device), holding.data["labels"].to(view.device)
+            q_NE = torch.stack([body(latents_TD).gather(1, labels_T[:, None])[:, 0] for body in model.moe.experts], dim=1)
+            self._answers = asked, q_NE.cpu()
+            of = "".join(Piece(BACKBONE, 0, tensors).digest for tensors in asked)
+            if of != self.of:
+                self.of, self.asked_NE = of, torch.zeros(holding.samples, view.experts, dtype=torch.bool)
+        if self.picks(view) == view.experts:
+            self.ask(view, torch.arange(holding.samples), torch.arange(view.experts).expand(holding.samples, -1))
+        return self._answers[1]
+
+    def picks(self, view: View) -> int:
+        """Experts that a sample meets while a federated gate is trained."""
+        return self.client.gate_top_k or view.experts
+
+    def ask(self, view: View, at_B: Tensor, indices_BK: Tensor) -> None:
+        """Count what it costs to ask these experts of these samples, where they have not been asked before."""
+        assert self.asked_NE is not None
+        wanted_NE = torch.zeros_like(self.asked_NE)
+        wanted_NE[at_B[:, None], indices_BK] = True
+        new_NE = wanted_NE & ~self.asked_NE
+        self.asked_NE = self.asked_NE | wanted_NE
+        self.peer_B += traffic_B(view, new_NE.sum(dim=0), self.client, self.fetched, view.parts)
 
     @contextmanager
-    def asking(self, view: View, task: Task) -> Iterator[None]:
-        """While a gate learns which client to ask: how many experts a sample meets, and the bytes that this costs."""
-        if not task.peers:
+    def gate_alone(self, holding: Holding, task: Task) -> Iterator[None]:
+        """While a gate is trained alone: its weights are those of standardised latents, w·spread and b + w·mean.
+
+        As pieces have them they are those of latents as they are, so that a checkpoint needs no statistics.
+        """
+        if task.goal not in ("gate", "own-id"):
             yield
             return
-        router = view.blocks[0].router
-        usual, router.top_k = router.top_k, self.client.gate_top_k
-        router.counts_E = torch.zeros(view.experts, dtype=torch.long, device=view.device)
-        router.keep_logits = True
+        model: Any = holding.view.model
+        gate = model.moe.gate
+        mean_D, spread_D = (value.to(gate.weight) for value in standard(holding))
+        with torch.no_grad():
+            if gate.bias is not None:
+                gate.bias += gate.weight @ mean_D
+            gate.weight *= spread_D
         try:
             yield
         finally:
-            self.peer_B += traffic_B(view, router.counts_E, self.client, self.fetched, view.parts)
-            router.top_k, router.counts_E, router.keep_logits, router.logits_TE = usual, None, False, None
+            with torch.no_grad():
+                gate.weight /= spread_D
+                if gate.bias is not None:
+                    gate.bias -= gate.weight @ mean_D
 
     def loss(self, holding: Holding, batch: Batch, goal: str) -> Tensor:
-        """Of the goal: contrast, own id, or the task with the load-balance loss."""
+        """Of the goal: contrast, own id, all experts' answers, or the task."""
+        view = holding.view
         if goal == "contrast":
-            return contrast_loss(holding.view, batch, self.client, holding.held)
+            return contrast_loss(view, batch, self.client, holding.held)
         if goal == "own-id":
-            return roll(holding.view, batch)
-        return gate_loss(holding.view, batch, holding.objective.loss(holding.view, batch), self.client)
+            return roll(view, batch)
+        if goal == "task":
+            return holding.objective.loss(view, batch)
+        model: Any = view.model
+        logits_TE, k = model.moe.gate(batch["standard"]), self.picks(view)
+        if k < view.experts and int(batch["at"][0]) >= 0:
+            self.ask(view, batch["at"].cpu(), logits_TE.detach().topk(k, dim=-1).indices.cpu())
+        loss = answers_loss(logits_TE, batch["answers"], k, int(model.config.num_labels))
+        if self.client.balance == 0 or STATISTICS not in holding.held:
+            return loss
+        load_E = holding.held[STATISTICS].tensors["load"].to(logits_TE.device)
+        return loss + self.client.balance * balance_loss(logits_TE, load_E)
 
-    def trained(self, holding: Holding, task: Task, source: Batch) -> dict[str, Tensors]:
-        """What else a task has made: the correlation matrix to be shared; a rolling gate is judged."""
+    def shares(self, holding: Holding, task: Task) -> dict[str, Tensors]:
+        """What a client shares beside what it trains, all of it of the model that came down.
+
+        A correlation matrix of a model that it has trained on the very images would let one of them move it without a bound
+        (`privacy`). Of a gate it tells the latents' mean and spread and how often its images are sent to each expert.
+        """
+        view, model = holding.view, holding.view.model
+        found: dict[str, Tensors] = {}
+        if CORRELATION in task.parts:
+            view.install(BACKBONE, holding.held[BACKBONE].tensors)
+            model.eval()
+            weight, key = holding.held[CORRELATION].tensors["weight"], (*holding.key, holding.steps)
+            found[CORRELATION] = shared_correlation(view, holding.data, self.client, weight, key)
+        if STATISTICS in task.parts:
+            view.install(BACKBONE, holding.held[BACKBONE].tensors, holding.trained.get(BACKBONE))
+            view.install(GATE, holding.held[GATE].tensors)
+            found[STATISTICS] = statistics(view, self.latents(holding))
+        return found
+
+    def judge(self, holding: Holding, task: Task, source: Batch) -> None:
+        """A rolling gate is judged on what its client holds back: as it is once the task is done."""
+        view = holding.view
         if task.goal == "own-id":
-            with torch.no_grad():
-                there = {key: value.to(holding.view.device) for key, value in source.items()}
-                holding.held_loss = float(roll(holding.view, there, held_back=True))
-        if CORRELATION not in task.parts:
-            return {}
-        weight = holding.held[CORRELATION].tensors["weight"]
-        holding.view.model.eval()
-        key = (*holding.key, holding.steps)
-        return {CORRELATION: shared_correlation(holding.view, holding.data, self.client, weight, key)}
+            with self.gate_alone(holding, task), torch.no_grad():
+                there = {key: value.to(view.device) for key, value in source.items()}
+                holding.held_loss = float(roll(view, there, held_back=True))
 
     def spent(self, holding: Holding, task: Task) -> int:
-        """FLOPs of training by this task beyond its steps: latents, once for each extractor, and the correlation matrix."""
+        """FLOPs of training by this task beyond its steps: latents and answers, once for each extractor, and the matrix."""
         if CORRELATION in task.parts:
             views = 2 * min(self.client.correlation_samples, holding.samples)
             return views * image_flops(holding.view, holding.data, projected=True)
@@ -141,6 +228,30 @@ class Member:
             return 0
         self.extracted = which
         return holding.samples * image_flops(holding.view, holding.data)
+
+
+def latest_of(holding: Holding, part: str) -> Tensors:
+    """A part as its client has it now."""
+    return holding.trained.get(part, holding.held[part].tensors)
+
+
+def standard(holding: Holding) -> tuple[Tensor, Tensor]:
+    """Mean and spread of all clients' latents, as the server has told them; 0 and 1 before, and no mean without a bias."""
+    model: Any = holding.view.model
+    gate = model.moe.gate
+    if STATISTICS not in holding.held:
+        return torch.zeros(gate.in_features), torch.ones(gate.in_features)
+    told = holding.held[STATISTICS].tensors
+    return (torch.zeros_like(told["mean"]) if gate.bias is None else told["mean"]), told["spread"]
+
+
+@torch.no_grad()
+def statistics(view: View, latents_TD: Tensor) -> Tensors:
+    """Mean and spread of latents, and the share of them that the gate in the view sends to each expert."""
+    model: Any = view.model
+    mean_D, spread_D = spread_of(latents_TD.float())
+    picks_T = model.moe.gate(latents_TD.to(view.device)).argmax(dim=-1).cpu()
+    return {"mean": mean_D, "spread": spread_D, "load": torch.bincount(picks_T, minlength=view.experts) / len(picks_T)}
 
 
 @torch.no_grad()
@@ -198,17 +309,7 @@ def roll(view: View, batch: Batch, held_back: bool = False) -> Tensor:
     """Cross-entropy of the gate against the pseudo labels of the samples that it may learn from, or of those held back."""
     model: Any = view.model
     keep = batch["held"] if held_back else ~batch["held"]
-    return roll_loss(model.moe.gate(batch["latents"][keep]), batch["ids"][keep])
-
-
-def gate_loss(view: View, batch: Batch, loss: Tensor, client: NetworkClient) -> Tensor:
-    """The task's loss and the load-balance loss of the batch (Sec. II-A, in the Switch form)."""
-    model: Any = view.model
-    router = model.moe.router
-    logits_TE = router.logits_TE
-    if client.balance == 0 or logits_TE is None:
-        return loss
-    return loss + client.balance * load_balance_loss(logits_TE, logits_TE.topk(router.top_k, dim=-1).indices)
+    return roll_loss(model.moe.gate(batch["standard"][keep].to(view.device)), batch["ids"][keep].to(view.device))
 
 
 def call_B(view: View) -> int:

@@ -1,7 +1,9 @@
 """Differential privacy of shared correlation matrices: symmetric Gaussian noise, and the (ε, δ) that it gives.
 
 What is protected is one sample of one client, and in the matrices R_i alone. The weights that clients share beside them are
-trained on the same samples and are **not** protected by this.
+trained on the same samples and are **not** protected by this: (ε, δ) is what the matrices add to them. So R_i is to be of a
+model that is given, as the one that came down to the client; the bound below does not hold for one that was then trained
+on the very samples.
 
 Sensitivity, for data sets of which one sample is replaced, so that n stays and may be public (protocols share it as q_i).
 R = (1/n) Σ_s A_s, where A_s is zzᵀ of a sample, or the mean of this over its views; ‖z‖ ≤ c makes every A_s positive
@@ -37,7 +39,7 @@ TIGHT_UP_TO = 20.0
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What T releases of one client's matrix give away about one of its samples, which is replaced: at most (ε, δ)."""
+    """What T releases of one client's matrix add to the shared weights about one of its samples, which is replaced: (ε, δ)."""
 
     epsilon: float
     delta: float
@@ -47,8 +49,8 @@ class Guarantee:
     def __str__(self) -> str:
         return (
             f"({self.epsilon:.3g}, {self.delta:g})-differential privacy of one sample in {self.releases} releases of a "
-            f"client's correlation matrix (Gaussian noise of multiplier {self.sigma:g}); "
-            "the shared weights are not protected by it"
+            f"client's correlation matrix (Gaussian noise of multiplier {self.sigma:g}), given the shared weights: these leak "
+            "beside it, and the shared weights are not protected by it"
         )
 
 

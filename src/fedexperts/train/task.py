@@ -17,7 +17,8 @@ class Task:
         rounds: local rounds; None means as many as fit before the cluster's next contact.
         route: expert parts that the gate may pick (39); None leaves the gate unmasked.
         keeps: those of ``parts`` that stay on the device: they are its own and never uploaded.
-        goal: what is learnt: the device's task, FedSC's contrast of views, or with RollGate the id of the client.
+        goal: what is learnt: the device's task, FedSC's contrast of views, or by a gate alone whose samples these are: with
+            FedGate from all experts' answers, with RollGate from the id of the client.
         peers: whether the gate may pick experts of other clients, which are asked for what they make of a sample.
         unit_gradient: whether gradients are scaled to the global norm 1.
         rate: what learning rates are multiplied by.
@@ -28,7 +29,7 @@ class Task:
     rounds: int | None = None
     route: frozenset[str] | None = None
     keeps: frozenset[str] = frozenset()
-    goal: Literal["task", "contrast", "own-id"] = "task"
+    goal: Literal["task", "contrast", "gate", "own-id"] = "task"
     peers: bool = False
     unit_gradient: bool = False
     rate: float = 1.0

@@ -1,0 +1,37 @@
+"""Rungs beside a gate: what they are on a few latents and answers that can be told by hand."""
+
+import pytest
+import torch
+
+from fedexperts.method.ladder import Answers, _rungs, central_gate, probe
+
+
+def network(seed: int, n: int = 60, experts: int = 3) -> Answers:
+    """Label c has latents around 5·e_c far from 0; expert c is right on label c alone and sure of itself."""
+    generator = torch.Generator().manual_seed(seed)
+    labels_T = torch.arange(n) % experts
+    latents_TD = 20 + 5 * torch.eye(experts)[labels_T] + torch.randn(n, experts, generator=generator) / 4
+    q_TEL = torch.full((n, experts, experts), 0.02)
+    for e in range(experts):
+        q_TEL[:, e, e] = 0.96  # it says its own label, whatever it is shown
+    return Answers(latents_TD, q_TEL.log(), labels_T)
+
+
+def test_a_central_gate_finds_the_expert_that_is_right_though_latents_are_far_from_zero() -> None:
+    weight_ED, bias_E = central_gate(network(0))
+    test = network(1)
+    assert torch.equal((test.latents_TD @ weight_ED.T + bias_E).argmax(dim=1), test.labels_T)
+
+
+def test_rungs_by_hand() -> None:
+    """Two clients: one has labels 0 alone, the other all; the gate sends all to expert 0, the usual labels are 0 and 1."""
+    train, whole = network(0), network(1)
+    zeros = Answers(*(tensor[whole.labels_T == 0] for tensor in (whole.latents_TD, whole.log_q_TEL, whole.labels_T)))
+    gate = torch.zeros(3, 3), torch.tensor([1.0, 0.0, 0.0])
+    found = _rungs([zeros, whole], gate, probe(train), [0, 1])
+    assert found["random"]["accuracy"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["central"]["accuracy"] == pytest.approx((20 + 20) / 80)
+    assert found["central"]["local_ratio"] == 0.5  # the first client's images stay, the second's go
+    assert found["oracle"]["accuracy"] == found["probe"]["accuracy"] == 1.0
+    assert found["majority"]["accuracy"] == pytest.approx((20 + 20) / 80)
+    assert found["majority"]["macro_f1"] < found["probe"]["macro_f1"] == 1.0

@@ -20,10 +20,11 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -265,6 +266,17 @@ def verdict(found: Sequence[dict[str, Any]], seeds: int, rounds: Sequence[int]) 
     ]
 
 
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Ctrl-C, or a limit of time, ends the cells under way too: their checkpoints are there to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for process in active_children():
+            process.kill()
+        raise
+
+
 def run_all(wanted: Sequence[Cell], out: Path, jobs: int) -> int:
     """Do what is not there yet; how many cells failed."""
     todo = [cell for cell in wanted if not (out / f"{cell.name}.json").exists()]
@@ -275,7 +287,7 @@ def run_all(wanted: Sequence[Cell], out: Path, jobs: int) -> int:
             play(cell, out)
             print(f"{time.time() - began_s:6.0f} s  {cell.name}", flush=True)
         return 0
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, stopped_at_once():
         waiting = {pool.submit(play, cell, out): cell for cell in todo}
         for done in as_completed(waiting):
             cell = waiting[done]

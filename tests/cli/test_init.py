@@ -93,6 +93,37 @@ def test_scores_are_a_regression(fx: Command, tmp_path: Path) -> None:
     assert fx(f"run mine/scenario.toml --out run {SMALL}") == 0
 
 
+def test_two_texts_are_a_pair_and_more_are_told(fx: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(4)
+    rows = [{"premise_": sentence(rng), "claim": sentence(rng), "follows": rng.choice(["yes", "no"])} for _ in range(40)]
+    write_csv(tmp_path / "two" / "rte.csv", rows)
+    write_csv(tmp_path / "three" / "rte.csv", [{**row, "note": sentence(rng) + " and more of it"} for row in rows])
+    assert fx("init two") == 0
+    task = Scenario.load(tmp_path / "two" / "scenario.toml").task
+    assert (task.text, task.text_pair, task.label) == ("premise_", "claim", "follows")
+    assert fx("init three") == 0
+    assert "text = note, label = follows; not used: premise_, claim" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["opt{}", "Option {}", "choice_{}", "answer{}"])
+def test_options_in_numbered_columns(fx: Command, tmp_path: Path, name: str) -> None:
+    rng = random.Random(5)
+    rows = [{"stem": sentence(rng), **{name.format(i): sentence(rng) for i in (1, 2, 3)}, "key": i % 3} for i in range(30)]
+    for row in rows:
+        row["target"] = row.pop("key")
+    write_csv(tmp_path / "mine" / "exam.csv", rows)
+    assert fx("init mine") == 0
+    assert Scenario.load(tmp_path / "mine" / "scenario.toml").task.options == tuple(name.format(i) for i in (1, 2, 3))
+
+
+def test_texts_have_room(fx: Command, tmp_path: Path) -> None:
+    rng = random.Random(6)
+    rows = [{"review": " ".join(sentence(rng) for _ in range(20)), "label": i % 2} for i in range(30)]
+    write_csv(tmp_path / "mine" / "long.csv", rows)
+    assert fx("init mine") == 0
+    assert Scenario.load(tmp_path / "mine" / "scenario.toml").task.max_length == 256
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_questions(fx: Command, tmp_path: Path, listed: bool) -> None:
     rng = random.Random(3)
@@ -157,7 +188,7 @@ def test_a_model_of_ones_own(fx: Command, tmp_path: Path) -> None:
         ("init mine --data numbers.csv", "no column of a, b looks like text"),
         ("init mine --data reviews.csv --kind questions", "has the columns id, review, sentiment, none of which holds a list"),
         ("init mine --data reviews.csv --test reviews.csv --test reviews.csv", "--test: 2 for 1 files"),
-        ("init mine --data reviews.csv --data train.npz", "one model learns one kind of task"),
+        ("init mine --data reviews.csv --data train.npz", "these look like several (reviews: text, "),
         ("init mine --data train.npz", "there are no test images beside it"),
         ("init --kind plan mine --data reviews.csv", "--kind plan: takes neither --data"),
         ("init full --data reviews.csv", "full: already holds scenario.toml"),
@@ -183,3 +214,4 @@ def test_data_that_a_run_would_refuse_are_told_at_once(fx: Command, tmp_path: Pa
     assert fx("init mine --data exam.jsonl --test exam.jsonl") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "a run would be refused so far: data of cluster 'exam', row 8: answer 'AB'" in said
+    assert "mend that first, then: fedexperts run" in said

@@ -53,14 +53,13 @@ def command(
     for note in made.notes:
         say(note)
     scenario = directory / "scenario.toml"
-    if kind != "plan":
-        _look(scenario)
+    refused = kind != "plan" and _refused(scenario)
     does = f"plan {scenario} --out {directory / 'plan'}" if kind == "plan" else f"run {scenario}"
-    say(f"{directory}: {', '.join(names)}; go on with: fedexperts {does}")
+    say(f"{directory}: {', '.join(names)}; {'mend that first, then' if refused else 'go on with'}: fedexperts {does}")
 
 
-def _look(scenario: Path) -> None:
-    """Say at once what of the data a run would refuse."""
+def _refused(scenario: Path) -> bool:
+    """Whether a run would refuse the data; says why at once."""
     from ..scenario import Scenario
     from ..setup.samples import datasets
 
@@ -68,3 +67,5 @@ def _look(scenario: Path) -> None:
         datasets(Scenario.load(scenario))
     except InputError as error:
         warn(f"a run would be refused so far: {error}")
+        return True
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +25,12 @@ PAIRS = (
 )
 """Usual names of columns that belong together."""
 QUESTIONS = ("question", "query", "stem", "prompt", "sent1", "ctx")
-OPTIONS = (("A", "B", "C", "D", "E"), ("opa", "opb", "opc", "opd"), tuple(f"option{i}" for i in range(1, 6)))
-"""Usual names of columns with one option each."""
+OPTION = re.compile(r"[A-J]|(?i:opt?|option|choice|ending|candidate|answer)[ _-]?(?:[A-Ja-j]|[0-9]{1,2})")
+"""How columns with one option each are called: A, B, … or option1, option2, …"""
 LONG = 12
 """Characters that a text has on average, and a label or name has not."""
+QUESTION = 64
+"""Tokens left for a question beside its longest option."""
 LOOKED_AT = 2000
 """Rows that are looked at."""
 
@@ -42,6 +45,8 @@ class Guess:
         samples: rows or images.
         shape_CHW: of an image.
         columns: all of them, for comments.
+        unused: texts that nothing was made of.
+        longest: tokens that its texts or options take, roughly.
     """
 
     kind: Kind
@@ -49,6 +54,8 @@ class Guess:
     samples: int
     shape_CHW: tuple[int, int, int] | None = None
     columns: Sequence[str] = field(default=())
+    unused: Sequence[str] = field(default=())
+    longest: int = 0
 
 
 def guess(path: Path, kind: Kind | None = None) -> Guess:
@@ -67,13 +74,19 @@ def guess(path: Path, kind: Kind | None = None) -> Guess:
     options = None if kind == "text" else _options(seen, names)
     if options is not None:
         task = _question(seen, names, options, path)
-        return Guess("questions", task, len(rows), columns=names)
+        listed = [row[options] if isinstance(options, str) else [row.get(name) for name in options] for row in seen]
+        longest = max(len(str(option)) for options_of in listed for option in options_of)
+        return Guess("questions", task, len(rows), columns=names, longest=longest // 2 + QUESTION)
     if kind in ("questions", "images"):
         raise InputError(f"--kind {kind}: {path} has the columns {', '.join(names)}, none of which holds {_NEEDS[kind]}")
-    return Guess("text", _text(seen, names, path), len(rows), columns=names)
+    task = _text(seen, names, path)
+    used = [name for name in (task["text"], task.get("text_pair")) if name]
+    unused = [name for name in names if _length(seen, name) >= LONG and name not in (*used, task["label"])]
+    lengths = sorted(sum(len(str(row.get(name) or "")) for name in used) for row in seen)
+    return Guess("text", task, len(rows), None, names, unused, lengths[len(lengths) * 19 // 20] // 3)
 
 
-_NEEDS = {"questions": "a list of options, or options as A, B, C, D", "images": "encoded images"}
+_NEEDS = {"questions": "a list of options, or options as A, B, C or option1, option2", "images": "encoded images"}
 
 
 def _encoded(rows: Sequence[Row], name: str) -> bool:
@@ -95,10 +108,9 @@ def _options(rows: Sequence[Row], names: Sequence[str]) -> str | list[str] | Non
     for name in names:
         if all(isinstance(row.get(name), list) and len(row[name]) > 1 for row in rows):
             return name
-    for usual in OPTIONS:
-        if set(usual[:2]) <= set(names):
-            return [name for name in usual if name in names]
-    return None
+    found = [name for name in names if OPTION.fullmatch(name)]
+    alike = {re.sub(r"(?:[a-jA-J]|[0-9]{1,2})$", "", name) for name in found}
+    return found if len(found) > 1 and len(alike) == 1 else None
 
 
 def _question(rows: Sequence[Row], names: Sequence[str], options: str | list[str], path: Path) -> dict[str, Any]:
@@ -119,6 +131,8 @@ def _text(rows: Sequence[Row], names: Sequence[str], path: Path) -> dict[str, An
         raise InputError(
             f"{path}: no column of {', '.join(names)} looks like text; name the kind, or write the scenario by hand"
         )
+    if pair is None and len(texts) == 2:
+        pair = texts[0], texts[1]
     first, second = pair or (max(texts, key=lambda name: _length(rows, name)), None)
     rest = [name for name in names if name not in (first, second)]
     label = _label(rows, rest, path)

@@ -17,6 +17,8 @@ from ..errors import InputError
 from .guess import Guess, Kind, found_in, guess, test_beside
 
 VOCABULARY = 4000
+LENGTHS = (64, 128, 256, 512)
+"""To choose ``max_length`` from."""
 DEVICES = 2
 TEST_EVERY = 5
 """Where there are no test data, each fifth row is one."""
@@ -85,9 +87,10 @@ def tuning(folder: Path, kind: Kind | None, data: Sequence[Path], tests: Sequenc
     sources = [Source(name, path, test, guess(path, kind)) for name, (path, test) in zip(names, named.items(), strict=True)]
     kinds = {source.guess.kind for source in sources}
     if len(kinds) > 1:
-        told = ", ".join(f"{source.data.name}: {source.guess.kind}" for source in sources)
+        told = ", ".join(f"{source.name}: {source.guess.kind}" for source in sources)
         raise InputError(
-            f"one model learns one kind of task, and the data hold several ({told}); name those of one with --data"
+            f"one model learns one kind of task, and these look like several ({told}); say --kind where one is mistaken, or name "
+            "those of one kind with --data"
         )
     return _tuning(folder, sources, model)
 
@@ -103,12 +106,12 @@ def _tuning(folder: Path, sources: Sequence[Source], model: str | None) -> Sketc
         if model is None:
             corpus += _texts(rows, source.guess)
     table = f"path = {json.dumps(model)}" if model else _model(kind, sources)
-    notes = [f"{source.name}: taken for {kind}, {_told(source.guess.task)}" for source in sources]
+    notes = [f"{source.name}: taken for {kind}, {_told(source.guess)}" for source in sources]
     text = TUNING.format(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name) or "mine",
         kind=kind,
         model=table,
-        task=_task(kind, _common(sources), sources[0].guess.columns),
+        task=_task(kind, _common(sources), sources),
         warmup=_warmup(clusters, kind == "text") if model is None else "",
         shared='["gate", "head"]' if kind == "text" and model else '["gate"]',
         clusters="\n".join(clusters),
@@ -173,24 +176,27 @@ def _texts(rows: Sequence[Row], found: Guess) -> list[str]:
 
 def _inline(task: Mapping[str, Any]) -> str:
     """A table on one line."""
-    pairs = (tomli_w.dumps({key: value}).strip().replace("\n", " ") for key, value in task.items())
+    pairs = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in task.items())
     return "{ " + ", ".join(pairs) + " }"
 
 
-def _told(task: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in task.items()) or "arrays x and y"
+def _told(found: Guess) -> str:
+    unused = f"; not used: {', '.join(found.unused)}" if found.unused else ""
+    return (", ".join(f"{key} = {value}" for key, value in found.task.items()) or "arrays x and y") + unused
 
 
-def _task(kind: Kind, task: Mapping[str, Any], columns: Sequence[str]) -> str:
+def _task(kind: Kind, task: Mapping[str, Any], sources: Sequence[Source]) -> str:
     kinds = {"text": "classification", "questions": "multiple-choice", "images": "image"}
     lines = [f'kind = "{kinds[kind]}"']
     lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in task.items()]
-    if columns:
+    if task and (columns := sources[0].guess.columns):
         lines.append(f"# the columns are {', '.join(columns)}")
     if kind == "text":
         lines.append('# metric = "f1" # or matthews; spearman for scores')
     if kind != "images":
-        lines.append("max_length = 128 # tokens of a text at most")
+        longest = max(source.guess.longest for source in sources)
+        length = next((size for size in LENGTHS if size >= longest), LENGTHS[-1])
+        lines.append(f"max_length = {length} # tokens of a text at most")
     return "\n".join(lines)
 
 

@@ -89,8 +89,8 @@ def tuning(folder: Path, kind: Kind | None, data: Sequence[Path], tests: Sequenc
     if len(kinds) > 1:
         told = ", ".join(f"{source.name}: {source.guess.kind}" for source in sources)
         raise InputError(
-            f"one model learns one kind of task, and these look like several ({told}); say --kind where one is mistaken, or name "
-            "those of one kind with --data"
+            f"one model learns one kind of task, and these look like several ({told}); say --kind where one is mistaken, or "
+            "name those of one kind with --data"
         )
     return _tuning(folder, sources, model)
 

@@ -44,6 +44,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/demo.py --plan round-robin
 	$(BIN)/python benchmarks/demo.py --plan orbit --out runs/bench-orbit
 	$(BIN)/python benchmarks/passes.py
+	$(BIN)/python benchmarks/bound.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/lora.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Callable
@@ -21,6 +22,10 @@ from fedexperts.errors import InputError
 from fedexperts.method.methods import METHODS
 from fedexperts.moe.auto import new_model
 from fedexperts.planned import described as describe
+from fedexperts.planned import planned as planned_of
+from fedexperts.report.bound_html import bound_section
+from fedexperts.runs.advise import advise
+from fedexperts.runs.allowed import allowed
 from fedexperts.runs.judge import judge_model
 from fedexperts.runs.run import ready
 from fedexperts.scenario import Prospect, Scenario
@@ -55,6 +60,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "model": {"config": small.CONFIG},
         "cluster": [{"name": "x"}],
     },
+}
+BOUNDED: dict[str, dict[str, Any]] = {
+    "orbit": {**ORBIT, "model": {"config": small.CONFIG}, "train": {"cycles": 2, "seconds_per_round": 60.0}},
+    "round robin": {**NETWORKS["round robin"], "model": {"config": small.CONFIG, "lora": {"rank": 2, "alpha": 4.0}}},
 }
 EXAMPLES: dict[str, dict[str, Any]] = {  # what of them is too large for a test
     "adapters": {},
@@ -152,6 +161,19 @@ def planned(path: Path) -> None:
     if document["method"]:
         stage_table(document["method"], 80)
         link_table(document["method"], 80)
+
+
+def bounded(path: Path) -> None:
+    """What `fedexperts plan --bound` does, and `advise`."""
+    network, plan, found = planned_of(Prospect.load(path), None)
+    document = {"start": None, "horizon_s": plan.horizon_s, "bound": allowed(network, plan, found)}
+    json.dumps(document, allow_nan=False)
+    bound_section(document)
+    try:
+        advise(path, "updates=2", "2 h", ["model.uplink=bf16,int8"])
+    except InputError as error:
+        if "nothing reaches" not in str(error):
+            raise
 
 
 def prepared(path: Path) -> None:

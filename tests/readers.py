@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 import families
 import small
 import text
-from example_scenarios import EXAMPLES, NETWORKS, example, judged, planned, prepared, written
+from example_scenarios import BOUNDED, EXAMPLES, NETWORKS, bounded, example, judged, planned, prepared, written
 from fedexperts.contact.interchange import load_plan, plan_text
 from fedexperts.contact.orbit import ecef, instants, read_omm, read_tle
 from fedexperts.contact.plan import Contact, ContactPlan, Rates
@@ -48,6 +48,7 @@ from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes
 from fedexperts.moe.view import View
 from fedexperts.runs import checkpoint
 from fedexperts.runs.ended import scenario_of, what_lacks
+from fedexperts.runs.owners_file import read_owners
 from fedexperts.runs.sums import write_sums
 from fedexperts.setup.experts_from import check_layers, choice_report, read_choice
 from mutate import Form, Reader, as_json, on_lines
@@ -325,6 +326,7 @@ def adapters(path: Path) -> None:
 
 RUNS = (
     Reader("ledger", file("ledger.jsonl", on_lines(LEDGER)), ledger, "lines"),
+    Reader("owners", file("owners.json", as_json({"assignment": {"x": [0], "y": ["1.3", "expert:4"]}})), read_owners, "json"),
     Reader("scenario of a run", _run("scenario.toml"), lambda path: scenario_of(path.parent), "toml"),
     Reader("runtime.jsonl", _run("runtime.jsonl"), lambda path: scenario_of(path.parent), "lines"),
     Reader("sums of a run", _ended, lambda path: what_lacks(path.parent)),
@@ -421,6 +423,7 @@ FULL = ("alignment-cifar10", "nmoe-fashion", "orbit")
 
 SCENARIOS = (
     *(Reader(f"network {name}", written(document), planned, "toml") for name, document in NETWORKS.items()),
+    *(Reader(f"bounds of {name}", written(document), bounded, "toml", 0.4) for name, document in BOUNDED.items()),
     *(Reader(f"example {name}", example(name), prepared, "toml", 0.6) for name in EXAMPLES),
     *(Reader(f"in full {name}", example(name, in_full=True), prepared, "toml", 0.6) for name in FULL),
     Reader("tasks of eval", example("digits-small"), judged, "toml", 0.2),

@@ -33,6 +33,7 @@ ROWS = {  # beginnings of lines, in order
         ),
         *(rf" +{n} +{m}  {p} " for n, m in ((20, 8), (30, 12)) for p in ("random", "greedy", "balanced", "optimal")),
     ],
+    "bound": ["random contacts", "random contacts", "Walker shell, a day"],
     "demo": [*(rf"{name} +γ \d" for name in DEMO), "ratio", "ems-fl / sync  ", *["ems-fl[^/]* / sync"] * 4],
     "extractor": ["never trained", *["one client"] * 4, *["ten clients"] * 3],
     "gpu": [

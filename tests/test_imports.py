@@ -28,6 +28,7 @@ MAY = {
     "reference": BASE | {"scenario", "tables", "events", "contact", "drive"},
     "contact": BASE,
     "assign": BASE,
+    "theory": BASE,
     "moe": BASE,
     "data": BASE | {"moe"},
     "train": BASE | {"moe", "data"},
@@ -35,14 +36,20 @@ MAY = {
     "drive": BASE | LOWER | {"protocol", "ledger"},
     "setup": BASE | LOWER | {"drive", "scenario", "tables"},
     "method": BASE | LOWER | {"protocol", "drive", "setup", "scenario", "tables", "ledger"},
-    "runs": BASE | LOWER | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "events", "lines"},
+    "runs": BASE
+    | LOWER
+    | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "events", "lines"}
+    | {"theory"},
     "report": BASE | {"ledger"},
     "planned": BASE | LOWER | {"scenario", "setup", "runs", "report"},
-    "cli": BASE | LOWER | {"planned"} | {"scenario", "tables", "ledger", "setup", "method", "runs", "report", "reference"},
+    "cli": BASE
+    | LOWER
+    | {"planned", "theory"}
+    | {"scenario", "tables", "ledger", "setup", "method", "runs", "report", "reference"},
 }
 OUTSIDE = {
     "torch": {
-        *("contact", "assign", "report", "ledger", "scenario", "tables", "reference"),
+        *("contact", "assign", "theory", "report", "ledger", "scenario", "tables", "reference"),
         *("errors", "units", "reading", "writing", "own", "events", "lines"),
     },
 }

@@ -9,6 +9,7 @@ from .errors import Diverged, InputError, InputWarning, RunError
 
 if TYPE_CHECKING:
     from .planned import plan
+    from .runs.advise import advise
     from .runs.answers import ask
     from .runs.compare import Comparison, compare
     from .runs.export import export
@@ -16,17 +17,23 @@ if TYPE_CHECKING:
     from .runs.judge import judge_model as evaluate
     from .runs.run import Result, run
     from .scenario import Scenario
+    from .theory import Constants, Setting
+    from .theory import bounds as bound
 
 __all__ = [
     "Comparison",
+    "Constants",
     "Diverged",
     "InputError",
     "InputWarning",
     "Result",
     "RunError",
     "Scenario",
+    "Setting",
     "__version__",
+    "advise",
     "ask",
+    "bound",
     "check",
     "compare",
     "evaluate",
@@ -37,8 +44,12 @@ __all__ = [
 _WHERE = {
     "Comparison": "runs.compare",
     "Result": "runs.run",
+    "Constants": "theory",
     "Scenario": "scenario",
+    "Setting": "theory",
+    "advise": "runs.advise",
     "ask": "runs.answers",
+    "bound": "theory:bounds",
     "check": "runs.forecast:forecast",
     "compare": "runs.compare",
     "evaluate": "runs.judge:judge_model",

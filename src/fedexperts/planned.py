@@ -11,6 +11,7 @@ from .contact.schedule import best_passes, contact_rows, statistics, tracks, ver
 from .errors import warn_input
 from .own import is_own
 from .report.words import count, duration, size, together, utc
+from .runs.allowed import allowed
 from .scenario import Prospect, Scenario
 from .setup.plan import Orbit, network_plan, orbit
 
@@ -27,12 +28,13 @@ REMEDIES = {
 """For a cluster that is never met, by the plan's kind."""
 
 
-def plan(scenario: Scenario | str | Path, cycles: int | None = None) -> dict[str, Any]:
+def plan(scenario: Scenario | str | Path, cycles: int | None = None, bound: bool = False) -> dict[str, Any]:
     """Contacts, gaps and bytes of a scenario's plan, and whether its method can work with them; no data are needed.
 
     Args:
         scenario: a scenario, or the path of its file, which need not have the tables of training.
         cycles: tell when this orbital cycle ends; default ``train.cycles``.
+        bound: say how early updates can be as well, see the guide "whether, when, at what cost".
 
     Returns:
         What ``fedexperts plan --json`` prints; times in seconds after ``start``, bytes for each device.
@@ -42,8 +44,11 @@ def plan(scenario: Scenario | str | Path, cycles: int | None = None) -> dict[str
     """
     if isinstance(scenario, Scenario):
         document = scenario.model_dump(exclude_none=True, include=set(Prospect.model_fields) - {"base"})
-        return described(*planned(Prospect.parse(document, scenario.base), cycles), cycles)
-    return described(*planned(Prospect.load(scenario), cycles), cycles)
+        network = Prospect.parse(document, scenario.base)
+    else:
+        network = Prospect.load(scenario)
+    found = planned(network, cycles)
+    return described(*found, cycles) | ({"bound": allowed(*found)} if bound else {})
 
 
 def planned(network: Prospect, cycles: int | None) -> tuple[Prospect, ContactPlan, Orbit | None]:

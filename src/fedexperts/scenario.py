@@ -106,11 +106,7 @@ class Network(Table):
         Raises:
             InputError: with one line per fault.
         """
-        document = read_toml(Path(path))
-        for override in overrides:
-            _override(document, override)
-        _check_sizes(document, "--set")
-        return cls.parse(document, Path(path).resolve().parent)
+        return cls.parse(overridden(Path(path), overrides), Path(path).resolve().parent)
 
     @classmethod
     def parse(cls, document: dict[str, Any], base: Path = Path()) -> Self:
@@ -262,6 +258,19 @@ class Scenario(Tasks):
                 "or no expert is ever trained"
             )
         return self
+
+
+def overridden(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """A scenario file as plain data, with values changed.
+
+    Raises:
+        InputError: it cannot be read, or a change is none.
+    """
+    document = read_toml(path)
+    for override in overrides:
+        _override(document, override)
+    _check_sizes(document, "--set")
+    return document
 
 
 def read_toml(path: Path) -> dict[str, Any]:

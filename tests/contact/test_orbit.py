@@ -5,6 +5,7 @@ import math
 import os
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fedexperts.contact.orbit import (
     EARTH_RADIUS_KM,
     MU_KM3_PER_S2,
     Satellite,
+    beside,
     circular,
     ecef,
     epoch_age_days,
@@ -375,3 +377,20 @@ def test_constants_are_sgp4_s() -> None:
     satrec = circular(600, 53, epoch=START).satrec
     assert satrec.radiusearthkm == 6378.135  # sgp4's own unit of length; altitudes count from WGS-84's
     assert satrec.mu == MU_KM3_PER_S2
+
+
+def test_one_more_satellite_is_midway_to_the_next_in_its_plane() -> None:
+    epoch = datetime(2026, 1, 1, tzinfo=UTC)
+    alone = circular(600, 53, 20, 30, epoch=epoch)
+    shell = walker(12, 3, 1, 600, 53, epoch=epoch)
+    for first, flying, ahead_deg in ((alone, [alone], 180.0), (shell[0], shell, 45.0)):
+        added = beside(first, flying)
+        angle_deg = math.degrees(math.acos(float(np.dot(*(_direction(one) for one in (first, added))))))
+        assert angle_deg == pytest.approx(ahead_deg, abs=0.2)
+        assert added.satrec.inclo == first.satrec.inclo
+        assert added.name != first.name
+
+
+def _direction(satellite: Any) -> np.ndarray:
+    at = ecef(satellite, instants(datetime(2026, 1, 1, tzinfo=UTC), np.zeros(1)))[0][0]
+    return at / np.linalg.norm(at)

@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 PANELS = {
     "begin": ("init", "explain"),
-    "plan": ("plan", "inspect", "check"),
+    "plan": ("plan", "bound", "advise", "inspect", "check"),
     "build": ("build",),
     "train": ("demo", "run", "compare", "assign"),
     "judge": ("eval", "try"),

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..planned import described, planned
 from ..scenario import Prospect
 from ..writing import check_replaceable, on_disk, written_beside
+from .bound_tables import bound_of, show_bound
 from .common import Force, output, print_json, say, warn
 from .plan_tables import cluster_table, contact_table, link_table, stage_table
 from .run import Json, Protocol, ScenarioPath, Set
@@ -26,6 +27,10 @@ def command(
     cycles: Annotated[int | None, typer.Option(min=1, help="Tell when this orbital cycle ends; default train.cycles.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write plan.html, plan.json and any export there.")] = None,
     export: Annotated[list[str], typer.Option(help=f"Also write the plan as {', '.join(EXPORTS)}.")] = [],  # noqa: B006  # typer's way
+    bound: Annotated[
+        bool, typer.Option("--bound", help="Say how early updates can be, what they wait for, what would help.")
+    ] = False,
+    owners: Annotated[Path | None, typer.Option(help="Who owns which expert, as assign --json says; for --bound.")] = None,
     force: Force = False,
     set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
     json: Json = False,
@@ -34,6 +39,8 @@ def command(
     export = [kind.strip() for given in export for kind in given.split(",") if kind.strip()]
     if unknown := set(export) - set(EXPORTS):
         raise InputError(f"--export {', '.join(sorted(unknown))}: unknown format; choose from {', '.join(EXPORTS)}")
+    if owners is not None and not bound:
+        raise InputError(f"--owners {owners}: is for --bound; add it")
     if export and out is None:
         raise InputError("--export needs --out, the folder to write to")
     formats = {f"plan.{EXPORTS[kind]}": kind for kind in ("json", *export)}
@@ -48,6 +55,8 @@ def command(
     for warning in plan.notes:
         warn(warning)
     document = described(network, plan, found, cycles)
+    if bound:
+        document["bound"] = bound_of(network, plan, found, owners)
     if out is not None:
         texts = {name: plan_text(plan, kind, network.plan.start, network.plan.nodes) for name, kind in formats.items()}
         with on_disk(out, "make room, or name another folder", "--out"):
@@ -67,3 +76,5 @@ def command(
         output.print(link_table(document["method"], output.width))
         for sentence in document["method"]["answers"]:
             say(sentence, output)
+    if bound:
+        show_bound(document)

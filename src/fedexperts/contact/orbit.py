@@ -242,6 +242,19 @@ def walker(
     )
 
 
+def beside(satellite: Satellite, others: Iterable[Satellite]) -> Satellite:
+    """One more satellite in the orbit of one, midway to the next of the ``others`` that flies in the same plane."""
+    of, degrees = satellite.satrec, math.degrees
+    plane = [
+        (degrees(o.satrec.mo + o.satrec.argpo) - degrees(of.mo + of.argpo)) % 360.0
+        for o in others
+        if abs(o.satrec.inclo - of.inclo) + abs(math.remainder(o.satrec.nodeo - of.nodeo, math.tau)) < 0.01
+    ]
+    ahead_deg = min((turn for turn in plane if turn > 1e-6), default=360.0) / 2
+    angles = (degrees(of.inclo), degrees(of.nodeo), degrees(of.argpo), degrees(of.mo) + ahead_deg)
+    return _satellite(f"{satellite.name}, one more", satellite.epoch, of.no_kozai, of.ecco, *angles, of.bstar)
+
+
 def read_tle(path: Path, satellite_name: str | None = None) -> tuple[Satellite, ...]:
     """All satellites of a TLE file (two or three lines each), or the one of that name or catalogue number.
 

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from .bound_html import bound_section
 from .page import COLOURS, cell, cell_row, html_table, shown, text_row, write_page
 from .plan_map import map_figure, reach_of, sites_of
 from .plan_method import method_section, pass_list
@@ -61,7 +62,7 @@ def write_plan(document: Mapping[str, Any], path: Path, beside: Mapping[str, str
     sections = (_map_section(document), _contact_section(document), pass_list(document), _pass_section(document))
     content = f"""<p>{_headline(document)}</p>
 {_table(document["clusters"])}
-{method_section(document)}{"".join(sections)}"""
+{method_section(document)}{bound_section(document)}{"".join(sections)}"""
     write_page(path, f"Contact plan: {document['name']}", content, PLAN_STYLE, beside)
 
 

@@ -78,6 +78,7 @@ class DryHost:
         self.held: dict[str, Piece] = dict(model)
         self.touched: set[str] = set()  # parts trained since they arrived
         self.pending: dict[str, int] = {}  # part -> rounds that nobody has yet; alike for all devices
+        self.ahead: set[str] = set()  # parts delivered by a snapshot that training had gone past
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -111,11 +112,13 @@ class DryHost:
         ]
 
     def receive(self, pieces: Collection[Piece]) -> None:
-        """See `Host`."""
+        """See `Host`; rounds made after the snapshot that the server has are kept, see `Holding.receive`."""
         for piece in pieces:
             self.held[piece.part] = piece
-            self.touched.discard(piece.part)
-            self.pending.pop(piece.part, None)
+            if piece.part not in self.ahead & self.touched:
+                self.touched.discard(piece.part)
+                self.pending.pop(piece.part, None)
+            self.ahead.discard(piece.part)
 
     def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
         """See `Host`."""
@@ -150,11 +153,14 @@ class DryHost:
 
     def delivered(self, updates: Sequence[Update], parts: Collection[str]) -> None:
         """See `Host`; devices deliver in step, so the last of a part's updates says what is left of it."""
-        sent = {update.piece.part: update.rounds for update in updates if update.device == self.devices[-1]}
-        for part, rounds in sent.items():
-            left = self.pending.pop(part, 0) - rounds
+        sent = {update.piece.part: update for update in updates if update.device == self.devices[-1]}
+        for part, update in sent.items():
+            if update.piece.version != self.held[part].version:
+                continue  # replaced since: what was trained of the new version is not delivered by this
+            left = self.pending.pop(part, 0) - update.rounds
             if left > 0:
                 self.pending[part] = left
+                self.ahead.add(part)
 
     def unsent_rounds(self) -> int:
         """See `Host`."""
@@ -173,8 +179,10 @@ class DryHost:
 
     def state(self) -> dict[str, Any]:
         """See `Host`."""
-        return {"held": self.held, "touched": in_order(self.touched), "pending": self.pending}
+        ahead, touched = in_order(self.ahead), in_order(self.touched)
+        return {"held": self.held, "touched": touched, "pending": self.pending, "ahead": ahead}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Host`."""
         self.held, self.touched, self.pending = state["held"], set(state["touched"]), state["pending"]
+        self.ahead = set(state["ahead"])

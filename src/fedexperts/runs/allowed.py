@@ -1,0 +1,356 @@
+"""What a plan allows a method: ``plan --bound``. Bytes and rounds come from the scenario, the bounds from `contact.bound`.
+
+Like `outlook`, from sizes alone: without data, without torch. Experts are dealt to clusters in turn unless owners are given.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..contact.bound import MOST_UPDATES, Bound, Load, by_cluster, delivered_s, network, schedule, synchronous
+from ..contact.orbit import beside
+from ..contact.plan import FASTEST_BPS, Contact, ContactPlan, Direction
+from ..drive.classes import DeviceClass
+from ..errors import InputError
+from ..moe.parts import in_order, is_expert
+from ..own import is_own
+from ..scenario import BY_CLIENT, Prospect
+from ..setup.clients import device_classes
+from ..setup.plan import Orbit
+from ..tables import Train
+from ..train.task import Task
+from .imagined import Imagined, outline_of
+
+Owners = Mapping[str, frozenset[str]]
+MOST_SATELLITES = 50
+"""Of a larger shell passes are not computed again to say what a lower mask or one more satellite would help."""
+LOWER_DEG = 5.0
+"""So much lower a mask is tried."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the bounds must know of a scenario, by part or by cluster.
+
+    Attributes:
+        piece_B: of each trained part, as it comes down.
+        upload_B: of the same parts.
+        round_s: the cheapest local round of a cluster's experts.
+        whole_round_s: a local round of everything that is trained.
+        round_J: of that cheapest round on a device.
+        kinds: the class of a cluster's devices.
+        timed: whether seconds of a round are known; if not, they are taken as none.
+    """
+
+    piece_B: Mapping[str, int]
+    upload_B: Mapping[str, int]
+    round_s: Mapping[str, float]
+    whole_round_s: Mapping[str, float]
+    round_J: Mapping[str, float]
+    kinds: Mapping[str, DeviceClass]
+    timed: bool
+
+    @property
+    def experts(self) -> list[str]:
+        """All of them."""
+        return [part for part in in_order(self.piece_B) if is_expert(part)]
+
+    def load(self, cluster: str, mine: frozenset[str]) -> Load:
+        """Of everything that the cluster owns."""
+        up_B, down_B = (sum(size_B[part] for part in mine) for size_B in (self.upload_B, self.piece_B))
+        return Load(up_B, down_B, self.round_s[cluster])
+
+    def whole(self, cluster: str) -> Load:
+        """Of everything that is trained."""
+        return Load(sum(self.upload_B.values()), sum(self.piece_B.values()), self.whole_round_s[cluster])
+
+
+def sizes(scenario: Prospect, owners: Owners | None = None) -> tuple[Sizes, Owners]:
+    """Bytes, rounds and owners of a scenario.
+
+    Raises:
+        InputError: there is no model, the protocol has no owners, or these do not fit the model.
+    """
+    if scenario.model is None:
+        raise InputError("[model]: is missing; a bound needs the sizes of what travels: give a path or a config")
+    if scenario.protocol in BY_CLIENT or is_own(scenario.protocol):
+        raise InputError(
+            f"protocol = {scenario.protocol!r}: bounds are of protocols whose clusters own experts; use ems-fl, "
+            "ems-fl-enhanced or sync"
+        )
+    train = scenario.train or Train(cycles=1)
+    world = Imagined(scenario, scenario.model, outline_of(scenario.model, scenario), train)
+    world.check(sum(place.devices for place in scenario.cluster))
+    trained = [part for part in world.pieces if is_expert(part) or part in train.shared]
+    names = [place.name for place in scenario.cluster]
+    dealt = world.owned(names) if owners is None else {name: frozenset(owners.get(name, ())) for name in names}
+    if owners is not None:
+        _check_owners(owners, names, [part for part in trained if is_expert(part)])
+    classes = device_classes(scenario)
+    kinds = {
+        place.name: classes[place.device if isinstance(place.device, str) else next(iter(place.device))]
+        for place in scenario.cluster
+    }
+    flops = {name: _cheapest(world, mine) for name, mine in dealt.items()}
+    every = world.flops(Task(frozenset(trained)))
+    timed = train.seconds_per_round != "device" or all(flops.values())
+
+    def round_s(name: str, step: int) -> float:
+        given = train.seconds_per_round
+        return float(given) if given != "device" else train.local_steps * step / kinds[name].flops_per_s
+
+    return (
+        Sizes(
+            {part: world.pieces[part].size_B for part in trained},
+            {part: world.upload_B[part] for part in trained},
+            {name: round_s(name, flops[name]) for name in names},
+            {name: round_s(name, every) for name in names},
+            {name: train.local_steps * flops[name] * kinds[name].compute_J_per_FLOP for name in names},
+            kinds,
+            timed,
+        ),
+        dealt,
+    )
+
+
+def _cheapest(world: Imagined, mine: frozenset[str]) -> int:
+    """FLOPs of the cheapest step that trains some of these experts."""
+    tasks = [Task(frozenset(some), route=frozenset(some)) for some in ({part} for part in mine)]
+    return min((world.flops(task) for task in tasks), default=0)
+
+
+def check_rates(plan: ContactPlan) -> None:
+    """Refuse a plan whose contacts carry nothing up.
+
+    Raises:
+        InputError: they do not.
+    """
+    if plan.contacts and not any(up_bps > 0 for contact in plan.contacts for _, _, up_bps, _ in contact.pieces()):
+        raise InputError(
+            f'plan: none of its {len(plan.contacts):,} contacts carries anything up; give them an uplink_bps (or "unlimited")'
+        )
+
+
+def _check_owners(owners: Owners, names: Sequence[str], experts: Sequence[str]) -> None:
+    if unknown := sorted(set(owners) - set(names)):
+        raise InputError(f"--owners: unknown cluster {', '.join(unknown)}; the scenario has {', '.join(names)}")
+    held = [part for parts in owners.values() for part in parts]
+    if strange := sorted(set(held) - set(experts)):
+        raise InputError(f"--owners: the model has no {', '.join(strange[:5])}; it has {experts[0]} … {experts[-1]}")
+    if twice := sorted({part for part in held if held.count(part) > 1}):
+        raise InputError(f"--owners: {', '.join(twice[:5])} in two clusters; an expert has one owner")
+
+
+def allowed(
+    scenario: Prospect, plan: ContactPlan, found: Orbit | None = None, owners: Owners | None = None, helps: bool = True
+) -> dict[str, Any]:
+    """What ``plan --bound --json`` prints under ``bound``.
+
+    Args:
+        scenario: with a model.
+        plan: who can talk when.
+        found: what the plan was made of, where it is an orbit's.
+        owners: expert parts by cluster; dealt in turn if left out.
+        helps: whether to try what would help.
+
+    Raises:
+        InputError: see `sizes` and `check_rates`.
+    """
+    check_rates(plan)
+    known, dealt = sizes(scenario, owners)
+    wanted = scenario.train.cycles if scenario.train else MOST_UPDATES
+    windows, notes = by_cluster(plan), list[str]()
+    loads = {name: known.load(name, mine) for name, mine in dealt.items()}
+    from_start = scenario.train is not None and scenario.train.first_cycle == "paper"
+    any_way = {name: network(windows[name], load, plan.horizon_s) for name, load in loads.items()}
+    ordered = {name: schedule(windows[name], load, plan.horizon_s, from_start=from_start) for name, load in loads.items()}
+    idle = [name for name, mine in dealt.items() if not mine]
+    if idle:
+        notes.append(f"{', '.join(idle)} own no expert: they have nothing to update")
+    if scenario.assignment.every_cycles:
+        notes.append("experts are split again during the run: these are bounds of owners that stay")
+    if not known.timed:
+        notes.append("seconds of a local round are not known without data: computing is taken to need no time")
+    if len({contact.satellite for contact in plan.contacts}) > 1:
+        notes.append("several satellites share the server's state at once, as if a gateway carried it (decision 24)")
+    rounds = {name: synchronous(windows[name], known.whole(name)) for name in dealt}
+    busy = [name for name in dealt if name not in idle]
+    return {
+        "protocol": scenario.protocol,
+        "owners": {name: in_order(mine) for name, mine in dealt.items()},
+        "horizon_s": plan.horizon_s,
+        "clusters": {name: _cluster(loads[name], any_way[name], ordered[name]) for name in busy},
+        "sync": {
+            "round_s": sorted(_seconds([t for ends in rounds.values() for t in ends])),
+            "clusters": {name: {"round_s": _seconds(ends)} for name, ends in rounds.items()},
+        },
+        "final": _final(known, dealt, busy, windows, ordered, min(wanted, MOST_UPDATES)),
+        "helps": _helps(scenario, plan, found, owners, busy, ordered, wanted) if helps and busy else [],
+        "notes": notes,
+    }
+
+
+def _seconds(times_s: Sequence[float]) -> list[float]:
+    return [round(t_s, 6) for t_s in times_s]
+
+
+def _cluster(load: Load, any_way: Bound, ordered: Bound) -> dict[str, Any]:
+    contacts = [len({carry.contact for carry in step.up}) for step in ordered.steps]
+    return {
+        "update_s": _seconds(any_way.update_s),
+        "bottleneck": any_way.bottleneck,
+        "spent_s": {cause: round(spent_s, 3) for cause, spent_s in any_way.spent_s.items()},
+        "unfinished": any_way.unfinished,
+        "schedule_s": _seconds(ordered.update_s),
+        "schedule_bottleneck": ordered.bottleneck,
+        "schedule_spent_s": {cause: round(spent_s, 3) for cause, spent_s in ordered.spent_s.items()},
+        "schedule_unfinished": ordered.unfinished,
+        "contacts_per_upload": statistics.median(contacts) if contacts else None,
+        "upload_B": round(load.up_B),
+        "download_B": round(load.down_B),
+        "round_s": load.round_s if math.isfinite(load.round_s) else None,
+    }
+
+
+def _final(
+    known: Sizes,
+    dealt: Owners,
+    busy: Sequence[str],
+    windows: Mapping[str, Sequence[Contact]],
+    ordered: Mapping[str, Bound],
+    wanted: int,
+) -> dict[str, Any]:
+    """The last update of all clusters that can be down everywhere before the plan ends, in EMS-FL's order; what it takes."""
+    most = min([wanted, *(len(ordered[name].steps) for name in busy)]) if busy else 0
+
+    def reached_s(k: int) -> dict[str, float]:
+        if not k:
+            return dict.fromkeys(windows, 0.0)
+        news = [(ordered[o].update_s[k - 1], float(sum(known.piece_B[part] for part in dealt[o]))) for o in busy]
+        return {name: delivered_s(contacts, news) for name, contacts in windows.items()}
+
+    k = bisect.bisect_left(range(1, most + 1), True, key=lambda k: any(map(math.isinf, reached_s(k).values())))
+    at_s = reached_s(k)
+    return {
+        "updates": k,
+        "stands_s": round(max(ordered[name].update_s[k - 1] for name in busy), 6) if k else None,
+        "reached_s": round(max(at_s.values()), 6) if k else None,
+        "clusters": {
+            name: taken(known, name, dealt[name], contacts, ordered[name], k, at_s[name]) for name, contacts in windows.items()
+        }
+        if k
+        else {},
+    }
+
+
+def taken(
+    known: Sizes,
+    name: str,
+    mine: frozenset[str],
+    contacts: Sequence[Contact],
+    ordered: Bound | None,
+    k: int,
+    until_s: float,
+) -> dict[str, Any]:
+    """What k updates take of a device at least, idling until a time.
+
+    In EMS-FL's order: k uploads of its own, k − 1 downloads of these, and all experts at the end. In the baseline's, where
+    ``ordered`` is None: all that is trained up k times, and down k − 1 times.
+    """
+    kind = known.kinds[name]
+    load = known.load(name, mine) if ordered else known.whole(name)
+    steps = ordered.steps[:k] if ordered and mine else ()
+    updates, last_B = (len(steps), sum(known.piece_B[part] for part in known.experts)) if ordered else (k, 0)
+    if ordered:
+        tx_s = sum(contacts[c.contact].sending_s(c.from_s, c.to_s) for step in steps for c in step.up)
+        rx_s = sum(c.to_s - c.from_s for step in steps[:-1] for c in step.down)
+    else:
+        tx_s, rx_s = _fastest_s(contacts, "up", k * load.up_B), _fastest_s(contacts, "down", (k - 1) * load.down_B)
+    idle_J = max(0.0, until_s - tx_s - rx_s) * kind.idle_power_W
+    radio_J, compute_J = tx_s * kind.tx_power_W + rx_s * kind.rx_power_W, updates * known.round_J[name]
+    return {
+        "reached_s": round(until_s, 6),
+        "uplink_B": round(updates * load.up_B),
+        "downlink_B": round(max(0, updates - 1) * load.down_B + last_B),
+        "device_J": float(f"{radio_J + compute_J + idle_J:.6g}"),
+        "radio_J": float(f"{radio_J:.6g}"),
+    }
+
+
+def _fastest_s(contacts: Sequence[Contact], direction: Direction, size_B: float) -> float:
+    """Seconds of sending at the highest rate that a plan has: no transfer takes fewer."""
+    fastest_bps = max((up if direction == "up" else down for c in contacts for _, _, up, down in c.pieces()), default=math.inf)
+    return size_B * 8 / fastest_bps if fastest_bps > 0 else 0.0
+
+
+# ---- what would help
+
+
+def _helps(
+    scenario: Prospect,
+    plan: ContactPlan,
+    found: Orbit | None,
+    owners: Owners | None,
+    busy: Sequence[str],
+    ordered: Mapping[str, Bound],
+    wanted: int,
+) -> list[dict[str, Any]]:
+    """Single changes, each computed again: when the same updates stand then, and how many the plan has room for."""
+    model = scenario.model
+    assert model is not None  # `sizes` has asked
+    k = max(1, min([wanted, *(len(ordered[name].steps) for name in busy)]))
+    trials: list[tuple[str, Prospect, ContactPlan]] = [("twice the rate", scenario, faster(plan, 2.0))]
+    if model.uplink != "int8":
+        trials.append(("uplink in int8", scenario.changed(model={"uplink": "int8"}), plan))
+    if model.lora is not None and model.lora.rank > 1:
+        half = model.lora.model_copy(update={"rank": model.lora.rank // 2}).model_dump()
+        trials.append((f"rank {model.lora.rank // 2}", scenario.changed(model={"lora": half}), plan))
+    if found is not None and len(found.satellites) <= MOST_SATELLITES:
+        trials.append((f"a mask {LOWER_DEG:g}° lower", scenario, lower(found, LOWER_DEG).plan()))
+        trials.append(("one more satellite", scenario, replace(found, satellites=one_more(found)).plan()))
+    rows = [_row("as it is", ordered, busy, k)]
+    for name, changed, over in trials:
+        known, dealt = sizes(changed, owners)
+        windows, start = by_cluster(over), changed.train is not None and changed.train.first_cycle == "paper"
+        bounds = {c: schedule(windows[c], known.load(c, dealt[c]), over.horizon_s, from_start=start) for c in busy}
+        rows.append(_row(name, bounds, busy, k))
+    return rows
+
+
+def _row(name: str, bounds: Mapping[str, Bound], busy: Sequence[str], k: int) -> dict[str, Any]:
+    many = min(len(bounds[cluster].steps) for cluster in busy)
+    stands_s = max(bounds[cluster].update_s[k - 1] for cluster in busy) if many >= k else None
+    return {"change": name, "update": k, "stands_s": None if stands_s is None else round(stands_s, 6), "updates": many}
+
+
+def faster(plan: ContactPlan, times: float) -> ContactPlan:
+    """The same contacts at rates so many times as high, as far as a rate may be."""
+
+    def higher(bps: float) -> float:
+        return bps * times if math.isinf(bps) else min(bps * times, FASTEST_BPS)
+
+    def of(contact: Contact) -> Contact:
+        rates = tuple(replace(r, uplink_bps=higher(r.uplink_bps), downlink_bps=higher(r.downlink_bps)) for r in contact.rates)
+        up_bps, down_bps = higher(contact.uplink_bps), higher(contact.downlink_bps)
+        return replace(contact, uplink_bps=up_bps, downlink_bps=down_bps, rates=rates)
+
+    return replace(plan, contacts=tuple(map(of, plan.contacts)))
+
+
+def lower(found: Orbit, by_deg: float) -> Orbit:
+    """The same orbits with every mask lower, but never below the horizon."""
+    stations = tuple(
+        replace(s, site=replace(s.site, min_elevation_deg=max(0.0, s.site.min_elevation_deg - by_deg))) for s in found.stations
+    )
+    radio = replace(found.radio, min_elevation_deg=max(0.0, found.radio.min_elevation_deg - by_deg))
+    return replace(found, stations=stations, radio=radio)
+
+
+def one_more(found: Orbit) -> tuple[Any, ...]:
+    """The satellites, and one more in the orbit of the first, midway to the next that flies there."""
+    return (*found.satellites, beside(found.satellites[0], found.satellites))

@@ -57,6 +57,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/extractor.py
 	$(BIN)/python benchmarks/gates.py
 	$(BIN)/python benchmarks/network_question.py --out runs/bench-question --jobs 2
+	$(BIN)/python benchmarks/peers.py --faults --links
 	$(BIN)/python benchmarks/rederive.py
 	$(BIN)/python benchmarks/tune.py
 

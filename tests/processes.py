@@ -22,7 +22,9 @@ import pytest
 
 MIXTRAL = "transformers.models.mixtral.modeling_mixtral"
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fedexperts.cli.main", "fedexperts.runs.comparison", "fedexperts.runs.answers", MIXTRAL])
+CONTEXT.set_forkserver_preload(
+    ["fedexperts.cli.main", "fedexperts.runs.comparison", "fedexperts.runs.answers", "fedexperts.peer.serve", MIXTRAL]
+)
 
 
 def started(work: Callable[..., object], *arguments: Any) -> BaseProcess:

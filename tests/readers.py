@@ -46,6 +46,11 @@ from fedexperts.moe.subset import load_full
 from fedexperts.moe.tasks import read_tasks
 from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes
 from fedexperts.moe.view import View
+from fedexperts.peer import wire
+from fedexperts.peer.links import Links, best
+from fedexperts.peer.peers_file import Network
+from fedexperts.peer.tls import Authority, certificate_of, pem
+from fedexperts.peer.wire import WireError
 from fedexperts.runs import checkpoint
 from fedexperts.runs.ended import scenario_of, what_lacks
 from fedexperts.runs.owners_file import read_owners
@@ -416,6 +421,72 @@ MODELS = (
     Reader("prompts", file("prompts.jsonl", PROMPTS), lambda path: prompts_of(path, 2), "lines"),
 )
 
+# ---- peers
+
+PEERS_TOML = """
+run = "0123456789abcdef"
+links = "links.toml"
+[patience]
+deadline_s = 1.5
+channel_tolerance_s = 0.1
+[[peer]]
+client = 0
+address = "127.0.0.1:7300"
+[[peer]]
+client = 1
+address = "h:7301"
+name = "n"
+"""
+LINKS_TOML = """
+plan = "plan.json"
+place = { 0 = "a", 1 = "b" }
+begins = 1000.0
+speed = 60.0
+[default]
+loss = 0.01
+[[link]]
+between = ["0", "1"]
+rate_bps = 1e6
+delay_s = 0.1
+[[route]]
+between = ["0", "1"]
+listen = "127.0.0.1:7400"
+to = "127.0.0.1:7301"
+"""
+
+
+def _peers(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / "plan.json").write_text(plan_text(PLAN, "json"))
+        (folder / "links.toml").write_text(LINKS_TOML)
+        (folder / "peers.toml").write_text(PEERS_TOML)
+        return folder / name
+
+    return make
+
+
+def linked(path: Path) -> None:
+    """Links as a relay and a client take them."""
+    links = Links(path)
+    links.relays()
+    if windows := links.windows("0", "1"):
+        best({1: windows}, links.clock.now_s())
+
+
+def message(path: Path) -> None:
+    """A message; what is wrong with it is told to whoever sent it."""
+    with contextlib.suppress(WireError):
+        wire.decode(path.read_bytes(), {"a": (torch.float32, (None, 3)), "b": (torch.uint8, (None,))}, 100)
+
+
+MESSAGE = wire.encode({"run": "x", "client": 1}, {"a": torch.ones(2, 3), "b": torch.ones(2, dtype=torch.uint8)})
+PEERS = (
+    Reader("peers.toml", _peers("peers.toml"), lambda path: Network(path, insecure=True), "toml"),
+    Reader("links.toml", _peers("links.toml"), linked, "toml"),
+    Reader("message between peers", file("message", MESSAGE), message),
+    Reader("certificate", file("ca.pem", pem(Authority.new("x", 1).certificate)), certificate_of),
+)
+
 # ---- scenarios
 
 FULL = ("alignment-cifar10", "nmoe-fashion", "orbit")
@@ -428,4 +499,4 @@ SCENARIOS = (
     *(Reader(f"in full {name}", example(name, in_full=True), prepared, "toml", 0.6) for name in FULL),
     Reader("tasks of eval", example("digits-small"), judged, "toml", 0.2),
 )
-READERS = {reader.name: reader for reader in (*CONTACT, *DATA, *RUNS, *MODELS, *SCENARIOS)}
+READERS = {reader.name: reader for reader in (*CONTACT, *DATA, *RUNS, *MODELS, *PEERS, *SCENARIOS)}

@@ -73,6 +73,13 @@ ROWS = {  # beginnings of lines, in order
         "verdict: ",
     ],
     "passes": [r"fedexperts +\d+ ", "sgp4 on our grid", r"skyfield +\d+ ", "Walker 30/30/1"],
+    "peers": [
+        "the expert, in one process",
+        "bare round trip",
+        r"ours +\d",
+        "ours, without the expert",
+        *("healthy", "one of ten frozen", "three of ten dead"),
+    ],
     "simulator": [r"ems-fl +\d+ ", r"sync +\d+ "],
     "split": [rf"{case} +{p} " for case in ("demo", "uneven", "unfitted") for p in ("algorithm-1", "balanced", "optimal")],
     "startup": ["python alone", "fedexperts --help", "plan, no model"],

@@ -1,4 +1,4 @@
-"""Imports run one way: contact, assign, moe ← data ← train ← protocol ← drive ← setup ← method ← runs ← cli.
+"""Imports run one way: contact, assign, moe ← data ← train ← protocol ← drive ← setup ← method ← runs ← peer ← cli.
 
 report knows the ledger only.
 """
@@ -40,11 +40,12 @@ MAY = {
     | LOWER
     | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "events", "lines"}
     | {"theory"},
+    "peer": BASE | LOWER | {"setup", "method", "scenario", "tables", "runs"},
     "report": BASE | {"ledger"},
     "planned": BASE | LOWER | {"scenario", "setup", "runs", "report"},
     "cli": BASE
     | LOWER
-    | {"planned", "theory"}
+    | {"planned", "theory", "peer"}
     | {"scenario", "tables", "ledger", "setup", "method", "runs", "report", "reference"},
 }
 OUTSIDE = {
@@ -97,6 +98,12 @@ def test_protocols_do_not_import_each_other() -> None:
 def test_one_file_imports_a_library_that_may_be_replaced(library: str, file: str) -> None:
     users = {p.relative_to(ROOT).as_posix() for p in MODULES if any(m.split(".")[0] == library for _, m in imports(p))}
     assert users == {file}
+
+
+@pytest.mark.parametrize("library", ["grpc", "cryptography", "prometheus_client"])
+def test_only_peers_know_the_libraries_of_their_extra(library: str) -> None:
+    users = {package(p) for p in MODULES if any(m.split(".")[0] == library for _, m in imports(p))}
+    assert users == {"peer"}
 
 
 def test_only_models_know_hugging_face_and_nobody_flower() -> None:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -115,12 +115,7 @@ class Network(Table):
         if "base" in document or (cls is not Scenario and not set(document) <= known):
             unknown = sorted(set(document) - known)
             raise InputError("\n".join(unknown_key(key, key, sorted(known)) for key in unknown))
-        try:
-            return cls.model_validate({**document, "base": base})
-        except ValidationError as error:
-            found = error.errors()
-            inner = [e for e in found if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)]
-            raise InputError("\n".join(dict.fromkeys(_explain(dict(e), cls) for e in inner))) from error
+        return table_of(cls, {**document, "base": base})
 
     def changed(self, **tables: Any) -> Self:
         """A checked copy with other values, e.g. ``changed(seed=2, train={"cycles": 3})`` (tables are merged)."""
@@ -271,6 +266,24 @@ def overridden(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         _override(document, override)
     _check_sizes(document, "--set")
     return document
+
+
+_T = TypeVar("_T", bound=BaseModel)
+
+
+def table_of(cls: type[_T], document: dict[str, Any], where: str = "") -> _T:
+    """A table from plain data; ``where`` heads each message.
+
+    Raises:
+        InputError: with one line per fault.
+    """
+    try:
+        return cls.model_validate(document)
+    except ValidationError as error:
+        found = error.errors()
+        inner = [e for e in found if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)]
+        lines = dict.fromkeys(_explain(dict(e), cls) for e in inner)
+        raise InputError("\n".join(f"{where}: {line}" if where else line for line in lines)) from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

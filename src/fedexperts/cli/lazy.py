@@ -18,6 +18,7 @@ PANELS = {
     "train": ("demo", "run", "compare", "assign"),
     "judge": ("eval", "try"),
     "look": ("report", "export"),
+    "network": ("peer",),
 }
 """What people come for, and the commands for it."""
 MODULES = {"try": "try_"}

@@ -210,7 +210,11 @@ NEEDED = ("clusters", "gamma_at_least_1", "gamma_at_most_C", "steps")
 
 
 def bounds(setting: Setting, k: Constants) -> dict[str, Any]:
-    """Both theorems, published and corrected, as plain data; ``corrected`` is None where a condition fails."""
+    """Both theorems, published and corrected, as plain data; ``corrected`` is None where a condition fails.
+
+    Raises:
+        InputError: a constant or number of the setting is out of range.
+    """
     asked = conditions(setting)
     reasons = [asked[name]["reason"] for name in NEEDED if not asked[name]["holds"]]
     reason = "; ".join(reasons) or None

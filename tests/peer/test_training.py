@@ -1,6 +1,7 @@
 """A gate trained against remote experts: the same gate, and the bytes that a simulated run counts."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from conftest import CLIENTS, scenario
 import small
 from fedexperts.method.methods import prepare
 from fedexperts.moe.auto import AUTO
-from fedexperts.moe.parts import BACKBONE, GATE, Piece, expert
+from fedexperts.moe.parts import BACKBONE, GATE, STATISTICS, Piece, expert
 from fedexperts.moe.subset import load_full
 from fedexperts.moe.view import View
 from fedexperts.peer.local import Local
@@ -27,8 +28,9 @@ def trainer(trained: Path, folder: Path, gate_top_k: int) -> Any:
     whole = View(load_full(trained / "model", AUTO["image-classifier"]))
     for part in whole.parts:
         device.held[part] = Piece(part, 1, whole.export(part))
-    from dataclasses import replace
-
+    size = prepared.view.model.config.latent_size
+    told = {"mean": torch.zeros(size), "spread": torch.ones(size), "load": torch.full((CLIENTS,), 1 / CLIENTS)}
+    device.held[STATISTICS] = Piece(STATISTICS, 1, told)
     device.member.client = replace(device.member.client, gate_top_k=gate_top_k)
     return device, prepared.view
 
@@ -36,7 +38,7 @@ def trainer(trained: Path, folder: Path, gate_top_k: int) -> Any:
 def gate_of(trained: Path, folder: Path, k: int, peers: Any = None) -> tuple[dict[str, torch.Tensor], int, Any]:
     device, view = trainer(trained, folder, k)
     others = {expert(m): (device.held[expert(m)].tensors, None) for m in range(CLIENTS)}
-    task = Task(frozenset({GATE}), peers=True, unit_gradient=True)
+    task = Task(frozenset({GATE, STATISTICS}), goal="gate", peers=True, unit_gradient=True)
     if peers is None:
         device.train(task, 2, peers=others)
         return dict(device.trained[GATE]), device.member.peer_B, None

@@ -26,7 +26,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "fedexperts.protocol.link": ("Start", "Link", "ServerProtocol", "SignalLost"),
         "fedexperts.train.task": ("Task", "Update"),
         "fedexperts.moe.parts": ("Piece", "is_expert"),
-        "fedexperts.protocol.aggregate": ("grouped", "changed", "picked"),
+        "fedexperts.protocol.aggregate": ("Averaging", "grouped", "changed", "picked"),
     },
     "Devices elsewhere": {"fedexperts.train.host": ("Host", "Trained", "Trial"), "fedexperts.method.elsewhere": ("host",)},
 }

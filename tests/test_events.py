@@ -76,7 +76,8 @@ def test_what_is_wrong_with_a_line_is_said() -> None:
     with pytest.raises(ValueError, match=r"^event 'trian': is not in fedexperts.events; add it to the table there$"):
         check("trian", {"cluster"})
     with pytest.raises(
-        ValueError, match=r"^event 'trial': lacks tokens and has token; its fields are in fedexperts.events; an"
+        ValueError,
+        match=r"^event 'trial': lacks tokens and has token; its fields are in docs/ledger.md \(fedexperts.events\); an",
     ):
         check("trial", {"cluster", "token", "uplink_B"})
     with pytest.raises(ValueError, match=r"^event 'refuse': lacks version;"):  # the nearest of its forms

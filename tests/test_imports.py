@@ -42,7 +42,8 @@ MAY = {
     | {"theory"},
     "peer": BASE | LOWER | {"setup", "method", "scenario", "tables", "runs"},
     "report": BASE | {"ledger"},
-    "planned": BASE | LOWER | {"scenario", "setup", "runs", "report"},
+    "works": BASE | {"contact", "moe", "report"},
+    "planned": BASE | LOWER | {"scenario", "setup", "runs", "report", "works"},
     "cli": BASE
     | LOWER
     | {"planned", "theory", "peer"}

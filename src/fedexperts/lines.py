@@ -49,7 +49,8 @@ def check(event: str, facts: AbstractSet[str]) -> None:
     least, most = min(KEYS[event], key=lambda form: len(form[0] - facts) + len(facts - form[1]))
     wrong = [f"{word} {', '.join(sorted(names))}" for word, names in (("lacks", least - facts), ("has", facts - most)) if names]
     raise ValueError(
-        f"event {event!r}: {' and '.join(wrong)}; its fields are in fedexperts.events; an event of your own needs another name"
+        f"event {event!r}: {' and '.join(wrong)}; its fields are in docs/ledger.md (fedexperts.events); an event of your own "
+        "needs another name"
     )
 
 

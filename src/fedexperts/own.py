@@ -30,6 +30,18 @@ def named(thing: Any) -> str:
     return f"{getattr(thing, '__module__', '__main__')}:{name if name.isidentifier() else 'custom'}"
 
 
+def imported_class(key: str, name: str, beside: Path) -> type:
+    """`imported`, of a class.
+
+    Raises:
+        InputError: there is none of this name, or it is no class.
+    """
+    found = imported(key, name, beside)
+    if not isinstance(found, type):
+        raise InputError(f"{key} = {name!r}: is no class; name module:Class, as my_protocol:TurnTaking")
+    return found
+
+
 def imported(key: str, name: str, beside: Path) -> Any:
     """What ``module:name`` stands for: of the current folder, of ``beside``, or of what is installed.
 

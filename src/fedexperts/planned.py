@@ -8,17 +8,20 @@ from typing import Any
 
 from .contact.plan import ContactPlan
 from .contact.schedule import best_passes, contact_rows, statistics, tracks, verdict
-from .errors import warn_input
-from .own import is_own
+from .errors import overheard, warn_input
+from .own import imported_class, is_own
 from .report.words import count, duration, size, together, utc
 from .runs.allowed import allowed
 from .scenario import Prospect, Scenario
 from .setup.plan import Orbit, network_plan, orbit
+from .works import judged
 
 TRACK_S = 5 * 3600.0
 """So much of the ground tracks is drawn, if the plan is not shorter: elements may not hold beyond it."""
 PAPER_UPLOAD_B = 14_155_776
 """Without a model: Table I, one Llama-3-8B expert with LoRA of rank 4 in bf16."""
+MOST_NAMED = 5
+"""So many clusters a sentence names."""
 MOST_CYCLES = 1000
 """So many slots' cycles are laid out to tell when the last of them ends."""
 REMEDIES = {
@@ -68,19 +71,15 @@ def _slots(network: Prospect, cycles: int | None) -> ContactPlan:
 
 def described(network: Prospect, plan: ContactPlan, found: Orbit | None, cycles: int | None = None) -> dict[str, Any]:
     """The plan as plain data: what ``--json`` prints and ``plan.html`` shows."""
-    method = None
-    if is_own(network.protocol):
-        warn_input(f"protocol = {network.protocol!r}: what it sends, fedexperts check tells")
-    elif network.model is not None and plan.contacts:
-        from .runs.outlook import outlook
-
-        method = outlook(network, plan, cycles)
+    with overheard() as heard:
+        method = _method(network, plan, cycles)
     start = network.plan.start.isoformat() if network.plan.start else None
     clusters = statistics(plan, found.stations if found else ())
     uploads_B = _uploads_B(method, list(clusters))
     for name, row in clusters.items():
         row["upload_B"] = uploads_B[name]
-        row["verdict"] = verdict(plan, name, uploads_B[name], REMEDIES.get(network.plan.kind, "give it more days"))
+        idle = method is not None and _idle(method, name)
+        row["verdict"] = verdict(plan, name, uploads_B[name], REMEDIES.get(network.plan.kind, "give it more days"), idle)
     document: dict[str, Any] = {
         "name": network.name,
         "start": start,
@@ -88,14 +87,17 @@ def described(network: Prospect, plan: ContactPlan, found: Orbit | None, cycles:
         "cycles": len(plan.cycle_ends_s),
         "cycles_per_day": round(len(plan.cycle_ends_s) / plan.horizon_s * 86400, 3),
         "upload_B": max(uploads_B.values()),
+        "upload_of": _upload_of(network, method),
         "contacts": [_timed(row, start) for row in contact_rows(plan)],
         "clusters": clusters,
         "method": method,
         "tracks": [],
         "passes": [],
-        "warnings": list(plan.notes),
+        "warnings": [*plan.notes, *heard],
     }
     if method is not None:
+        if method["works"] is False:  # nothing ends that does not go on
+            method["ends"]["t_s"] = None
         method["ends"]["utc"] = utc(start, method["ends"]["t_s"]) if start and method["ends"]["t_s"] is not None else None
         method["answers"] = _sentences(document)
     if found:
@@ -105,6 +107,38 @@ def described(network: Prospect, plan: ContactPlan, found: Orbit | None, cycles:
         )
         document["passes"] = best_passes(plan, found.stations, found.satellites, found.radio, found.start)
     return document
+
+
+def _method(network: Prospect, plan: ContactPlan, cycles: int | None) -> dict[str, Any] | None:
+    """What the method would do; None where there is nothing to do it with."""
+    if is_own(network.protocol):
+        imported_class("protocol", network.protocol, network.base)
+        warn_input(
+            f"protocol = {network.protocol!r}: whether it works, and what it sends, fedexperts check tells, on your data"
+        )
+    elif network.model is not None and plan.contacts:
+        from .runs.outlook import outlook
+
+        found = outlook(network, plan, cycles)
+        return {**found, **judged(found, plan, [place.name for place in network.cluster])}
+    return None
+
+
+def _idle(method: Mapping[str, Any], cluster: str) -> bool:
+    """Whether nothing at all is trained there."""
+    rounds = [row["rounds_per_cycle"] for row in method["links"].values() if row["cluster"] == cluster]
+    return None not in rounds and bool(rounds) and not sum(rounds)
+
+
+def _upload_of(network: Prospect, method: Mapping[str, Any] | None) -> str:
+    """What ``upload_B`` is of: Table I's expert where it is not known what would be sent."""
+    if method is not None:
+        return f"the most that a device sends in a contact, by {network.protocol}"
+    if network.model is None:
+        why = "as no model is given"
+    else:
+        why = f"as what {network.protocol} sends is not known here" if is_own(network.protocol) else "as there is no contact"
+    return f"{PAPER_UPLOAD_B / 1e6:.1f} MB, an expert of Llama-3-8B with LoRA of rank 4, {why}"
 
 
 def _uploads_B(method: dict[str, Any] | None, clusters: list[str]) -> dict[str, int]:
@@ -128,8 +162,14 @@ def _timed(row: dict[str, Any], start: str | None) -> dict[str, Any]:
 
 
 def _sentences(document: Mapping[str, Any]) -> list[str]:
-    """The answers in words: memory, and when it ends."""
-    method, told = document["method"], []
+    """The answers in words: whether it works, memory, contacts that are lost, and when it ends."""
+    method = document["method"]
+    told = [f"{method['protocol']}: {method['answer']}: {method['why']}"]
+    if lost := [f"{name} {row['lost']:,} of {row['contacts']:,}" for name, row in method["by_cluster"].items() if row["lost"]]:
+        few = ", ".join(lost[:MOST_NAMED]) + (
+            f", and of {len(lost) - MOST_NAMED} more clusters" if len(lost) > MOST_NAMED else ""
+        )
+        told.append(f"contacts that end before all is done: {few}; a transfer goes on in the next")
     for device in method["devices"]:
         phase, needs = max(device["needs_B"].items(), key=lambda pair: pair[1]["total_B"])
         least = "" if device["activations_known"] else "at least "
@@ -138,6 +178,8 @@ def _sentences(document: Mapping[str, Any]) -> list[str]:
         answer = {True: "fits", False: "does not fit", None: "fits, but for what its layers keep, which is not known here"}
         told.append(f"memory of {device['class']} ({together(device['links'])}): {need} of {has}: {answer[device['holds']]}")
     ends, start = method["ends"], document["start"]
+    if method["works"] is False:
+        return told
     if ends["t_s"] is None:
         told.append(f"cycle {ends['cycle']}: the plan holds no whole cycle; some cluster is never met")
         return told

@@ -155,7 +155,7 @@ def test_plan_prints_the_contract_and_writes_its_page(orbital: Path, tmp_path: P
     contract = {"cluster", "satellite", "start_s", "end_s", "max_elevation_deg", "uplink_bps", "uplink_B", "downlink_B"}
     assert contract <= set(document["contacts"][0])
     assert {"passes_per_day", "median_duration_s", "max_gap_s", "uplink_B_per_day"} <= set(document["clusters"]["lisbon"])
-    assert {p.name for p in (tmp_path / "plan").iterdir()} == {"plan.html", "plan.json", "plan.ion.rc"}
+    assert {p.name for p in (tmp_path / "plan").iterdir()} == {"plan.html", "plan.json", "answer.json", "plan.ion.rc"}
     assert 'src="http' not in (tmp_path / "plan" / "plan.html").read_text()
     shown = program("plan", orbital, "--days", "0.5", folder=tmp_path).stdout
     assert "passes and gaps" in shown

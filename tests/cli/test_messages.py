@@ -152,7 +152,7 @@ def test_none_of_tables_warnings_and_logs_either(
         logging.getLogger("fedexperts.runs.lock").warning("warning: %s: logged", ESC)
         return network_plan(*arguments)
 
-    monkeypatch.setattr("fedexperts.cli.plan.network_plan", warned)
+    monkeypatch.setattr("fedexperts.planned.network_plan", warned)
     with warnings.catch_warnings():
         warnings.simplefilter("always", InputWarning)
         code, out, said = command("plan", tmp_path / "s.toml", "--out", tmp_path / ESC)

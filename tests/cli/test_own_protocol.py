@@ -3,12 +3,14 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli_w
 
 import small
+from fedexperts.cli import own_errors
 from fedexperts.cli.main import main
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "my_protocol.py"
@@ -101,3 +103,115 @@ def test_clients_one_by_one_need_a_class_that_says_so(
     said = " ".join(capsys.readouterr().err.split())
     assert "from_cycle" in said
     assert "by_client = True" in said
+
+
+FAULTY = """
+from fedexperts.moe.parts import is_expert
+from fedexperts.train.task import Task
+
+
+class Raises:
+    needs_owners = False
+
+    def __init__(self, start):
+        self.model = dict(start.model)
+
+    async def contact(self, link):
+        self.inner()
+
+    def inner(self):
+        raise KeyError("long " * 100)
+
+
+class Forgets(Raises):
+    async def contact(self, link):
+        link.train(Task(frozenset(filter(is_expert, self.model)), rounds=1))
+
+
+class Logs(Raises):
+    async def contact(self, link):
+        link.log("lost", why="mine")
+
+
+def two(loss, trained):
+    return loss
+
+
+def raises(loss, trained, received):
+    return loss + missing
+"""
+
+
+@pytest.fixture
+def faulty(folder: Path) -> Path:
+    (folder / "faults_of_mine.py").write_text(FAULTY)
+    return folder
+
+
+def checked(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedexperts", "check", "s.toml", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("call", [command, checked])
+def test_an_error_in_it_is_shown_in_its_own_lines(
+    call: Callable[..., int], faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "--protocol", "faults_of_mine:Raises") == 1
+    said = capsys.readouterr().err
+    assert said.count('File "') == 2
+    assert "in contact\n    self.inner()" in said
+    assert "in inner\n" in said
+    assert said.rstrip().endswith("KeyError: '" + "long " * 100 + "'")
+    assert "simulate.py" not in said
+
+
+def test_an_error_in_a_local_loss_too(
+    faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "--set", "train.local_loss=faults_of_mine:raises") == 1
+    said = capsys.readouterr().err
+    assert said.count('File "') == 1
+    assert "NameError: name 'missing' is not defined" in said
+
+
+def test_an_error_of_ours_is_shown_with_all_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("ours")
+
+    broken.__code__ = broken.__code__.replace(co_filename=str(Path(own_errors.__file__)))
+    monkeypatch.setattr("fedexperts.runs.forecast.forecast", broken)
+    monkeypatch.setattr(sys, "argv", ["fedexperts", "check", "s.toml"])
+    with pytest.raises(KeyError, match="ours"):
+        main()
+
+
+@pytest.mark.filterwarnings("always::fedexperts.errors.InputWarning")
+@pytest.mark.filterwarnings("ignore:coroutine 'SimulatedLink.train' was never awaited:RuntimeWarning")
+def test_a_protocol_that_trains_nothing_is_told_of(
+    faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(monkeypatch, "--protocol", "faults_of_mine:Forgets") == 0
+    said = capsys.readouterr()
+    assert "0 gradient steps" in said.out
+    assert "Forgets': no gradient step in the whole run; is an await missing?" in said.err
+
+
+def test_an_event_of_ours_with_fields_of_ones_own_says_where_the_fields_are(
+    faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(monkeypatch, "--protocol", "faults_of_mine:Logs") == 1
+    assert "event 'lost': has why; its fields are in docs/ledger.md" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("call", [command, checked])
+def test_a_local_loss_of_other_arguments_is_refused_before_any_work(
+    call: Callable[..., int], faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "--set", "train.local_loss=faults_of_mine:two") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train.local_loss = 'faults_of_mine:two': must take three arguments" in said
+    assert "write def two(loss, trained, received)" in said
+    assert not (faulty / "runs").exists()

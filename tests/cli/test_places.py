@@ -57,7 +57,7 @@ def test_a_plan_replaces_what_it_wrote_alone(
     target, before = put(kind, at), at.lstat()
     words = ("plan", scenario, "--out", out, "--export", "csv")
     with monkeypatch.context() as patch:
-        patch.setattr("fedexperts.cli.plan.network_plan", unread)
+        patch.setattr("fedexperts.cli.plan.planned", unread)
         code, said = command(*words)
     assert (code, at.lstat().st_ino, target.read_text()) == (2, before.st_ino, "mine")
     assert f"--out {at}: " in said

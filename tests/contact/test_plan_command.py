@@ -1,5 +1,6 @@
 """``fedexperts plan`` on files of others: names as they are, JSON that any parser reads, warnings, and one clear error."""
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_names_are_shown_as_they_are(tmp_path: Path, monkeypatch, capsys) -> Non
     code, out, err = fedexperts(monkeypatch, capsys, "plan", path, "--out", tmp_path / "out [/]")
     assert (code, "X [/] [bold]:cat: <b>" in out) == (0, True)
     assert "warning: satellite 'X [/] [bold]:cat: <b>': its elements are of 2026-01-01" in err
-    assert "<b>" not in (tmp_path / "out [/]" / "plan.html").read_text().partition("</script>")[2]
+    page = (tmp_path / "out [/]" / "plan.html").read_text().partition("</script>")[2]
+    assert (":cat: <b>" in page, ":cat: &lt;b&gt;&#x27;: its elements are of 2026-01-01" in page) == (False, True)
     code, _, err = fedexperts(monkeypatch, capsys, "plan", path, "--set", "satellite.all=false")
     assert (code, "such as: X [/] [bold]:cat: <b>, B" in err) == (2, True)
 
@@ -180,12 +182,18 @@ def test_tables_stay_whole_in_80_columns(protocol: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(common.output, "_width", 80)
     code, out, _ = fedexperts(monkeypatch, capsys, "plan", path)
     assert code == 0
-    tables = [line for line in out.splitlines() if not line.startswith(("a-town-with-quite-a-long-name", "memory", "cycle"))]
+    tables = [
+        line
+        for line in out.splitlines()
+        if not line.startswith(("a-town-with-quite-a-long-name", "memory", "cycle", f"{protocol}: "))
+    ]
     assert max(map(len, tables)) <= 80
     first = next(line for line in out.splitlines() if "12-31 22:30:00" in line)
     assert first.split()[2:] == ["12-31", "22:30:00", "22:30:50", "0:00", "h", "0.8", "1250.00", "7812.5", "593750.0"]
-    names = {tuple(line.split()[:2]) for line in out.splitlines() if "12-31 2" in line or "01-01 0" in line}
-    assert len(names) >= 40  # cut in their middle, names still differ
+    names = {tuple(line.split()[:2]) for line in tables if "12-31 2" in line or "01-01 0" in line}
+    assert len(names) == 12  # cut in their middle, names still differ
+    assert "360 contacts" in out
+    assert "the first 12; all in --json and plan.html" in " ".join(out.split())
     assert "…" in first
 
 
@@ -262,3 +270,100 @@ def test_a_plan_without_a_contact_or_a_cycle_is_told_of(protocol: str, tmp_path:
         assert (code, err) == (0, "")
         assert answer in out
         assert "pole: never seen: no contact in 0.5 days; use a lower min_elevation_deg" in out
+
+
+METHOD = """
+class Mine:
+    def __init__(self, start):
+        self.model = dict(start.model)
+
+    async def contact(self, link):
+        pass
+
+
+def no_class():
+    pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "method_of_mine.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+    return crowded(tmp_path, model=MODEL, train={"cycles": 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("method_of_mine:Mne", "has no attribute 'Mne'"),
+        ("method_of_mine:no_class", "is no class"),
+        ("nowhere:Mine", "No module"),
+    ],
+)
+def test_a_protocol_of_ones_own_that_is_none_is_refused(name: str, said: str, own: Path, monkeypatch, capsys) -> None:
+    code, out, err = fedexperts(monkeypatch, capsys, "plan", own, "--protocol", name)
+    assert (code, out) == (2, "")
+    assert f"protocol = '{name}': " in err
+    assert said in err
+
+
+@pytest.mark.filterwarnings("always::fedexperts.errors.InputWarning")
+def test_of_a_protocol_of_ones_own_it_is_said_who_tells_of_it(own: Path, monkeypatch, capsys) -> None:
+    note = "protocol = 'method_of_mine:Mine': whether it works, and what it sends, fedexperts check tells, on your data"
+    upload = "14.2 MB, an expert of Llama-3-8B with LoRA of rank 4, as what method_of_mine:Mine sends is not known here"
+    words = ("plan", own, "--protocol", "method_of_mine:Mine", "--out", own.parent / "out")
+    code, out, err = fedexperts(monkeypatch, capsys, *words, "--json")
+    assert f"warning: {note}" in err
+    document = json.loads(out)
+    assert (code, document["method"], document["warnings"], document["upload_of"]) == (0, None, [note], upload)
+    page = html.unescape((own.parent / "out" / "plan.html").read_text())
+    assert note in page
+    assert f"Uploads are of {upload}." in page
+    assert f"upload: {upload}" in fedexperts(monkeypatch, capsys, *words)[1]
+
+
+def test_without_a_model_the_upload_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    upload = "14.2 MB, an expert of Llama-3-8B with LoRA of rank 4, as no model is given"
+    path = from_file(tmp_path)
+    assert f"upload: {upload}" in fedexperts(monkeypatch, capsys, "plan", path, "--out", tmp_path / "out")[1]
+    assert json.loads(fedexperts(monkeypatch, capsys, "plan", path, "--json")[1])["upload_of"] == upload
+    assert f"Uploads are of {upload}." in (tmp_path / "out" / "plan.html").read_text()
+
+
+def test_all_that_json_prints_is_in_a_file_and_the_plan_beside_it_is_read_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    path, out = crowded(tmp_path, model=MODEL, train={"cycles": 4}), tmp_path / "out"
+    printed = json.loads(fedexperts(monkeypatch, capsys, "plan", path, "--out", out, "--json")[1])
+    assert json.loads((out / "answer.json").read_text()) == printed
+    assert printed["method"]["answers"][0] == "ems-fl: yes: every cluster trains, and what it trains arrives"
+    assert printed["contacts"][0]["start_utc"] == "2026-12-31T22:30:00Z"
+    again = json.loads(fedexperts(monkeypatch, capsys, "plan", path, "--set", f"plan.path={out / 'plan.json'}", "--json")[1])
+    assert again == printed
+    (out / "answer.json").write_text("mine")
+    code, _, err = fedexperts(monkeypatch, capsys, "plan", path, "--out", out)
+    assert (code, "answer.json: exists, and fedexperts did not write it" in err) == (2, True)
+
+
+def test_the_page_has_the_answer_first_and_what_is_lost(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = crowded(tmp_path, model=MODEL, train={"cycles": 4})
+    assert fedexperts(monkeypatch, capsys, "plan", path, "--out", tmp_path / "out")[0] == 0
+    page = html.unescape((tmp_path / "out" / "plan.html").read_text())
+    assert "Can it be done?</h2><ul><li>ems-fl: yes: every cluster trains, and what it trains arrives</li>" in page
+    assert "<th>lost</th>" in page
+    assert "<th>total J</th>" in page
+
+
+def test_exports_say_whose_rates_they_are(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = from_file(tmp_path, {"contacts": [{"cluster": "lisbon", "start_s": 0, "end_s": 9, "uplink_bps": 8e6}]})
+    _, _, err = fedexperts(monkeypatch, capsys, "plan", path, "--out", tmp_path / "to", "--export", "ion,hdtn")
+    assert "rates of these exports are those of one device, and a node is a cluster of devices" in err
+    assert "# rates are those of one device; a node is a cluster" in (tmp_path / "to" / "plan.ion.rc").read_text()
+
+
+def test_an_unknown_class_of_devices_names_its_cluster_and_the_nearest(tmp_path: Path, monkeypatch, capsys) -> None:
+    powers = {"tx_power_W": 1.0, "rx_power_W": 1.0, "idle_power_W": 0.1, "compute_J_per_FLOP": 1e-11}
+    path = crowded(tmp_path, model=MODEL, train={"cycles": 4}, device={"board": powers})
+    path.write_text(path.read_text().replace(f'name = "{TOWNS[3]}"', f'name = "{TOWNS[3]}", device = "bord"'))
+    code, _, err = fedexperts(monkeypatch, capsys, "plan", path)
+    assert code == 2
+    assert f"cluster '{TOWNS[3]}': device = 'bord': unknown class; did you mean board? known are board, jetson, laptop" in err

@@ -254,6 +254,7 @@ METHOD = {
         name: {
             "cluster": name,
             "contacts": 3,
+            "lost": 1,
             "rounds_per_cycle": None,
             "uplink_B_per_cycle": 1000,
             "downlink_B_per_cycle": 2000,
@@ -274,6 +275,7 @@ def test_the_page_answers_whether_it_can_be_done(tmp_path: Path) -> None:
         "26.1 kB",
         "experts 0, 1 + gate ×2",
         "1,600",
+        "33%",
     ):
         assert expected in text
 

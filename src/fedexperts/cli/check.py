@@ -45,7 +45,7 @@ def summary(document: dict[str, Any]) -> str:
 
 def link_table(document: dict[str, Any]) -> Table:
     """One row for each cluster, or each client."""
-    table = Table(title=f"{document['name']}, {document['protocol']}", box=None)
+    table = Table(title=f"{document['name']}, {document['protocol']}; bytes and joules with the flush at the end", box=None)
     for column in ("link", "devices", "samples", "contacts", "rounds", "steps", "MB up", "MB down", "J a device"):
         table.add_column(column, justify="left" if column == "link" else "right")
     for name, row in document["links"].items():

@@ -52,9 +52,14 @@ def warn(text: str, kind: str = "warning") -> None:
     console.print(Text.assemble((f"{kind}:", "yellow"), f" {legible(text)}"), soft_wrap=True)
 
 
+def json_text(document: Any) -> str:
+    """What ``--json`` prints."""
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
 def print_json(document: Any) -> None:
     """Exactly one JSON object on stdout."""
-    print(json.dumps(document, indent=2, allow_nan=False))
+    print(json_text(document))
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -13,8 +13,9 @@ from rich.text import Text
 from .. import __version__
 from ..errors import Diverged, InputError, RunError, hear_warnings, legible
 from ..writing import PATHS
-from .common import console, warn
+from .common import console, say, warn
 from .lazy import LazyGroup
+from .own_errors import theirs
 
 INTERRUPTED = 130
 app = typer.Typer(
@@ -77,6 +78,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         console.print("interrupted")
         code = INTERRUPTED
+    except Exception as error:
+        if not (told := theirs(error)):
+            raise  # ours to mend, with all of it
+        say(told)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -13,11 +13,11 @@ from ..planned import described, planned
 from ..scenario import Prospect
 from ..writing import check_replaceable, on_disk, written_beside
 from .bound_tables import bound_of, show_bound
-from .common import Force, output, print_json, say, warn
+from .common import Force, json_text, output, print_json, say, warn
 from .plan_tables import cluster_table, contact_table, link_table, stage_table
 from .run import Json, Protocol, ScenarioPath, Set
 
-PAGE = "plan.html"
+PAGE, ANSWER = "plan.html", "answer.json"
 
 
 def command(
@@ -25,7 +25,7 @@ def command(
     days: Annotated[float | None, typer.Option(help="Change plan.days.")] = None,
     protocol: Protocol = None,
     cycles: Annotated[int | None, typer.Option(min=1, help="Tell when this orbital cycle ends; default train.cycles.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write plan.html, plan.json and any export there.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write plan.html, plan.json, answer.json and any export there.")] = None,
     export: Annotated[list[str], typer.Option(help=f"Also write the plan as {', '.join(EXPORTS)}.")] = [],  # noqa: B006  # typer's way
     bound: Annotated[
         bool, typer.Option("--bound", help="Say how early updates can be, what they wait for, what would help.")
@@ -46,7 +46,7 @@ def command(
     formats = {f"plan.{EXPORTS[kind]}": kind for kind in ("json", *export)}
     if out is not None:
         check_replaceable(out / PAGE, "--out", force)
-        for name in formats:
+        for name in (ANSWER, *formats):
             check_replaceable(out / name, "--out", force, written_beside(out / PAGE))
     changes = [f"plan.days={days}"] if days is not None else []
     changes += [f'protocol="{protocol}"'] if protocol is not None else []
@@ -59,11 +59,14 @@ def command(
         document["bound"] = bound_of(network, plan, found, owners)
     if out is not None:
         texts = {name: plan_text(plan, kind, network.plan.start, network.plan.nodes) for name, kind in formats.items()}
+        texts[ANSWER] = json_text(document) + "\n"
         with on_disk(out, "make room, or name another folder", "--out"):
             from ..report.plan_html import write_plan
 
             write_plan(document, out / PAGE, texts)
         say(f"{out}: {PAGE}, {', '.join(texts)}")
+        if set(export) & {"hdtn", "ion"}:
+            say("rates of these exports are those of one device, and a node is a cluster of devices")
     if json:
         print_json(document)
         return
@@ -71,6 +74,8 @@ def command(
     output.print(cluster_table(document, output.width))
     for name, row in document["clusters"].items():
         say(f"{name}: {row['verdict']}", output)
+    if document["method"] is None:
+        say(f"upload: {document['upload_of']}", output)
     if document["method"] is not None:
         output.print(stage_table(document["method"], output.width))
         output.print(link_table(document["method"], output.width))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..report.words import LINKS, link_rows, stage_rows, utc
 
-MOST_ROWS = 40
+MOST_ROWS = 12
 NARROWEST = 4
 """A name is never shown in fewer columns."""
 
@@ -19,7 +19,7 @@ NARROWEST = 4
 def contact_table(document: Mapping[str, Any], width: int) -> Table:
     """The first contacts."""
     rows = document["contacts"]
-    more = f", the first {MOST_ROWS}" if len(rows) > MOST_ROWS else ""
+    more = f", the first {MOST_ROWS}; all in --json and plan.html" if len(rows) > MOST_ROWS else ""
     title = f"{len(rows)} contacts in {document['horizon_s'] / 86400:.2f} days{more}; rates and bytes per device"
     names = ["cluster", *(["satellite"] if len({row["satellite"] for row in rows}) > 1 else [])]
     clock = ["rise, UTC", "set", "after"] if document["start"] else ["rise", "set"]

@@ -112,7 +112,8 @@ def _one_way(plan: ContactPlan, numbers: Mapping[str, int]) -> Iterator[OneWay]:
 
 
 def _ion(plan: ContactPlan, numbers: Mapping[str, int]) -> str:
-    lines = [f"# node {number}: {name}" for name, number in numbers.items()]
+    lines = ["# rates are those of one device; a node is a cluster, with all of its devices"]
+    lines += [f"# node {number}: {name}" for name, number in numbers.items()]
     ranges: dict[str, None] = {}
     for one in _one_way(plan, numbers):
         if math.isinf(one.bps):

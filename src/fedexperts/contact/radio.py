@@ -40,7 +40,7 @@ class Radio:
     """Both directions of the link between one satellite and the devices of a cluster.
 
     Attributes:
-        carrier_Hz: uplink carrier.
+        carrier_Hz: uplink carrier; the way down keeps its own, ``downlink_carrier_Hz``.
         bandwidth_Hz: width of one uplink sub-channel; a device sends on one at a time.
         total_bandwidth_Hz: uplink bandwidth that a cluster shares (Sec. V-A: 5 GHz).
         tx_power_dBm: a device's transmit power.

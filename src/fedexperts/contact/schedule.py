@@ -182,10 +182,10 @@ def _size(size_B: float) -> str:
     return f"{size_B / 1e6:.1f} MB" if size_B >= 1e5 else f"{size_B / 1e3:.1f} kB"
 
 
-def verdict(plan: ContactPlan, cluster: str, upload_B: int, remedy: str = "give it contacts") -> str:
+def verdict(plan: ContactPlan, cluster: str, upload_B: int, remedy: str = "give it contacts", idle: bool = False) -> str:
     """Does this upload fit a contact, in how many does it fit, and how many uploads a day does the plan allow.
 
-    ``remedy`` is what helps a cluster without contacts.
+    ``remedy`` is what helps a cluster without contacts; ``idle``: nothing is trained there, and so nothing is uploaded.
     """
     mine = [c for c in plan.contacts if c.cluster == cluster]
     if not mine:
@@ -201,6 +201,8 @@ def verdict(plan: ContactPlan, cluster: str, upload_B: int, remedy: str = "give 
         return f"no upload: none of its {len(mine)} contacts carries anything up; give them an uplink_bps"
     whole = sum(size >= upload_B for size in room_B)
     fits = f"{_size(upload_B)} fits {whole} of {len(mine)} contacts" if whole else f"{_size(upload_B)} fits no single contact"
+    if idle:
+        return f"{fits}; nothing is trained"
     if median_B < 1:
         return f"{fits}; most of them carry nothing up"
     need = max(1, math.ceil(upload_B / median_B))

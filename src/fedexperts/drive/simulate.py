@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
 MANY_STEPS = 100_000
 """A warning is due above so many."""
+SHORT = 'as a round is short for them (train.seconds_per_round = "device"); bound it by train.max_rounds'
+
+
+def warn_of_steps(steps: float, pace: Pace) -> None:
+    """Warn of many gradient steps, counted in a plan that was played without training."""
+    if steps > MANY_STEPS and pace.seconds_per_round is None and pace.max_rounds is None:
+        warn_input(f"devices make some {steps:,.0f} gradient steps, {SHORT}")
 
 
 class Simulator:
@@ -123,11 +130,15 @@ class Simulator:
         _, kind, _, action = self.heap[0]
         return kind == CONTACT or action == self._end_training
 
-    def run(self, protocol: ServerProtocol, pause: Callable[[], None] = lambda: None) -> None:
-        """Play the plan to its end; ``pause`` is called whenever no contact is open (the moment for a checkpoint)."""
+    def run(self, protocol: ServerProtocol, pause: Callable[[], None] = lambda: None, foretell: bool = True) -> None:
+        """Play the plan to its end; ``pause`` is called whenever no contact is open (the moment for a checkpoint).
+
+        ``foretell`` warns of many gradient steps before they are made; who plays without training counts them afterwards.
+        """
         self.protocol = protocol
         if self.fresh:
-            self._warn_of_many_steps(protocol.model)
+            if foretell:
+                self._warn_of_many_steps(protocol.model)
             self._first_orders()
         self.heap: list[tuple[float, int, int, Callable[[float], None]]] = []
         self.counter = 0
@@ -174,10 +185,7 @@ class Simulator:
             rounds = max(0.0, self.end_s - start_s) / self.books.round_s(name, Task(frozenset({one})))
             steps += rounds * host.local_steps * len(host.devices)
         if steps > MANY_STEPS:
-            warn_input(
-                f"devices that train all the time would make some {steps:,.0f} gradient steps, as a round is short for them "
-                '(train.seconds_per_round = "device"); bound it by train.max_rounds'
-            )
+            warn_input(f"devices that train all the time would make some {steps:,.0f} gradient steps, {SHORT}")
 
     def _first_orders(self) -> None:
         """What clusters do until they are met; nothing, if the protocol does not say."""

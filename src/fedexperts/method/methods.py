@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import InputError
-from ..own import imported, is_own
+from ..own import imported_class, is_own
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
 from ..setup.devices import Judges
@@ -43,10 +43,7 @@ def of(scenario: Scenario) -> Method:
     """
     if not is_own(scenario.protocol):
         return METHODS[scenario.protocol]
-    found = imported("protocol", scenario.protocol, scenario.base)
-    if not isinstance(found, type):
-        raise InputError(f"protocol = {scenario.protocol!r}: is no class; name module:Class, as my_protocol:TurnTaking")
-    return own(found, scenario)
+    return own(imported_class("protocol", scenario.protocol, scenario.base), scenario)
 
 
 def own(build: Callable[[Start], ServerProtocol], scenario: Scenario) -> Method:

@@ -31,7 +31,7 @@ def described(document: Any, kind: Kind | None = None, outputs: int | None = Non
     Raises:
         InputError, NotMoEError: see `named`.
     """
-    if isinstance(document, dict) and document.get("model_type") in OWN:
+    if isinstance(document, dict) and isinstance(document.get("model_type"), str) and document["model_type"] in OWN:
         kind = None  # which are for one thing alone
     found = outline(document, kind, outputs)
     if found is None:

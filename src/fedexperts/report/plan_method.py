@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from .page import html_table, text_row
+from .page import html_table, text_row, warnings_html
 from .plan_text import megabytes, number
 from .words import LINKS, duration, link_rows, stage_rows, utc
 
@@ -17,18 +17,20 @@ STAGES = ("link", "stage", "up", "", "down", "")
 
 def method_section(document: Mapping[str, Any]) -> str:
     """What goes up and down, what a device spends, whether it holds the model, and when it ends; nothing without a model."""
-    method = document.get("method")
+    method, warned = document.get("method"), warnings_html({"": document.get("warnings") or []})
     if method is None:
-        return ""
+        upload = document.get("upload_of")
+        return warned + (f"<p class='note'>Uploads are of {html.escape(upload)}.</p>" if upload else "")
     answers = "".join(f"<li>{html.escape(answer)}</li>" for answer in method["answers"])
     stages = html_table([text_row(STAGES, "th")], (text_row(row) for row in stage_rows(method)))
     links = html_table([text_row(LINKS, "th")], (text_row(row) for row in link_rows(method)))
     what = html.escape(f"{method['protocol']}, {method['trained']}")
     note = (
-        f"What becomes of a device in an orbital cycle of this plan, over the first {method['played_cycles']}. Rounds follow "
-        "from contacts and gaps; joules of computing are estimated from the model's size, and counted by fedexperts check."
+        f"What becomes of a device in an orbital cycle of this plan, up to the end of cycle {method['played_cycles']} and "
+        "without the flush after it. Lost are contacts that end before the protocol is done. Rounds follow from contacts and "
+        "gaps; joules of computing are estimated from the model's size, and counted by fedexperts check."
     )
-    return f"""<h2>Can it be done?</h2><ul>{answers}</ul>
+    return f"""{warned}<h2>Can it be done?</h2><ul>{answers}</ul>
 <p class='note'>What a contact carries for each device ({what}), where it has the room:</p><div class='wide'>{stages}</div>
 <p class='note'>{note}</p><div class='wide'>{links}</div>
 """

@@ -71,15 +71,17 @@ def link_rows(method: Mapping[str, Any]) -> list[list[str]]:
         groups.setdefault(row["cluster"], []).append(row)
     found = []
     for name, rows in groups.items():
-        met = (_mean(rows, "contacts") or 0) / method["played_cycles"]
-        counts = [_number(met), _number(_mean(rows, "rounds_per_cycle"))]
+        met, lost = (_mean(rows, key) or 0.0 for key in ("contacts", "lost"))
+        counts = [_number(met / method["played_cycles"]), f"{lost / met:.0%}" if met else "–"]
+        counts.append(_number(_mean(rows, "rounds_per_cycle")))
         bytes_ = [size(_mean(rows, f"{way}link_B_per_cycle") or 0) for way in ("up", "down")]
-        energy = [row["energy_J_per_cycle"] for row in rows]
-        found.append([name, *counts, *bytes_, *(_number(_mean(energy, use)) for use in ("radio_J", "compute_J", "idle_J"))])
+        joules = [_mean([row["energy_J_per_cycle"] for row in rows], use) for use in ("radio_J", "compute_J", "idle_J")]
+        total = None if None in joules else sum(filter(None, joules))
+        found.append([name, *counts, *bytes_, *map(_number, [*joules, total])])
     return found
 
 
-LINKS = ("cluster", "contacts", "rounds", "up", "down", "radio J", "compute J", "idle J")
+LINKS = ("cluster", "contacts", "lost", "rounds", "up", "down", "radio J", "compute", "idle", "total J")
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:

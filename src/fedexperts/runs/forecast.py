@@ -14,10 +14,14 @@ from typing import Any
 
 import torch
 
+from ..drive.cluster import Pace
+from ..drive.simulate import warn_of_steps
+from ..errors import warn_input
 from ..ledger import Ledger, read
 from ..method.method import Method, start
 from ..method.methods import of
 from ..moe.parts import in_order
+from ..own import is_own
 from ..scenario import Scenario
 from ..setup.prepare import Prepared
 from ..train.dry import DryHost
@@ -47,9 +51,10 @@ def forecast(scenario: Scenario | str | Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "ledger.jsonl"
         with closing(Ledger(path)) as ledger:
-            _play(prepared, method, hosts, ledger)
+            pace = _play(prepared, method, hosts, ledger)
         lines = list(read(path))
     end = lines[-1]
+    _warn_of_steps(scenario, end["steps"], pace)
     train_s, judge_s = _measured_s(prepared, lines)
     host = next(iter(prepared.hosts.values()))
     return {
@@ -72,10 +77,20 @@ def forecast(scenario: Scenario | str | Path) -> dict[str, Any]:
     }
 
 
-def _play(prepared: Prepared, method: Method, hosts: dict[str, Host], ledger: Ledger) -> None:
+def _play(prepared: Prepared, method: Method, hosts: dict[str, Host], ledger: Ledger) -> Pace:
     begun = method.begin(prepared, ledger)
     clock = simulator(prepared, hosts, begun.uplink_B, ledger, lambda model, cycle: {})
-    clock.run(method.protocol(prepared, start(prepared, begun.owned)))
+    clock.run(method.protocol(prepared, start(prepared, begun.owned)), foretell=False)
+    return clock.books.pace
+
+
+def _warn_of_steps(scenario: Scenario, steps: int, pace: Pace) -> None:
+    """Warn of none at all, and of very many."""
+    if not steps:
+        own = "is an await missing? link.train(…) without it does nothing"
+        why = own if is_own(scenario.protocol) else "fedexperts plan says what its contacts have no room for"
+        warn_input(f"protocol = {scenario.protocol!r}: no gradient step in the whole run; {why}")
+    warn_of_steps(steps, pace)
 
 
 def _link(name: str, host: Host, lines: Lines, end: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any, cast
 from ..contact.plan import ContactPlan, always_on, round_robin
 from ..drive.classes import DeviceClass
 from ..drive.cluster import Pace
-from ..drive.simulate import Simulator
+from ..drive.simulate import Simulator, warn_of_steps
 from ..errors import InputError
 from ..ledger import Ledger
 from ..moe.outline import count
-from ..moe.parts import GATE, in_order
+from ..moe.parts import GATE, in_order, is_expert
 from ..moe.size import forward_flops
 from ..protocol.aligned import Alignment
 from ..scenario import BY_CLIENT, Prospect
@@ -124,7 +124,7 @@ def _simulated(
         for name in plan.clusters
     }
     clock = Simulator(plan, hosts, pace, cycles, cast(Ledger, notes), lambda model, cycle: nothing, flush, kinds=links.kinds)
-    clock.run(world.protocol(list(links.kinds), cycles, links.told, short))
+    clock.run(world.protocol(list(links.kinds), cycles, links.told, short), foretell=False)
     return notes.lines
 
 
@@ -207,7 +207,7 @@ def _played(world: Imagined, links: _Links, wanted: int, known_flops: bool) -> d
     while cycles > 1 and bisect.bisect_right(starts, plan.cycle_ends_s[cycles - 1]) > MOST_CONTACTS:
         cycles = max(1, cycles // 2)
     if not cycles:
-        return {"played_cycles": 0, "links": {}}
+        return {"played_cycles": 0, "steps": None, "links": {}}
     end_s = plan.cycle_ends_s[cycles - 1]
     later = {c.cluster: c for c in reversed(plan.contacts) if c.start_s >= end_s}
     kept = [c for c in plan.contacts if c.start_s < end_s or later.get(c.cluster) is c]
@@ -217,20 +217,27 @@ def _played(world: Imagined, links: _Links, wanted: int, known_flops: bool) -> d
         pace = Pace(min(c.end_s - c.start_s for c in kept) / 8, 1)
     part = ContactPlan(plan.clusters, tuple(kept), plan.horizon_s, plan.cycle_ends_s[:cycles])
     lines = _simulated(world, links, part, cycles, pace, flush=train.final_flush)
-    end = lines[-1]
+    devices = {place.name: place.devices for place in world.scenario.cluster}  # one was played for all of a cluster
+    steps = sum(line["steps"] * devices.get(line["cluster"], 1) for line in lines if line["event"] == "train")
+    if timed:
+        warn_of_steps(steps * wanted / cycles, pace)
     return {
         "played_cycles": cycles,
-        "links": {name: _link(name, links, lines, end, cycles, timed, known_flops) for name in links.kinds},
+        "steps": steps if timed else None,
+        "links": {name: _link(name, links, lines, cycles, timed, known_flops) for name in links.kinds},
     }
 
 
-def _link(
-    name: str, links: _Links, lines: Lines, end: Mapping[str, Any], cycles: int, timed: bool, known_flops: bool
-) -> dict[str, Any]:
-    mine = [line for line in lines if line.get("cluster") == name]
-    energy = {use: joules / cycles for use, joules in end["energy_per_device"][name].items()}
+def _link(name: str, links: _Links, lines: Lines, cycles: int, timed: bool, known_flops: bool) -> dict[str, Any]:
+    """What becomes of a link up to the end of the last cycle; of what the flush brings only whether it arrives."""
+    every = [line for line in lines if line.get("cluster") == name]
+    flushed = next((i for i, line in enumerate(every) if line["event"] == "flush"), len(every))
+    mine = every[:flushed]
+    read = [line["per_device"][name] for line in lines if line["event"] == "energy" and line["cycle"] <= cycles]
+    energy: dict[str, float | None] = {use: sum(row[use] for row in read) / cycles for use in read[0]}
     if not (timed and known_flops):
         energy["compute_J"] = None
+    brought = [line["parts"] for line in every if line["event"] == "collect" and line["parts"]]
     return {
         "cluster": links.place[name],
         "contacts": sum(line["event"] == "contact" for line in mine),
@@ -238,6 +245,7 @@ def _link(
         "rounds_per_cycle": sum(line["rounds"] for line in mine if line["event"] == "train") / cycles if timed else None,
         "uplink_B_per_cycle": round(sum(line.get("uplink_B", 0) for line in mine) / cycles),
         "downlink_B_per_cycle": round(sum(line.get("downlink_B", 0) for line in mine) / cycles),
-        "updates": sum(line["event"] == "collect" and bool(line["parts"]) for line in mine),
+        "updates": len(brought),
+        "experts_arrive": any(is_expert(part) for parts in brought for part in parts),
         "energy_J_per_cycle": energy,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from ..assign.scores import Capacity
 from ..contact.plan import MOST_CONTACTS, Contact, ContactPlan, PlanError
-from ..drive.classes import DeviceClass, device_class, drawn
+from ..drive.classes import CLASSES, DeviceClass, device_class, drawn
+from ..errors import InputError
 from ..scenario import Prospect, Scenario
 from ..seeds import Stream, stream
 
@@ -29,10 +31,23 @@ def device_classes(scenario: Scenario | Prospect) -> dict[str, DeviceClass]:
     Raises:
         InputError: a cluster or a ``[device.<class>]`` table names an unknown class.
     """
-    used = [name for c in scenario.cluster for name in ([c.device] if isinstance(c.device, str) else c.device)]
+    used = [name for c in scenario.cluster for name in _classes(c.device)]
     tables = {name: table.model_dump(exclude_none=True, exclude={"load"}) for name, table in scenario.device.items()}
     named = dict.fromkeys([*used, *scenario.device])
+    known = sorted({*CLASSES, *tables})
+    if unknown := [name for name in used if name not in known]:
+        where = next(c.name for c in scenario.cluster if unknown[0] in _classes(c.device))
+        near = difflib.get_close_matches(unknown[0], known, 1, 0.5)
+        raise InputError(
+            f"cluster {where!r}: device = {unknown[0]!r}: unknown class; {f'did you mean {near[0]}? ' if near else ''}"
+            f"known are {', '.join(known)}; choose one of them, or give "
+            f"[device.{unknown[0]}] with its powers (fedexperts explain device)"
+        )
     return {name: device_class(name, name in tables, **tables.get(name, {})) for name in named}
+
+
+def _classes(device: str | Mapping[str, float]) -> Sequence[str]:
+    return [device] if isinstance(device, str) else list(device)
 
 
 def default_deadline_s(scenario: Scenario | Prospect, plan: ContactPlan) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from ..data.source import Samples
 from ..errors import InputError
 from ..moe.parts import Piece
 from ..moe.view import View
-from ..own import imported
+from ..own import imported, label
 from ..scenario import Scenario
 from ..tables import Cluster
 from ..train.device import Device, LocalLoss, LocalTraining
@@ -93,11 +94,20 @@ def _local_loss(scenario: Scenario) -> LocalLoss | None:
     """The user's own, if there is one.
 
     Raises:
-        InputError: there is none of this name, or it is no function.
+        InputError: there is none of this name, or it is no function of three arguments.
     """
     if (name := scenario.train.local_loss) is None:
         return None
     found: LocalLoss = imported("train.local_loss", name, scenario.base)
     if not callable(found):
         raise InputError(f"train.local_loss = {name!r}: is no function; name module:function, as fedprox:proximal")
+    try:
+        inspect.signature(found).bind(None, None, None)
+    except TypeError as error:
+        raise InputError(
+            f"train.local_loss = {name!r}: must take three arguments, the batch's loss, what is trained and what was received "
+            f"({error}); write def {label(name)}(loss, trained, received)"
+        ) from error
+    except ValueError:
+        pass  # of C, and says nothing of what it takes
     return found

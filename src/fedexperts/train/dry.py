@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..moe.parts import Piece, Tensors, in_order
+from ..moe.parts import BESIDE, Piece, Tensors, in_order
 from .host import Host, Trained, Trial
 from .task import Task, Update
 
@@ -113,6 +113,8 @@ class DryHost:
 
     def receive(self, pieces: Collection[Piece]) -> None:
         """See `Host`; rounds made after the snapshot that the server has are kept, see `Holding.receive`."""
+        if not isinstance(self.real, Imaginary):  # which know the size of what they were sent alone
+            self.real.receive([piece for piece in pieces if piece.part in BESIDE])
         for piece in pieces:
             self.held[piece.part] = piece
             if piece.part not in self.ahead & self.touched:

@@ -32,6 +32,8 @@ from fedexperts.tables import MOST
 from fedexperts.train.task import Task
 from plans import planned_B
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 COUNTED = {
     "train": ("cycles", "local_steps", "batch_size", "max_rounds", "gate_tail_cycles"),

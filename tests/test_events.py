@@ -27,6 +27,8 @@ from fedexperts.lines import check, keys
 from fedexperts.protocol.link import Link, Start
 from fedexperts.protocol.sync import Sync
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
+
 FORMS = [(event, form) for event, forms in EVENTS.items() for form in forms]
 NAMED = [f"{event} {form.__name__}" for event, form in FORMS]
 

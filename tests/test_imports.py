@@ -24,7 +24,8 @@ MAY = {
     "lines": {"errors", "events"},
     "tables": BASE,
     "scenario": BASE | {"tables"},
-    "ledger": BASE | {"events", "lines"},
+    "caveats": set(),
+    "ledger": BASE | {"caveats", "events", "lines"},
     "reference": BASE | {"scenario", "tables", "events", "contact", "drive"},
     "contact": BASE,
     "assign": BASE,
@@ -38,15 +39,15 @@ MAY = {
     "method": BASE | LOWER | {"protocol", "drive", "setup", "scenario", "tables", "ledger"},
     "runs": BASE
     | LOWER
-    | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "events", "lines"}
+    | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "caveats", "events", "lines"}
     | {"theory"},
     "peer": BASE | LOWER | {"setup", "method", "scenario", "tables", "runs"},
-    "report": BASE | {"ledger"},
+    "report": BASE | {"caveats", "ledger"},
     "works": BASE | {"contact", "moe", "report"},
     "planned": BASE | LOWER | {"scenario", "setup", "runs", "report", "works"},
     "cli": BASE
     | LOWER
-    | {"planned", "theory", "peer"}
+    | {"planned", "theory", "peer", "caveats"}
     | {"scenario", "tables", "ledger", "setup", "method", "runs", "report", "reference"},
 }
 OUTSIDE = {

@@ -397,6 +397,7 @@ def test_a_scenario_survives_its_toml(whole):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
+        ({"task": {"metric": "mathews"}}, "task.metric = 'mathews': input should be .*; did you mean 'matthews'?"),
         ({"trian": {"cycles": 3}}, "trian: unknown key; did you mean train? known are name, seed, plan, satellite"),
         ({"train": {"cycels": 3}}, "train.cycels: unknown key; did you mean cycles? known are cycles, local_steps"),
         (

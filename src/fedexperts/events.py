@@ -49,6 +49,9 @@ class Run(Line):
     clusters: Annotated[
         dict[str, Annotated[list[Count], Field(min_length=1)]], "Of each link the training samples of its devices."
     ]
+    used: Annotated[
+        dict[str, list[Count]], "Of each cluster the training samples that its devices hold, and all that it has."
+    ] = {}
     links: Annotated[
         Literal["clusters", "clients"], "What links are: whole clusters, or clients, every device one of its own."
     ] = "clusters"
@@ -89,16 +92,16 @@ class Longer(Line):
 
 
 class Scores(Values):
-    """What a cluster's task gives without a language model, by the task's metric."""
+    """What a cluster's task, or a client's, gives without a model, by the task's metric."""
 
-    majority: Annotated[Number | None, "The most frequent answer, or token."]
-    tfidf: Annotated[Number | None, "A linear model on TF-IDF; null where there is none."]
+    majority: Annotated[Number | None, "The most frequent answer, or token, of its training data."]
+    tfidf: Annotated[Number | None, "A linear model on TF-IDF; null where there is none, as of images."]
 
 
 class Baselines(Line):
-    """Beside results on text: what needs no model. Before the first contact."""
+    """Beside results on text and images: what needs no model. Before the first contact."""
 
-    clusters: Annotated[dict[str, Scores], "Of each cluster with a task on text."]
+    clusters: Annotated[dict[str, Scores], "Of each cluster with a task on text; of images of each link."]
 
 
 class Assignment(Line):
@@ -340,8 +343,8 @@ class Metrics(Values):
         dict[str, dict[str, Number | None]],
         "All metrics of each link, where a task has several; null where one cannot be told.",
     ] = {}
-    personal_accuracy: Annotated[Number | None, "Each client with its own experts alone, over all of them."] = None
-    personal_by_client: Annotated[dict[str, Number], "Each client with its own experts alone."] = {}
+    personal_accuracy: Annotated[Number | None, "Each client with its own experts alone, or the global model."] = None
+    personal_by_client: Annotated[dict[str, Number], "Each client with its own experts alone, or the global model."] = {}
     macro_f1: Annotated[Number | None, "Over all clients' images."] = None
     macro_auc: Annotated[Number | None, "One-vs-rest, over all clients' images; null where no class has one."] = None
     macro_auc_left_out: Annotated[Count, "Classes without an AUC."] = 0

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .caveats import caveats, never_trained
 from .errors import Diverged, InputError
 from .events import EVENTS
 from .lines import check, parsed
 
 OF_CLIENTS = (
     *("personal_accuracy", "personal_by_client", "macro_f1", "macro_auc", "macro_auc_left_out"),
-    *("mean_f1", "mean_auc", "mean_auc_left_out", "local_ratio", "inference_B", "accuracy_by_k", "routing"),
+    *("mean_f1", "mean_auc", "mean_auc_left_out", "local_ratio", "inference_B", "accuracy_by_k", "routing", "ladder"),
     *("even_test", "one_shot"),
 )
 """What an evaluation says where links are clients, as far as the protocol does."""
@@ -165,8 +166,9 @@ def summary(path: Path) -> dict[str, Any]:
     first evaluation that reaches the target, None if none does. Steps are gradient steps
     summed over all devices, joules are means over them. What arrives after the last cycle, in the final flush say,
     counts as one more cycle. ``metric`` is what the accuracies are, where they are none. ``links`` says whether what is kept by
-    cluster is kept by client, ``warnings`` what a reader should know. ``training_loss`` of a point, by what is learnt and by
-    link, is what the steps since the point before began with. Clients have what `OF_CLIENTS` names.
+    cluster is kept by client, ``warnings`` what a reader should know, ``never_trained`` who made no gradient step, and why.
+    ``training_loss`` of a point, by what is learnt and by link, is what the steps since the point before began with.
+    Clients have what `OF_CLIENTS` names.
 
     Raises:
         InputError: no such file, a line is none of a ledger, lines do not belong together, or the run has not ended.
@@ -224,7 +226,8 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
         **_of_clients(end),
         **_alignment(lines, list(run["clusters"]), end),
         "privacy": next((line["note"] for line in lines if line["event"] == "privacy"), None),
-        "warnings": _warnings(lines, run, end),
+        "never_trained": never_trained(lines, list(run["clusters"])),
+        "warnings": caveats(lines, run, end),
         "history": [{key: p[key] for key in (*HISTORY, *OWN) if key in p} for p in points],
     }
 
@@ -243,34 +246,6 @@ def _of_clients(end: dict[str, Any]) -> dict[str, Any]:
             told = [value for value in own if value is not None]
             found[mean] = sum(told) / len(told) if told else None
     return found
-
-
-def _warnings(lines: list[dict[str, Any]], run: dict[str, Any], end: dict[str, Any]) -> list[str]:
-    """What a reader should know before the results."""
-    found = [str(line["text"]) for line in lines if line["event"] == "warning"]
-    if end["cycles"] < run.get("cycles", 0):
-        found.append(f"the plan ended after {end['cycles']} of train.cycles = {run['cycles']} orbital cycles")
-    if end["steps"] == 0:
-        found.append(
-            "no gradient step was made: no round fits the contacts beside the transfers; see train.seconds_per_round, "
-            "plan.slot_s and the rates of radio and devices"
-        )
-    if end["unsent_rounds"]:
-        found.append(f"up to {end['unsent_rounds']} local rounds of a device were never uploaded; the plan ended before")
-    broken: dict[tuple[str, str], int] = {}
-    for line in lines:
-        if line["event"] == "refuse" and "device" in line:
-            at = str(line["device"]), ", ".join(map(str, line["parts"]))
-            broken[at] = broken.get(at, 0) + 1
-        if line["event"] == "rates":
-            own = ", ".join(f"{key} = {value:g}" for key, value in line.items() if "." in key)
-            found.append(f"from {line['t_s']:g} s on the run went on with {own}")
-    found += [f"{device} has given up {parts}, as not finite{_times(n)}" for (device, parts), n in broken.items()]
-    return found
-
-
-def _times(n: int) -> str:
-    return f", {n} times" if n > 1 else ""
 
 
 def _plateau(points: list[dict[str, Any]], patience: int, min_gain: float) -> int | None:

@@ -384,4 +384,8 @@ def _explain(error: dict[str, Any], cls: type[BaseModel] | None = None) -> str:
     if kind == "value_error":
         shown = "" if isinstance(given, (dict, BaseModel)) else f" = {short(given)}"
         return f"{where}{shown}: {message}" if where else message
-    return f"{where} = {short(given)}: {message[0].lower()}{message[1:]}"
+    near: list[str] = []
+    if kind == "literal_error" and isinstance(given, str):
+        near = get_close_matches(given, re.findall("'([^']*)'", error["ctx"]["expected"]), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{where} = {short(given)}: {message[0].lower()}{message[1:]}{hint}"

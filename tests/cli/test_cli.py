@@ -16,6 +16,8 @@ import small
 from fedexperts.ledger import read
 from processes import exit_code, program, start_program
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
+
 PROGRAM = [sys.executable, "-c", "from fedexperts.cli.main import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 

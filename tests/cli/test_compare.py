@@ -24,6 +24,8 @@ from fedexperts.runs.parallel import folder, run_many
 from fedexperts.runs.run import run
 from processes import fork_instead_of_spawning, start_program
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
+
 TRAIN = {"cycles": 2, "max_rounds": 1, "local_steps": 1, "seconds_per_round": 20.0, "shared": ["gate", "head", "backbone"]}
 
 

@@ -22,6 +22,8 @@ from fedexperts.ledger import read
 from fedexperts.report.table import baseline_rows
 from processes import program
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
+
 LINES = {
     "train": [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")],
     "test": [{"text": f"{b} {a}", "label": a} for a in ("good", "bad") for b in ("film", "day", "book")],

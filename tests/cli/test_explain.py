@@ -195,6 +195,14 @@ def test_an_unknown_key_names_the_nearest(
     assert message in err
 
 
+def test_an_unknown_class_of_devices_says_how_to_write_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, err = explained("device.kiosk", monkeypatch=monkeypatch, capsys=capsys)
+    own = "a table of a scenario, [device.kiosk], with at least tx_power_W, rx_power_W, compute_J_per_FLOP, idle_power_W"
+    assert own in " ".join(err.split())
+
+
 def test_bounds_that_are_told_are_those_that_are_held() -> None:
     """Where a validator of our own stands before the type, it says the same."""
     for key, table, least, most in [

@@ -20,6 +20,8 @@ from fedexperts import InputError, Scenario, run
 from fedexperts.cli.main import app
 from fedexperts.moe.peft import peft_adapter
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
+
 ROWS = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
 LORA = {"rank": 2, "alpha": 6.0}
 TASKS = {"classification": {"text": "text"}, "causal-lm": {"kind": "causal-lm", "text": "text"}}

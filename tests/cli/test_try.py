@@ -10,10 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import pictures
 import small
 import text
 from fedexperts import InputError, Scenario, run
 from fedexperts.cli.main import app
+from fedexperts.moe.auto import new_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
 
 ROWS = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
 
@@ -97,6 +101,11 @@ def digits(folder: Path) -> list[str]:
     return [str(folder / "run"), "--prompt", "x"]
 
 
+def images(folder: Path) -> list[str]:
+    new_model(pictures.CONFIG, 0, kind="image-classifier").save_pretrained(folder / "images")  # type: ignore[operator]
+    return [str(folder / "images"), "--prompt", "x"]
+
+
 def unfinished(folder: Path) -> list[str]:
     (folder / "run").mkdir()
     (folder / "run" / "scenario.toml").touch()
@@ -122,6 +131,7 @@ BAD = {
     "no such model": (lambda folder: [str(folder / "none"), "--prompt", "x"], r"none.*no config\.json"),
     "no tokenizer": (without_tokenizer, r"no tokenizer can be loaded"),
     "no tokenizer in a run": (digits, r"no tokenizer can be loaded"),
+    "images": (images, r"images: labels images, and a prompt is text; fedexperts eval .* --task SCENARIO\.toml judges it"),
     "a run that goes on": (unfinished, r"has not ended"),
     "a pickle": (pickled, r"start'.*: no safetensors file there; pytorch_model\.bin is a pickle, which is never loaded"),
 }

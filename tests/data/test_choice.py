@@ -119,6 +119,7 @@ def test_a_long_question_loses_its_beginning_and_options_stay_whole() -> None:
         ({}, Columns(options=("A", "B")), r"task.options names 'A'"),
         ({}, Columns(answer="key"), r"task.label = 'key' is no column"),
         ({}, Columns(prompt="{text}"), r"task.prompt = '\{text\}' does not fit the columns question, choices, answer"),
+        ({}, Columns(prompt="{questoin}"), r"answer: there is no column 'questoin'; did you mean question\?"),
     ],
 )
 def test_rows_that_cannot_be_used(changes: dict[str, Any], columns: Columns, message: str) -> None:

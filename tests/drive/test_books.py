@@ -23,6 +23,10 @@ from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
 from fedexperts.runs.checkpoint import Packer, unpack
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(trains on it as well|no training data of this task have)"
+)  # a small file serves as both
+
 KIND = DeviceClass("toy", tx_power_W=10.0, rx_power_W=2.0, compute_J_per_FLOP=0.5, idle_power_W=0.25, flops_per_s=16.0)
 DATA = {"a": [toy.samples(0, 8.0)], "b": [toy.samples(1, 4.0)]}
 STEADY = Pace(1.0)

@@ -1,18 +1,25 @@
 """Runs with protocol = "aligned" on real data: several clients a cluster, resume, clients that join, leave and are away."""
 
+import io
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import small
 from fedexperts import Scenario
+from fedexperts.cli.main import app
 from fedexperts.errors import InputError
 from fedexperts.ledger import read
 from fedexperts.method.capacity import need
 from fedexperts.method.methods import prepare
+from fedexperts.report.compare_table import comparison_table
+from fedexperts.report.table import results_table
 from fedexperts.runs import checkpoint
+from fedexperts.runs.comparison import medians
+from fedexperts.runs.forecast import forecast
 from fedexperts.runs.run import run
 
 
@@ -187,3 +194,31 @@ def test_what_is_for_clients_alone_is_refused_elsewhere() -> None:
     clusters[0]["device"] = {"phone": 1.0}
     with pytest.raises(InputError, match="treat clients one by one"):
         Scenario.parse(small.document(cluster=clusters))
+
+
+def test_personal_and_final_are_over_the_same_clients_and_those_who_never_train_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clusters = small.document()["cluster"]
+    clusters[1]["device"] = "laptop"
+    document = scenario(device={"laptop": {"memory_B": 1.0}}, cluster=clusters)
+    found = run(document, tmp_path / "run").summary
+    assert found["never_trained"] == {"inverted/0": "memory", "inverted/1": "memory"}
+    assert found["personal_by_client"].keys() == found["accuracy_by_cluster"].keys()
+    for client in found["never_trained"]:  # no experts of their own: the global model
+        assert found["personal_by_client"][client] == found["accuracy_by_cluster"][client]
+    sentence = "2 of 4 clients never trained (memory)"
+    assert any(text.startswith(sentence) for text in found["warnings"])
+    assert sentence in printed(results_table({"aligned": found}))
+    assert sentence in printed(comparison_table(medians({"balanced": [found]}), None))
+    assert forecast(document)["never_trained"] == found["never_trained"]
+    path = tmp_path / "s.toml"
+    path.write_text(document.to_toml())
+    app(["check", str(path)], standalone_mode=False)
+    assert sentence in capsys.readouterr().out
+
+
+def printed(renderable: Any) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(renderable)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]

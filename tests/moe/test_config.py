@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, SIZES, M, plain, saved, sizes
-from fedexperts.errors import InputError
+from fedexperts.errors import InputError, InputWarning
 from fedexperts.moe.auto import new_model
 from fedexperts.moe.config import check_memory, read_document
 from fedexperts.moe.meta import meta_view
@@ -163,3 +163,28 @@ def test_any_file_is_a_config_or_refused(tmp_path_factory, content):
 
 def test_sizes_of_the_families_are_within_the_bounds():
     assert new_model({"model_type": "mixtral", **SIZES, "num_local_experts": M}, seed=0).config.num_local_experts == M
+
+
+BERT = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
+OURS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "conv_moe": ({"image_size": 8, "channels": 4}, "num_expert", "num_experts"),
+    "networked_moe": ({"image_size": 8, "width": 8}, "expert_hiden", "expert_hidden"),
+    "bert_moe": (BERT, "moe_layer", "moe_layers"),
+}
+
+
+@pytest.mark.parametrize("model_type", OURS)
+def test_an_unknown_key_of_our_own_types_is_refused_with_the_nearest(model_type: str) -> None:
+    sizes, wrong, right = OURS[model_type]
+    kind: Any = "classifier" if model_type == "bert_moe" else "image-classifier"
+    document = {"model_type": model_type, **sizes}
+    with pytest.raises(InputError, match=rf"^model\.config\.{wrong}: unknown key; did you mean {right}\? known are "):
+        new_model({**document, wrong: 4}, 0, kind=kind)
+    extra = {"architectures": ["X"], "torch_dtype": "float32", "transformers_version": "4.1", "_name_or_path": "x"}
+    new_model({**document, **extra, "auto_map": {"AutoModel": "x.X"}, "num_labels": 3}, 0, kind=kind)
+
+
+def test_an_unknown_key_of_other_types_is_warned_of_with_the_nearest() -> None:
+    with pytest.warns(InputWarning, match=r"model\.config\.num_local_expert: a 'mixtral' .*did you mean num_local_experts\?"):
+        new_model({**MIXTRAL, "num_local_expert": 3}, 0)
+    new_model({**MIXTRAL, "torch_dtype": "float32", "rope_theta": 1e6, "num_experts": 6, "attn_pdrop_config": {}}, 0)

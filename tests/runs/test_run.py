@@ -25,6 +25,8 @@ from fedexperts.ledger import read
 from fedexperts.runs.run import Result
 from processes import exit_code, run_until, started
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
+
 OVERLAPPING = {
     "contacts": [
         {

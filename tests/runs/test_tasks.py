@@ -22,6 +22,8 @@ from fedexperts.method.methods import prepare
 from fedexperts.moe.tasks import read_tasks
 from fedexperts.runs.judge import judge_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
+
 MOODS = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad", "odd") for b in ("film", "day", "song", "food")]
 WORDS = ("one", "two", "six", "ten")
 PAIRS = [{"s1": a, "s2": b, "same": "yes" if a == b else "no", "score": 5.0 * (a == b)} for a in WORDS for b in WORDS]

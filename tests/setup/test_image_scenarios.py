@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from transformers import AutoModelForImageClassification
 import pictures
 import small
 from fedexperts import InputError, Scenario, run
+from fedexperts.cli.main import app
 from fedexperts.ledger import read
 from fedexperts.method.methods import prepare
+from fedexperts.runs.export import export
 from fedexperts.runs.judge import judge_model
 from fedexperts.scenario import Network
 from fedexperts.setup.samples import datasets
@@ -235,3 +239,49 @@ def test_tables_that_contradict_themselves_are_told(case: str, folder: Path) -> 
     cluster, tables, message = BAD_TABLES[case]
     with pytest.raises(InputError, match=message):
         scenario(folder, [cluster], **tables)
+
+
+def test_the_majority_stands_beside_results_on_images_by_cluster_and_by_client(folder: Path) -> None:
+    x, y = pictures.images(64, 3)
+    np.savez(folder / "b.npz", x=x[y != 1], y=y[y != 1])  # labels 0, 2, 3, alike often: the lowest answers
+    x, y = pictures.images(32, 4)
+    np.savez(folder / "test.npz", x=x[: 4 * 7 + 1], y=y[: 4 * 7 + 1])  # label 0 eight times, others seven
+    usual = {"majority": pytest.approx(8 / 29, abs=1e-6), "tfidf": None}
+    result = run(scenario(folder, train={"cycles": 1, "lr_expert": 1e-9, "lr_gate": 1e-9}), folder / "run")
+    assert result.summary["baselines"] == {"c0": usual, "c1": usual}
+    assert judge_model(str(folder / "run"), write(folder, document()), beside=True)["baselines"] == {"c0": usual, "c1": usual}
+    assert judge_model(str(folder / "run"), write(folder, document()), beside=False)["baselines"] == {}
+    parted = {"data": "a.npz", "partition": "classes", "classes_per_device": 2}
+    found = run(
+        scenario(folder, [parted], protocol="aligned", plan={"kind": "always-on"}, train={"cycles": 1, "max_rounds": 1}),
+        folder / "clients",
+    ).summary
+    assert {link: row["majority"] for link, row in found["baselines"].items()} == {"c0/0": 0.5, "c0/1": 0.5}
+    assert found["accuracy_by_cluster"].keys() == found["baselines"].keys()
+
+
+def test_check_run_and_ledger_say_what_a_partition_leaves_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"data": "a.npz", "devices": 3, "partition": "tau", "tau": 0.5}  # 16 of each class; the fourth is nobody's dominant
+    small = {"cycles": 1, "max_rounds": 1}
+    tables: dict[str, Any] = {"protocol": "aligned", "plan": {"kind": "always-on"}, "train": small}
+    found = run(scenario(folder, [given], **tables), folder / "run")
+    first = next(iter(read(found.directory / "ledger.jsonl")))
+    held = sum(map(sum, first["clusters"].values()))
+    assert held < 60
+    assert first["used"] == {"c0": [held, 64]}
+    sentence = f"cluster 'c0': its devices hold {held} of 64 training samples, {1 - held / 64:.0%} are left out"
+    assert any(text.startswith(sentence) for text in found.summary["warnings"])
+    app(["check", str(write(folder, document([given], **tables)))], standalone_mode=False)
+    assert sentence in capsys.readouterr().out.replace("\n", " ")
+    classes = {"data": "a.npz", "devices": 3, "partition": "classes", "classes_per_device": 2}
+    whole = run(scenario(folder, [classes], **tables), folder / "whole")
+    assert not any("left out" in text for text in whole.summary["warnings"])
+
+
+def test_what_export_prints_loads_a_model_of_our_own_in_a_new_process(folder: Path) -> None:
+    run(scenario(folder, train={"cycles": 1}), folder / "run")
+    load = export(folder / "run", "merged", folder / "merged")["load"]
+    assert load.startswith("import fedexperts.moe.conv\n")
+    code = load.rpartition("\n")[0] + "\nmodel = " + load.rpartition("\n")[2] + "\nprint(type(model).__name__)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
+    assert shown.stdout.strip() == "ConvMoEForImageClassification", shown.stderr

@@ -16,6 +16,8 @@ from fedexperts.ledger import read
 from fedexperts.method.methods import prepare
 from fedexperts.setup.samples import datasets
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # small files serve as both
+
 SENTENCES = [{"text": f"{a} {b}", "label": a} for a in ("good", "bad") for b in ("film", "day", "food", "song")]
 TEST_ALONE = {"evaluation": {"validation": 0.0}}
 WORDS = ("one", "two", "six")

@@ -20,6 +20,8 @@ from fedexperts.method.methods import prepare
 from fedexperts.setup.baselines import baselines
 from fedexperts.setup.samples import datasets
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no training data of this task have")  # small data are drawn as they come
+
 N = 20
 
 

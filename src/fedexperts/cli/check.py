@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..caveats import left_over, who_never_trained
 from ..report.words import utc
 from .common import output, print_json, say
 from .run import Json, Protocol, ScenarioPath, Set, load
@@ -28,6 +29,10 @@ def command(
     output.print(link_table(document))
     output.print(part_table(document))
     say(summary(document), output)
+    for text in left_over(document["used"]):
+        say(text, output)
+    if never := document["never_trained"]:
+        say(who_never_trained(never, len(document["links"]), "clients" if document["by_client"] else "clusters"), output)
 
 
 def summary(document: dict[str, Any]) -> str:

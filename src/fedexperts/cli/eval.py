@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from ..report.stacked import Stacked
 from ..report.table import NAMES, written
 from .common import output, print_json, warn
 from .run import Json
@@ -69,26 +69,25 @@ def _name(key: str) -> str:
     return NAMES.get(key, key)
 
 
-def eval_table(documents: Sequence[dict[str, Any]]) -> Table:
+def eval_table(documents: Sequence[dict[str, Any]]) -> Stacked:
     """One row a cluster and model: how much was judged, the loss, all metrics, the baselines of the cluster's own metric."""
     every = [row for document in documents for row in document["clusters"].values()]
     metrics = list(dict.fromkeys(key for row in every for key in row if key not in ("metric", "loss", "count")))
     kinds = list(dict.fromkeys(kind for document in documents for row in document["baselines"].values() for kind in row))
-    table = Table(title="\n".join(map(_title, documents)), box=None)
-    for column in ("cluster", *(["model"] if len(documents) > 1 else []), "judged by"):
-        table.add_column(column, overflow="fold")
-    for column in ("count", "loss", *metrics, *kinds):
-        table.add_column(_name(column), justify="right", style="dim" if column in kinds else None)
+    names = ["cluster", *(["model"] if len(documents) > 1 else []), "judged by"]
+    heads = [*names, *map(_name, ("count", "loss", *metrics, *kinds))]
+    rows = []
     for name in dict.fromkeys(name for document in documents for name in document["clusters"]):
         for document in documents:
             row, beside = document["clusters"][name], document["baselines"].get(name, {})
             model = [document["model"]] if len(documents) > 1 else []
             numbers = [row["count"], row["loss"], *(row.get(key) for key in metrics), *(beside.get(kind) for kind in kinds)]
-            table.add_row(name, *model, _name(row["metric"]), *map(_number, numbers))
-    return table
+            rows.append([name, *model, _name(row["metric"]), *map(_number, numbers)])
+    faint = range(len(heads) - len(kinds), len(heads))
+    return Stacked("\n".join(map(_title, documents)), heads, rows, faint=faint, names=len(names) - 1)
 
 
 def _title(document: dict[str, Any]) -> str:
     over_all = f"{document['metric']} {written(document['accuracy'], document['metric'])}, loss {_number(document['loss'])}"
     marks = ", ".join(["dense"] * document["dense"] + ["RANDOM HEAD: chance"] * bool(document["new_head"]))
-    return f"{document['model']}{f' ({marks})' if marks else ''}: {over_all}"
+    return f"{f'({marks}) ' if marks else ''}{document['model']}: {over_all}"

@@ -9,6 +9,7 @@ D hidden, S scored tokens.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,9 +175,11 @@ def _prompt(row: Mapping[str, Any], columns: Columns, at: str) -> str:
     except InputError:
         raise
     except Exception as error:  # a template can ask for anything
-        raise InputError(
-            f"{at}: task.prompt = {columns.prompt!r} does not fit the columns {', '.join(row)} ({error!r})"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyError):
+            near = difflib.get_close_matches(str(error.args[0]), list(row), 1)
+            what = f"there is no column {error.args[0]!r}" + (f"; did you mean {near[0]}?" if near else "")
+        raise InputError(f"{at}: task.prompt = {columns.prompt!r} does not fit the columns {', '.join(row)}: {what}") from error
 
 
 def _options(row: Mapping[str, Any], columns: Columns, at: str) -> list[str]:

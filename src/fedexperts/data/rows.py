@@ -179,6 +179,7 @@ def _csv(path: Path, separator: str, quoting: Literal[0, 3]) -> list[Row]:
     reader = csv.reader(files.lines(path), delimiter=separator, quoting=quoting, strict=True)
     try:
         header = next(reader, [])
+        _check_separator(header, separator, path)
         twice = [name for name, count in Counter(header).items() if count > 1]
         if twice:
             raise InputError(f"{path}, line 1: column {twice[0]!r} is there twice; rename one")
@@ -187,6 +188,18 @@ def _csv(path: Path, separator: str, quoting: Literal[0, 3]) -> list[Row]:
         raise InputError(f"{path}, line {reader.line_num}: {error}; {hint}, or use JSONL") from error
     finally:
         csv.field_size_limit(before)
+
+
+def _check_separator(header: list[str], separator: str, path: Path) -> None:
+    """Raises: InputError, where a .csv has another separator than the comma."""
+    line = separator.join(header)
+    for other, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if separator == "," and line.count(other) > line.count(separator):
+            remedy = "name it .tsv" if other == "\t" else "write commas"
+            raise InputError(
+                f"{path}, line 1: {short(line)}: {name} seem to separate the columns, and a .csv has commas; {remedy}, or use "
+                "JSONL or Parquet"
+            )
 
 
 def _record(header: list[str], fields: list[str], where: str, hint: str) -> Row:
@@ -272,7 +285,10 @@ def _label(value: Any, place: Place, row: int) -> int | str:
         return value
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    raise InputError(f"{place(row)}: label {short(value)}: must be a whole number or a text; other numbers need a regression")
+    raise InputError(
+        f"{place(row)}: label {short(value)}: must be a whole number or a text; other numbers need a regression, "
+        'task.metric = "pearson" or "spearman"'
+    )
 
 
 def _order(labels: Sequence[Any], where: str, place: Place) -> list[Any]:

@@ -96,20 +96,21 @@ def personal(
 ) -> dict[str, Any]:
     """How clients do with the experts placed on them and, where they have one, with a gate of their own.
 
-    The global model is in ``view`` and stays there but for the gate. Clients that can hold no expert are left out.
+    The global model is in ``view`` and stays there but for the gate. It judges clients that can hold no expert, so that the
+    mean is over the same clients as that of the global model.
     """
     shared = view.export(GATE) if gates else {}
     judged = {}
-    for client in (client for client in tests if placed[client]):
+    for client in tests:
         if gates:
-            view.install(GATE, gates.get(client, shared))
-        view.route(placed[client])
+            view.install(GATE, gates.get(client, shared) if placed[client] else shared)
+        view.route(placed[client] or None)
         view.model.eval()
         judged[client] = objectives[client].judge(view, tests[client])
     view.route(None)
     if gates:
         view.install(GATE, shared)
-    if not judged:
+    if not any(placed[client] for client in tests):
         return {}
     accuracy = total(objectives, judged)["accuracy"]
     return {"personal_accuracy": accuracy, "personal_by_client": {client: one.score for client, one in judged.items()}}

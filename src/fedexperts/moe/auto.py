@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 from ..errors import InputError
 from ..reading import short
-from .config import check_memory, parsed, refusing
+from .config import check_keys, check_memory, parsed, refusing
 from .families import check_family
 from .kinds import Kind
 
@@ -33,7 +33,8 @@ def new_model(
     """A classifier of sequences or images, or a causal language model, with random weights that depend on the seed alone.
 
     Raises:
-        InputError: the config names no known model type, is inconsistent, or takes more memory than there is.
+        InputError: the config names no known model type, has a key that one of our own does not know, is inconsistent, or takes
+            more memory than there is.
         NotMoEError: the model is of a family that the view does not know.
     """
     where = "model.config"
@@ -45,6 +46,7 @@ def new_model(
         if outputs is not None and labels not in (None, outputs):
             raise InputError(f"{where}: {field} = {short(config[field])}: the tasks have {outputs} labels; leave it out")
     parsed_config = parsed(config, where, **({} if outputs is None else {"num_labels": outputs}))
+    check_keys(config, where)
     check_family(parsed_config, where)
     with refusing(f"{where}: no model can be built from it", "correct the config"), torch.random.fork_rng(devices=[]):
         with torch.device("meta"):

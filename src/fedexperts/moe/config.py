@@ -5,6 +5,7 @@ No code beside a config is ever run: an ``auto_map`` is ignored where transforme
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,16 +14,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, __version__
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, __version__
 from transformers.utils import logging as transformers_logging
 
-from ..errors import InputError
+from ..errors import InputError, unknown_key, warn_input
 from ..reading import read_json
 from . import conv, encoder, resnet  # noqa: F401  # they tell transformers of our own model types
 from .document import BOUNDS, EXPERTS, FILE_B, MOST_EXPERTS, first_line
+from .kinds import OWN
 from .parts import NotMoEError
 
 transformers_logging.disable_progress_bar()
+HARMLESS = frozenset(
+    (
+        *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache", "quantization_config"),
+        *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
+        *("pretraining_tp", "initializer_range", "tie_word_embeddings", "gradient_checkpointing", "classifier_dropout"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "task_specific_params", "use_sliding_window"),
+    )
+)
+"""Keys of a config.json that say nothing of a model's size, or that transformers reads under another name."""
 
 
 @contextmanager
@@ -78,6 +89,34 @@ def check_document(document: Mapping[str, Any], where: str) -> None:
         raise InputError(f'{where}: id2label = {named!r}: must be a table such as {{"0": "no", "1": "yes"}}')
     if labels is not None and named is not None and labels != len(named):
         raise InputError(f"{where}: num_labels = {labels} beside {len(named)} labels in id2label; leave one of them out")
+
+
+def check_keys(document: Mapping[str, Any], where: str) -> None:
+    """Whether a config written by hand has keys that its model type does not read, which transformers keeps and ignores.
+
+    It warns of them, as families also read keys that their class does not name; of our own types all are known.
+
+    Raises:
+        InputError: one of our own types has no such key.
+    """
+    kind = CONFIG_MAPPING[document["model_type"]]
+    usual = kind()
+    fields = [name for name in usual.to_dict() if not name.startswith("_")]
+    plain = {*PretrainedConfig().to_dict(), "num_labels"}
+    own = [name for name in fields if name not in plain]
+    passed = plain | HARMLESS
+    if document["model_type"] not in OWN:
+        passed |= BOUNDS.keys() - {*EXPERTS}  # which some families read without naming them
+    for key in document:
+        if key in passed or key.startswith("_") or key.endswith("_config") or hasattr(usual, key):
+            continue
+        if document["model_type"] in OWN:
+            raise InputError(unknown_key(f"{where}.{key}", key, [*own, "num_labels"]))
+        near = difflib.get_close_matches(key, [*own, *usual.attribute_map], 1, 0.6)
+        warn_input(
+            f"{where}.{key}: a {document['model_type']!r} model has no such key, and takes its usual value; "
+            + (f"did you mean {near[0]}?" if near else "remove it or correct its spelling")
+        )
 
 
 def parsed(document: Mapping[str, Any], where: str, **fields: Any) -> Any:

@@ -21,6 +21,8 @@ FOR_TASK: dict[str, Kind] = {
 """What a scenario's ``[task] kind`` needs."""
 OWN: dict[str, Kind] = {"conv_moe": "image-classifier", "networked_moe": "image-classifier", "bert_moe": "classifier"}
 """What our own model types are for."""
+MODULES = {"conv_moe": "conv", "networked_moe": "resnet", "bert_moe": "encoder"}
+"""The modules of this folder that tell transformers of them."""
 
 
 def kind_of(document: Mapping[str, Any]) -> Kind:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, fields
 
+from ..drive.classes import DeviceClass
 from ..errors import InputError, unknown_key
 from . import keys
 from .ledger import ledger
@@ -38,4 +40,12 @@ def find(key: str) -> Topic:
         if owners:
             raise InputError(f"{first}: is no table; did you mean {' or '.join(owners)}?")
         raise InputError(unknown_key(first or "''", first, [*keys.names(), "ledger"]))
-    return topic.inner(rest)
+    try:
+        return topic.inner(rest)
+    except InputError as error:
+        if first != "device" or len(rest) != 1:
+            raise
+        needed = [field.name for field in fields(DeviceClass) if field.default is MISSING and field.name != "name"]
+        raise InputError(
+            f"{error}; a class of your own is a table of a scenario, [device.{rest[0]}], with at least {', '.join(needed)}"
+        ) from error

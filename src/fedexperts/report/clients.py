@@ -10,14 +10,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .page import html_table, look, share_map, text_row
-from .table import client_rows, picks_rows
+from .table import client_rows, ladder_rows, picks_rows
 
 Summaries = Mapping[str, Mapping[str, Any]]
 
 
 def client_tables(summaries: Summaries) -> str:
     """Personalised accuracy, F1 and AUC, the share of picks at home and bytes a sample; accuracy by k. As far as runs tell."""
-    found = titled(*client_rows(summaries)) + titled(*picks_rows(summaries))
+    found = titled(*client_rows(summaries)) + titled(*picks_rows(summaries)) + titled(*ladder_rows(summaries))
     return f"{found}{_note(summaries)}" if found else ""
 
 
@@ -43,6 +43,11 @@ def _note(summaries: Summaries) -> str:
             "At home: the share of picks that stay with the client; bytes a sample go between clients for one inference, MB "
             "between them in the whole training. "
             "Even shares: each client judged by the same mix of all test data."
+        )
+    if "ladder" in facts:
+        told.append(
+            "Beside the gate: random picks, a gate trained on all data in one place, all experts alike, an oracle that picks "
+            "an expert that is right, a linear probe of the latents, and each client's most frequent training label."
         )
     if "load_cv" in facts:
         told.append(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 
-from .table import ACCURACY, accuracy_table, client_rows, goal, mega, metric_of, plain_table, written
+from .stacked import Stacked
+from .table import ACCURACY, accuracy_table, client_rows, goal, mega, metric_of, never_notes, written
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def comparison_table(rows: Mapping[str, Mapping[str, Any]], target: float | None
 
     Beside results on text stands what needs no model.
     """
-    found: list[Table | str] = [_costs(rows, target)]
+    found: list[Stacked | str] = [_costs(rows, target)]
     if all("accuracy_by_cluster" in row for row in rows.values()):
-        found += ["", accuracy_table(rows, ranges(rows))]
+        found += ["", accuracy_table(rows, ranges(rows)), *never_notes(rows)]
     title, heads, cells = client_rows(rows, {column.key for column in COMPARED})
     if cells:
-        found += ["", plain_table(title, heads, cells)]
+        found += ["", Stacked(title, heads, cells)]
     return Group(*found)
 
 
@@ -70,26 +70,19 @@ def _range(values: Sequence[float], metric: str) -> str:
     return "" if low == high else f"{low.removesuffix('%')}–{high.removesuffix('%')}"
 
 
-def _costs(rows: Mapping[str, Mapping[str, Any]], target: float | None) -> Table:
+def _costs(rows: Mapping[str, Mapping[str, Any]], target: float | None) -> Stacked:
     metric = metric_of(rows)
     title = "rounds to the plateau" if target is None else f"rounds to {goal(target, metric)} and to the plateau"
     on, final = next(iter(rows.values()), {}).get("judged_on", "test"), "final" if metric == ACCURACY else f"final {metric}"
-    table = Table(
-        title=f"{_over(rows)}{final} on test data, {title} on {on} data",
-        box=None,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("", no_wrap=True, overflow="fold")
-    columns = compared_columns(rows)
-    for column in columns:
-        table.add_column("\n".join(column.head), justify="right", overflow="fold")
+    columns, cells, dim = compared_columns(rows), [], []
     for name, row in rows.items():
-        cells = [compared(column, row) for column in columns]
-        table.add_row(name, *(middle for middle, _ in cells))
-        if any(spread for _, spread in cells):
-            table.add_row("", *(spread for _, spread in cells), style="dim")
-    return table
+        found = [compared(column, row) for column in columns]
+        cells.append([name, *(middle for middle, _ in found)])
+        if any(spread for _, spread in found):
+            dim.append(len(cells))
+            cells.append(["", *(spread for _, spread in found)])
+    heads = ["", *("\n".join(column.head) for column in columns)]
+    return Stacked(f"{_over(rows)}{final} on test data, {title} on {on} data", heads, cells, dim=dim)
 
 
 def seeds_of(rows: Mapping[str, Mapping[str, Any]]) -> int:
@@ -106,7 +99,8 @@ def compared_columns(rows: Mapping[str, Mapping[str, Any]]) -> list[Column]:
     metric = metric_of(rows)
     columns: tuple[Column, ...] = COMPARED
     if metric != ACCURACY:
-        unit = metric if metric.isalnum() else "score"
+        several = len({m for row in rows.values() for m in row.get("metric_by_cluster", {}).values()})
+        unit = metric if metric.isalnum() else f"mean of {several}" if " and " in metric else "score"
         columns = tuple(replace(c, head=(c.head[0], unit), write="{:.3f}".format) if c.head[1] == "%" else c for c in columns)
     if all(row.get("target", 0.0) is None for row in rows.values()):
         columns = tuple(column for column in columns if column.key != "rounds_to_target")

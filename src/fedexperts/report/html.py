@@ -226,7 +226,9 @@ def _table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     over = (cell(group, "th", f" colspan={groups.count(group)}") for group in dict.fromkeys(groups))
     goal = goal_of(summaries)
     caption = "" if goal is None else f"<p>The target is {goal}; “final” is judged on test data, once, at the end.</p>"
-    return caption + html_table([cell_row(over), text_row(heads, "th")], map(text_row, rows))
+    return caption + html_table(
+        [cell_row(over), text_row((head.replace("\n", " ") for head in heads), "th")], map(text_row, rows)
+    )
 
 
 def _advice(lines: Mapping[str, list[dict[str, Any]]]) -> str:

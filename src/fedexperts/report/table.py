@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
+
+from ..caveats import who_never_trained
+from .stacked import Stacked
 
 ACCURACY = "accuracy"
 """The one metric that is written in percent."""
@@ -31,29 +33,27 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Group:
     """
     goal = goal_of(summaries)
     groups, heads, rows = cost_rows(summaries)
-    costs = Table(title="the run" if goal is None else f"cost to {goal}, then of the whole run", box=None)
-    for i, (group, column) in enumerate(zip(groups, heads, strict=True)):
-        costs.add_column(column, justify="left" if i == 0 else "right", style="bold" if group == TO_TARGET else None)
-    for cells in rows:
-        costs.add_row(*cells)
-    found: list[Table | str] = [costs, "", accuracy_table(summaries)]
-    for title, heads, rows in (client_rows(summaries), picks_rows(summaries)):
+    title = "the run" if goal is None else f"cost to {goal}, then of the whole run"
+    first = [i for i, group in enumerate(groups) if group == TO_TARGET]
+    found: list[Stacked | str] = [Stacked(title, heads, rows, bold=first), "", accuracy_table(summaries)]
+    found += never_notes(summaries)
+    for title, heads, rows in (client_rows(summaries), picks_rows(summaries), ladder_rows(summaries)):
         if rows:
-            found += ["", plain_table(title, heads, rows)]
+            found += ["", Stacked(title, heads, rows)]
     return Group(*found)
 
 
+def never_notes(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of each run how many clients or clusters never trained, and why."""
+    told = {name: row for name, row in summaries.items() if row.get("never_trained")}
+    return [
+        (f"{name}: " if len(summaries) > 1 else "")
+        + who_never_trained(row["never_trained"], len(row["accuracy_by_cluster"]), row["links"])
+        for name, row in told.items()
+    ]
+
+
 Rows = list[list[str]]
-
-
-def plain_table(title: str, heads: Sequence[str], rows: Rows) -> Table:
-    """A table of the terminal: names on the left, numbers on the right."""
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", overflow="fold")
-    for cells in rows:
-        table.add_row(*cells)
-    return table
 
 
 TO_TARGET, WHOLE = "to the target", "whole run"
@@ -67,8 +67,15 @@ def cost_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], li
     gamma, target = any(row["gamma"] for row in summaries.values()), goal_of(summaries) is not None
     costs = ["cycles", "steps", "MB up"]
     groups = ["", *[""] * gamma, "", *[TO_TARGET] * 3 * target, *[WHOLE] * 3]
-    heads = ["run", *["γ"] * gamma, "final", *costs * target, *costs]
+    heads = ["run", *["γ"] * gamma, final_head(summaries), *costs * target, *costs]
     return groups, heads, [_cells(name, row, gamma, target) for name, row in summaries.items()]
+
+
+def final_head(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """ "final", and of a mean of several metrics that it is one."""
+    several = {m for row in summaries.values() for m in row.get("metric_by_cluster", {}).values()}
+    mixed = any(" and " in row.get("metric", ACCURACY) for row in summaries.values())  # "mean of f1 and accuracy"
+    return f"final, mean\nof {len(several)} metrics" if mixed else "final"
 
 
 def _cells(name: str, row: Mapping[str, Any], gamma: bool, target: bool) -> list[str]:
@@ -150,6 +157,31 @@ def picks_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[st
     return "accuracy by the number of experts asked, k", ["run", *(f"k = {k}" for k in ks)], rows
 
 
+RUNGS = {
+    "random": "random",
+    "central": "central\ngate",
+    "all": "all\nexperts",
+    "oracle": "oracle",
+    "probe": "probe",
+    "majority": "majority",
+}
+"""What stands beside a gate on the same experts, by its key, and its head in a table."""
+
+
+def ladder_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str], Rows]:
+    """Accuracy of a network's own gate and of what could stand in its place: a title, heads, a row a run and even shares."""
+    found: list[tuple[str, float, Mapping[str, Any]]] = []
+    for name, row in summaries.items():
+        even = row.get("even_test", {})
+        found += [(name, row["final_accuracy"], row["ladder"])] if row.get("ladder") else []
+        found += [(f"– {OTHERS['even_test']}", even["accuracy"], even["ladder"])] if even.get("ladder") else []
+    rows = [
+        [name, written(own, ACCURACY), *(written(rungs.get(key, {}).get("accuracy"), ACCURACY) for key in RUNGS)]
+        for name, own, rungs in found
+    ]
+    return "accuracy beside other gates on the same experts", ["run", "final", *RUNGS.values()], rows
+
+
 def links_of(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the runs keep results by: clusters, clients, or both."""
     usual = {name: "clients" if row.get("personal_by_client") else "clusters" for name, row in summaries.items()}
@@ -200,15 +232,12 @@ def axis(metric: str) -> tuple[float, str]:
 
 def accuracy_table(
     summaries: Mapping[str, Mapping[str, Any]], ranges: Mapping[str, Mapping[str, str]] = types.MappingProxyType({})
-) -> Table:
-    """`link_rows` for the terminal."""
+) -> Stacked:
+    """`link_rows` for the terminal: a metric in a head is below the name."""
     title, heads, rows = link_rows(summaries, ranges)
-    table = Table(title=title, box=None)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", overflow="fold")
-    for cells, dim in rows:
-        table.add_row(*cells, style="dim" if dim else None)
-    return table
+    if metric_by_cluster(summaries) == "score":
+        heads = [",\n".join(head.rsplit(", ", 1)) for head in heads]
+    return Stacked(title, heads, [cells for cells, _ in rows], dim=[i for i, (_, dim) in enumerate(rows) if dim])
 
 
 def link_rows(

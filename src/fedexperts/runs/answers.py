@@ -10,6 +10,8 @@ from typing import Any
 from ..errors import InputError
 from ..moe.answer import Prompt, answers, classifies
 from ..moe.checkpoint import resolve
+from ..moe.kinds import kind_of
+from ..moe.meta import read_config
 from ..moe.tasks import TASKS, NamedTask, read_tasks
 from ..moe.tokenizer import has_tokenizer
 from .ended import initial_folder, is_run, model_folder, scenario_of
@@ -49,6 +51,10 @@ def ask(
     notes: list[str] = []
     for model in models:
         folder = model_folder(model)
+        if kind_of(read_config(str(folder))) == "image-classifier":
+            raise InputError(
+                f"{model}: labels images, and a prompt is text; fedexperts eval {model} --task SCENARIO.toml judges it"
+            )
         task = _task(model, folder, cluster, bool(second))
         if is_run(Path(model)):
             shown += _before(model, folder, task, notes)

@@ -101,6 +101,7 @@ def _row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     result |= {key: _by_link(found) for key, found in tables.items()}
     result["baselines"] = _baselines([row["baselines"] for row in rows])
     result["by_seed"] = {"seed": [row["seed"] for row in rows], **by_seed, **tables}
+    result["never_trained"] = max((row.get("never_trained", {}) for row in rows), key=len)
     result["warnings"] = list(dict.fromkeys(text for row in rows for text in row["warnings"]))
     if counts := [row["assignment_counts"] for row in rows if "assignment_counts" in row]:
         result["clients"] = rows[0]["clients"]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..errors import InputError
 from ..moe.auto import AUTO, PEFT
 from ..moe.checkpoint import Checkpoint, Store, files_of
-from ..moe.kinds import FOR_TASK
+from ..moe.kinds import FOR_TASK, MODULES
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
 from ..moe.tasks import copy_tasks
@@ -38,6 +38,8 @@ def export(run: str | Path, form: Format, to: str | Path) -> dict[str, Any]:
     ``merged`` is a plain checkpoint. ``peft`` is an adapter for the model that the run started from: ``base``, which is the
     scenario's checkpoint or, after a warm-up or from random weights, the run's own ``base/``.
 
+    ``load`` is Python that loads it in a new process.
+
     Raises:
         InputError: no run, or one that has not ended; ``to`` is no folder or holds files; a run whose change is no adapter, or
             whose numbers are not finite.
@@ -53,12 +55,21 @@ def export(run: str | Path, form: Format, to: str | Path) -> dict[str, Any]:
         Store(files_of(run / "model")).check_finite()
         with filled(to, "--to"):
             _copy(run / "model", to)
-        return {"format": form, "directory": str(to), "base": None, "load": f"{auto}.from_pretrained({str(to)!r})"}
+        load = f"{_imports(run, auto)}{auto}.from_pretrained({str(to)!r})"
+        return {"format": form, "directory": str(to), "base": None, "load": load}
     base = _write_adapter(run, scenario, to, PEFT[kind])
     headed = kind != "language-model"  # the base may lack a head
     labels = f", num_labels={Checkpoint(run / 'model').config.num_labels}" if headed else ""
-    load = f"PeftModel.from_pretrained({auto}.from_pretrained({base!r}{labels}), {str(to)!r})"
+    start = f"{auto}.from_pretrained({base!r}{labels})"
+    load = f"{_imports(run, auto)}from peft import PeftModel\nPeftModel.from_pretrained({start}, {str(to)!r})"
     return {"format": form, "directory": str(to), "base": base, "load": load}
+
+
+def _imports(run: Path, auto: str) -> str:
+    """Lines before the one that loads a run's model; transformers knows our own model types once their module is there."""
+    model_type = Checkpoint(run / "model").config.model_type
+    own = f"import {__package__.partition('.')[0]}.moe.{MODULES[model_type]}\n" if model_type in MODULES else ""
+    return f"{own}from transformers import {auto}\n"
 
 
 def _copy(folder: Path, to: Path) -> None:

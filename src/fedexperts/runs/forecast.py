@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..caveats import never_trained
 from ..drive.cluster import Pace
 from ..drive.simulate import warn_of_steps
 from ..errors import warn_input
@@ -72,6 +73,9 @@ def forecast(scenario: Scenario | str | Path) -> dict[str, Any]:
             part: {"bytes": piece.size_B, "upload_B": host.upload_B(part)}
             for part, piece in ((part, prepared.model[part]) for part in in_order(prepared.model))
         },
+        "never_trained": never_trained(lines, list(prepared.hosts)),
+        "used": prepared.used(),
+        "by_client": prepared.by_client,
         "links": {name: _link(name, host, lines, end) for name, host in prepared.hosts.items()},
         "wall_s": {"training": train_s, "evaluation": judge_s * (end["cycles"] // scenario.evaluation.every_cycles + 2)},
     }

@@ -39,11 +39,10 @@ from ..moe.tokenizer import copy_tokenizer
 from ..own import named
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
-from ..setup.baselines import baselines
+from ..setup.baselines import of_links
 from ..setup.devices import Judges
 from ..setup.named import named_tasks
 from ..setup.prepare import Prepared, trial_B
-from ..setup.samples import reads_text
 from ..train.host import Host, latest
 from ..writing import on_disk, write_whole
 from . import checkpoint
@@ -275,6 +274,7 @@ class _Run:
             seed=self.scenario.seed,
             version=__version__,
             clusters={name: list(host.samples) for name, host in prepared.hosts.items()},
+            used=prepared.used(),
             links="clients" if prepared.by_client else "clusters",
             parts_B={part: prepared.model[part].size_B for part in in_order(prepared.model)},
             upload_B={part: host.upload_B(part) for part in in_order(prepared.model)},
@@ -287,8 +287,8 @@ class _Run:
         )
         for text in self.warned:
             self.ledger.write("warning", 0, text=text)
-        if any(reads_text(self.scenario.task_of(i)) for i in range(len(self.scenario.cluster))):
-            self.ledger.write("baselines", 0, clusters=baselines(self.scenario, prepared.data))
+        if beside := of_links(prepared):
+            self.ledger.write("baselines", 0, clusters=beside)
         return self.method.begin(prepared, self.ledger)
 
     def _evaluate(self, model: dict[str, Piece], cycle: int | None) -> dict[str, Any]:

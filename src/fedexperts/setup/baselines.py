@@ -1,4 +1,4 @@
-"""What every cluster's task on text gives without a language model, from a scenario's own data."""
+"""What every cluster's task on text or images gives without a model, from a scenario's own data."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ..data.rows import columns, read_rows
 from ..data.source import Samples, Splits
 from ..scenario import Tasks
 from ..tables import TaskTable
+from .devices import dealt
+from .prepare import Prepared
 from .samples import Datasets, Rows, reads_text
 from .taken import taken
 
@@ -25,14 +27,38 @@ def baselines(scenario: Tasks, data: Datasets, only: Collection[str] = ()) -> di
     """The task's metric by ``majority`` and ``tfidf``, trained on the cluster's train data and taken on its test data.
 
     ``only`` names the clusters that are wanted, nothing means all. Clusters whose samples are token numbers have none.
-    Of language modelling, where the majority is the most frequent token, ``tfidf`` is None.
+    Of language modelling, where the majority is the most frequent token, and of images ``tfidf`` is None.
     """
     found = {}
     for i, cluster in enumerate(scenario.cluster):
-        if (not only or cluster.name in only) and reads_text(scenario.task_of(i)):
-            row = _row(scenario, i, scenario.task_of(i), data.splits[cluster.name])
+        task, splits = scenario.task_of(i), data.splits[cluster.name]
+        if only and cluster.name not in only:
+            continue
+        if task.kind == "image":
+            assert splits.test is not None  # filled by `datasets`
+            found[cluster.name] = _of_images(splits.train, splits.test, task.metric)
+        elif reads_text(task):
+            row = _row(scenario, i, task, splits)
             found[cluster.name] = {name: None if value is None else round(value, 6) for name, value in row.items()}
     return found
+
+
+def of_links(prepared: Prepared) -> dict[str, Row]:
+    """`baselines` of a run: those of images are by link, a client's from its own data."""
+    scenario, data = prepared.scenario, prepared.data
+    if scenario.task.kind != "image" or not prepared.by_client:
+        return baselines(scenario, data)
+    held = [
+        (share, scenario.task_of(i).metric)
+        for i, cluster in enumerate(scenario.cluster)
+        for share in dealt(cluster, data.splits[cluster.name].train, scenario.seed)
+    ]
+    tests = prepared.tests.own
+    return {link: _of_images(share, tests[link], metric) for link, (share, metric) in zip(prepared.hosts, held, strict=True)}
+
+
+def _of_images(train: Samples, test: Samples, metric: str) -> Row:
+    return {"majority": round(majority(train["labels"].tolist(), test["labels"].tolist(), metric), 6), "tfidf": None}
 
 
 def _row(scenario: Tasks, i: int, task: TaskTable, splits: Splits) -> Row:

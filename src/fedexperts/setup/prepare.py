@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..contact.plan import Contact, ContactPlan, Direction, PlanError
 from ..data.objective import Objective
-from ..data.source import Samples, Splits
+from ..data.source import Samples, Splits, size
 from ..drive.classes import DeviceClass
 from ..drive.cluster import Pace, check_steps
 from ..errors import InputError, warn_input
@@ -77,6 +77,14 @@ class Prepared:
         self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
         for host in self.hosts.values():
             host.begin(self.model)
+
+    def used(self) -> dict[str, list[int]]:
+        """Of each cluster the training samples that its devices hold, and all that it has; a partition may leave some over."""
+        hosts, found = iter(self.hosts.values()), {}
+        for cluster in self.scenario.cluster:
+            mine = [next(hosts) for _ in range(cluster.devices if self.by_client else 1)]
+            found[cluster.name] = [sum(sum(host.samples) for host in mine), size(self.data.splits[cluster.name].train)]
+        return found
 
     def _recipe(self, table: Warmup) -> WarmUp:
         names = (table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)

@@ -23,6 +23,7 @@ from ..moe.checkpoint import resolve
 from ..moe.tokenizer import load_tokenizer
 from ..scenario import Tasks
 from ..tables import TaskTable
+from .doubts import warn_of_leaks, warn_of_unseen
 from .taken import taken
 
 Rows = list[dict[str, Any]]
@@ -55,6 +56,8 @@ def datasets(scenario: Tasks) -> Datasets:
     """
     with as_given(named(scenario), scenario.base):
         data, share = _read(scenario), scenario.evaluation.validation
+        warn_of_leaks(scenario)
+    warn_of_unseen(scenario, data.splits, data.objectives, data.shared, data.labels)
     if not isinstance(share, float) or not share:
         return data
     for cluster in scenario.cluster:

@@ -83,7 +83,8 @@ class TaskTable(Table):
     max_length: Annotated[int, Field(ge=2)] = 128
     """Tokens to which sequences are cut."""
     metric: Literal["accuracy", "f1", "matthews", "spearman", "pearson"] = "accuracy"
-    """What the model is judged by; of classifications. Spearman and Pearson make it a regression."""
+    """What the model is judged by; of classifications. f1 is of the second of two labels, or the mean over
+    more. Spearman and Pearson make it a regression."""
 
     @property
     def label_column(self) -> str:

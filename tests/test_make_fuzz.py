@@ -93,5 +93,5 @@ def test_a_mutation_follows_from_its_seed_alone() -> None:
 
 
 def test_the_table_has_every_reader_once() -> None:
-    tables = (readers.CONTACT, readers.DATA, readers.RUNS, readers.MODELS, readers.SCENARIOS)
+    tables = (readers.CONTACT, readers.DATA, readers.RUNS, readers.MODELS, readers.PEERS, readers.SCENARIOS)
     assert len(READERS) == sum(map(len, tables))

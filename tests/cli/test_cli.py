@@ -108,7 +108,8 @@ def test_labels_that_count_from_1_are_warned_of_before_training(tmp_path: Path) 
     assert json.loads(done.stdout)["protocols"]
     assert done.stderr.count("0 never occurs") == 1  # heard while it was made ready, it is not said again
     assert "0 never occurs (1: 16, 2: 16)" in (tmp_path / "run" / "report.html").read_text()
-    (line,) = (line for line in read(tmp_path / "run" / "ledger.jsonl") if line["event"] == "warning")
+    warned = [line for line in read(tmp_path / "run" / "ledger.jsonl") if line["event"] == "warning"]
+    (line,) = (line for line in warned if "0 never occurs" in line["text"])
     assert line["text"].startswith("labels of all clusters: 0 never occurs")
     again = program("run", "scenario.toml", "--out", "run", "--resume", "--json", folder=tmp_path)
     assert again.stdout == done.stdout

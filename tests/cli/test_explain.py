@@ -129,7 +129,10 @@ def test_every_event_and_object_of_the_ledger_is_told_of() -> None:
         (["model"], ["[model]", "lora Experts are trained through low-rank adapters"]),
         (["model.lora.rank"], ["whole number from 1 to 2^20; needed"]),
         (["radio.preset"], ["radio.preset.paper EMS-FL Sec. II-B", "radio.preset.ka-terminal TR 38.821"]),
-        (["radio.carrier_Hz"], ["Uplink carrier. number, above 0; default 4e9 (paper, paper-range); 2e9 (s-band-handheld)"]),
+        (
+            ["radio.carrier_Hz"],
+            ["number, above 0; default 4e9 (paper, paper-range); 2e9 (s-band-handheld)"],
+        ),
         (["device"], ["[device.<class>]", "tx_power_W Power of the whole device while it sends", "phone Radio as the modem"]),
         (["device.phone"], ["Snapdragon", "tx_power_W Power of the whole device", "default 3.7", "[E] marks an estimate"]),
         (["device.phone.memory_B"], ["default 2e9"]),

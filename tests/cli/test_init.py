@@ -133,9 +133,9 @@ def test_questions(fx: Command, tmp_path: Path, listed: bool) -> None:
         beside = {"choices": options} if listed else dict(zip("ABCD", options, strict=True))
         return {"stem": sentence(rng) + "?", **beside, "answer": rng.choice("ABCD")}
 
-    rows = [row() for _ in range(40)]
-    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    assert fx("init mine --data exam.jsonl --test exam.jsonl") == 0
+    for name in ("exam", "held"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row()) + "\n" for _ in range(40)))
+    assert fx("init mine --data exam.jsonl --test held.jsonl") == 0
     scenario = Scenario.load(tmp_path / "mine" / "scenario.toml")
     assert scenario.task.kind == "multiple-choice"
     assert scenario.task.prompt == "Question: {stem}\nAnswer:"

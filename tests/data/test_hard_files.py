@@ -9,6 +9,7 @@ import json
 import os
 import zipfile
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def test_what_python_cannot_hold_is_refused(tmp_path: Path) -> None:
     for values in (
         pa.array([2**62], pa.timestamp("ms")),
         pa.array([b"Na\xefrobi"]).view(pa.string()),
-        pa.array([1], pa.timestamp("ns")),
+        *([] if find_spec("pandas") else [pa.array([1], pa.timestamp("ns"))]),  # which pandas can hold
     ):
         parquet.write_table(pa.table({"a": values}), tmp_path / "a.parquet")
         with pytest.raises(InputError, match=r"a\.parquet': .*cannot be read as a value"):

@@ -260,6 +260,7 @@ def test_the_majority_stands_beside_results_on_images_by_cluster_and_by_client(f
     assert found["accuracy_by_cluster"].keys() == found["baselines"].keys()
 
 
+@pytest.mark.filterwarnings("ignore:.*no gradient step in the whole run")
 def test_check_run_and_ledger_say_what_a_partition_leaves_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = {"data": "a.npz", "devices": 3, "partition": "tau", "tau": 0.5}  # 16 of each class; the fourth is nobody's dominant
     small = {"cycles": 1, "max_rounds": 1}

@@ -92,6 +92,7 @@ def test_what_breaks_unforeseen_shows_no_values(
     monkeypatch.setattr("fedexperts.setup.samples._read", broken)
     monkeypatch.setattr(sys, "argv", ["fedexperts", "assign", str(tmp_path / "s.toml")])
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # and back
+    monkeypatch.setattr("fedexperts.cli.main.theirs", lambda error: "")  # as if it were in our code
     with pytest.raises(RuntimeError) as raised:
         main()
     sys.excepthook(raised.type, raised.value, raised.tb)  # as the interpreter does, and ends with 1

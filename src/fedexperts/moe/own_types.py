@@ -40,14 +40,14 @@ def _norm(name: str, numbers: int) -> Sizes:
     return {f"{name}.weight": (numbers,), f"{name}.bias": (numbers,)}
 
 
-def _layer(at: str, gate: tuple[int, int], body: Callable[[str], Sizes]) -> Layer:
+def _layer(at: str, gate: tuple[int, int], body: Callable[[str], Sizes], bias: bool = False) -> Layer:
     """Our `MoELayer`: experts are modules of their own, and LoRA adapts their linear layers."""
     experts = []
     for m in range(gate[0]):
         tensors = body(f"{at}.experts.{m}")
         matrices = {name.removesuffix(".weight"): size for name, size in tensors.items() if len(size) == 2}
         experts.append(Body(tensors, {name: (out, into) for name, (out, into) in matrices.items()}))
-    return Layer({f"{at}.gate.weight": gate}, tuple(experts))
+    return Layer({f"{at}.gate.weight": gate, **({f"{at}.gate.bias": gate[:1]} if bias else {})}, tuple(experts))
 
 
 def _bert(c: Fields) -> Tensors:
@@ -107,7 +107,7 @@ def _networked(c: Fields) -> Tensors:
     def body(e: str) -> Sizes:
         return {k: s for i in range(EXPERT_LAYERS) for k, s in _linear(f"{e}.{2 * i}", sizes[i + 1], sizes[i]).items()}
 
-    return c.count("num_experts_per_tok"), (_layer("moe", (c.count("num_experts"), D), body),), rest
+    return c.count("num_experts_per_tok"), (_layer("moe", (c.count("num_experts"), D), body, c.flag("gate_bias")),), rest
 
 
 _BERT = {
@@ -142,6 +142,7 @@ _NETWORKED = {
     "expert_hidden": 256,
     "num_experts": 10,
     "num_experts_per_tok": 1,
+    "gate_bias": True,
 }
 OWN_TYPES = {
     "bert_moe": OwnType(OWN["bert_moe"], _BERT, _bert),

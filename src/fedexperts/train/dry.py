@@ -113,8 +113,9 @@ class DryHost:
 
     def receive(self, pieces: Collection[Piece]) -> None:
         """See `Host`; rounds made after the snapshot that the server has are kept, see `Holding.receive`."""
-        if not isinstance(self.real, Imaginary):  # which know the size of what they were sent alone
-            self.real.receive([piece for piece in pieces if piece.part in BESIDE])
+        beside = [piece for piece in pieces if piece.part in BESIDE]
+        if beside and not isinstance(self.real, Imaginary):  # devices know the size of what they were sent alone
+            self.real.receive(beside)
         for piece in pieces:
             self.held[piece.part] = piece
             if piece.part not in self.ahead & self.touched:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -301,6 +302,18 @@ def test_an_override_without_key_or_value_is_refused(file, override):
 def test_an_override_below_something_that_is_no_table_is_refused(file):
     with pytest.raises(InputError, match=r"--set name\.first=x: name is not a table"):
         Scenario.load(file, ["name.first=x"])
+
+
+def test_one_of_several_tables_is_changed_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(tomli_w.dumps(document()))
+    names = [cluster.name for cluster in Scenario.load(path).cluster]
+    changed = Scenario.load(path, ["cluster.1.devices=7"])
+    assert [cluster.name for cluster in changed.cluster] == names
+    assert changed.cluster[1].devices == 7
+    for wrong in ("cluster.9.devices=7", "cluster.lisbon.devices=7", "cluster.devices=7"):
+        with pytest.raises(InputError, match=r"several .*tables; name one by its number, 0 to 1, as cluster\.0\.devices=2"):
+            Scenario.load(path, [wrong])
 
 
 @pytest.mark.parametrize(

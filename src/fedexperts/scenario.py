@@ -351,12 +351,28 @@ def _override(document: dict[str, Any], override: str) -> None:
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
         raise InputError(f"--set {key.strip()[:80]}: is no value ({_why(error)}); correct it") from error
     *tables, last = key.strip().split(".")
-    table = document
+    table: Any = document
     for name in tables:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise InputError(f"--set {override}: {name} is not a table")
+        table = _within(table, name, override)
+    if isinstance(table, list):
+        raise InputError(f"--set {override}: there are several such tables; {_numbered(table)}")
     table[last] = value
+
+
+def _within(table: dict[str, Any] | list[Any], name: str, override: str) -> Any:
+    """The table of this name, new if need be; of several, as ``[[cluster]]``, the one of this number, from 0."""
+    if isinstance(table, dict):
+        found = table.setdefault(name, {})
+        if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(one, dict) for one in found)):
+            return found
+        raise InputError(f"--set {override}: {name} is not a table; correct the key")
+    if name.isdecimal() and int(name) < len(table):
+        return table[int(name)]
+    raise InputError(f"--set {override}: there is no {name} among several tables; {_numbered(table)}")
+
+
+def _numbered(tables: Sequence[Any]) -> str:
+    return f"name one by its number, 0 to {len(tables) - 1}, as cluster.0.devices=2"
 
 
 def _known(kind: Any, at: Sequence[str | int]) -> list[str]:

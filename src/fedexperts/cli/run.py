@@ -16,7 +16,8 @@ from .common import advance, output, print_json, progress_bars, reached, resumab
 
 PAGE = "report.html"
 ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario file.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the scenario; of several tables by number, as cluster.0.devices=4.")]
+SET = "Change a value of the scenario; of several tables by number, as cluster.0.devices=4."
+Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SET)]
 Seed = Annotated[int | None, typer.Option(help="Change the scenario's seed.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 Protocol = Annotated[str | None, typer.Option(help=f"One of {', '.join(PROTOCOLS)}, or module:Class of your own.")]

@@ -123,7 +123,49 @@ def test_the_constant_5_covers_what_53_leaves_out(C: int) -> None:
     assert gate <= 5 * C**3
 
 
+@pytest.mark.parametrize("C", range(2, 60))
+def test_the_constant_5_covers_the_baseline(C: int) -> None:
+    """As a form in a = η^E·√(A + ζ²) and b = η^U·√B, moves a round, of one cycle; the cross terms a·b stay.
+
+    (68) and (69): three times Σ n(a + b)·a over n < C rounds; (71): (C·a)²/2; (74) to (76): C rounds of C·a·b, twice
+    Σ n(a + b)·b, C·b²/2.
+    """
+    n = C * (C - 1) / 2
+    aa, ab, bb = 3 * n + C**2 / 2, 3 * n + C**2 + 2 * n, 2 * n + C / 2
+    left = 5 * C**3 * np.eye(2) - np.array([[aa, ab / 2], [ab / 2, bb]])
+    assert np.linalg.eigvalsh(left).min() >= 0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_general_forms_are_the_sums_of_64_and_77(seed: int) -> None:
+    """T·(descent of a cycle)·‖∇F‖² ≤ F₀ − F* + T·(rest of a cycle), coefficients as printed, the least descent for both."""
+    rng = np.random.default_rng(seed)
+    L, gap, g_e, g_u, s_e, s_u, zeta = (float(x) for x in np.exp(rng.uniform(-4, 4, 7)))
+    C, T = int(rng.integers(2, 12)), int(rng.integers(1, 1000))
+    gammas = tuple(float(x) for x in rng.uniform(1, C, C))
+    g, eta_u = max(gammas), float(rng.uniform(0.01, 1)) * max(gammas) / math.sqrt(T)
+    eta_e = eta_u / g * float(rng.uniform(0.01, 1))
+    found = bounds(Setting(gammas, T, eta_e, eta_u), Constants(L, gap, g_e, g_u, s_e, s_u, zeta))
+
+    rest = 5 * (eta_e * g) ** 2 * C**4 * L * (g_e**2 + s_e**2) + 5 * eta_u**2 * L * C**3 * (g_u**2 + s_u**2)
+    descent = min(eta_e * min(gammas) * C, eta_u * C)
+    assert found["ems_fl"]["corrected"] == pytest.approx((gap + T * rest) / (T * descent))
+    rest = 5 * eta_e**2 * L * C**3 * (g_e**2 + zeta**2 + s_e**2) + 5 * eta_u**2 * L * C**3 * (g_u**2 + s_u**2)
+    assert found["sync"]["corrected"] == pytest.approx((gap + T * rest) / (T * eta_e * C))
+    rest = 5 * (eta_e * g**2) ** 2 * C**4 * L * (g_e**2 + s_e**2) + 5 * eta_u**2 * L * C**3 * (g_u**2 + s_u**2)
+    assert found["ems_fl"]["scaled_twice"] == pytest.approx((gap + T * rest) / (T * C * min(eta_e * g * min(gammas), eta_u)))
+
+
+def test_the_baseline_with_a_gate_that_is_the_slower_part() -> None:
+    """η^E = 1/2, η^U = 1/4: (77)'s lesser descent is the gate's. 12/(16·3·¼) + 5·2·9·[(1/2)²·26 + (1/4)²·5]/¼, by hand."""
+    assert sync_general(replace(HAND, eta_expert=1 / 2, eta_gate=1 / 4), K) == pytest.approx(1 + 360 * (6.5 + 0.3125))
+
+
 def test_numbers_that_cannot_be() -> None:
+    with pytest.raises(InputError, match=r"--smoothness = 0: must be a number above 0; it is L of \(40\)"):
+        replace(K, smoothness=0.0)
+    with pytest.raises(InputError, match=r"--smoothness = 0: must be a number above 0; it is L of \(40\)"):
+        Constants.of(dict.fromkeys(MEANINGS, 0.0))
     with pytest.raises(InputError, match=r"--sigma-gate = -1: must be a number from 0 up; it is σ_U of \(44\)"):
         replace(K, sigma_gate=-1.0)
     with pytest.raises(InputError, match=r"missing --gap, F₀ − F\*.*; --zeta-expert, ζ_E of \(47\)"):

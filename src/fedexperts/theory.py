@@ -91,6 +91,8 @@ class Constants:
 def _check(name: str, value: float) -> None:
     if not (math.isfinite(value) and value >= 0):
         raise InputError(f"{option(name)} = {value:g}: must be a number from 0 up; it is {MEANINGS[name]}")
+    if name == "smoothness" and value == 0:  # (40); or the term of the steps would be gone
+        raise InputError(f"{option(name)} = 0: must be a number above 0; it is {MEANINGS[name]}")
 
 
 def option(name: str) -> str:
@@ -206,7 +208,8 @@ def conditions(setting: Setting) -> dict[str, dict[str, Any]]:
 
 
 NEEDED = ("clusters", "gamma_at_least_1", "gamma_at_most_C", "steps")
-"""Without these nothing is derived; without equality of the steps the general form still is."""
+"""What both theorems ask for: where one fails no corrected bound is given. The sums of (64) and (77) need C ≥ 2 alone, so that
+these conditions are the stricter; only (45) and (48) themselves need equality of the steps."""
 
 
 def bounds(setting: Setting, k: Constants) -> dict[str, Any]:

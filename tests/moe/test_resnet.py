@@ -251,6 +251,16 @@ def test_an_expert_that_is_sure_and_wrong_makes_no_huge_gradient():
     assert 0.1 < gate_TE.grad.abs().max() <= 1
 
 
+@pytest.mark.parametrize("gap", [5.0, 15.0, 16.6, 17.5, 20.0, 40.0])
+def test_nor_where_the_gate_is_sure_of_it(gap):
+    """p rounds to 1 from a gap of about 17 on; the true gradients are within 1, and float32's 1 − p is half again off."""
+    gate_TE = torch.tensor([[gap, 0.0]], requires_grad=True)
+    p_T1 = gate_TE.softmax(dim=-1)[:, :1]
+    mixed = picked_alone(torch.tensor([[0.0, -60.0]]), 1 + p_T1 - p_T1.detach(), p_T1, "straight-through")
+    F.nll_loss(mixed, torch.tensor([1])).backward()
+    assert gate_TE.grad.abs().max() <= 1.5
+
+
 def test_paper_leaves_the_gate_alone():
     log_q_TL, _, p_T1 = some_picks()
     assert not picked_alone(log_q_TL, torch.ones_like(p_T1), p_T1, "paper").requires_grad

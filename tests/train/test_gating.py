@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 
 import numpy as np
@@ -66,6 +67,27 @@ def test_one_pick_has_the_gradient_of_mixing_it_with_a_guess(q, by_p):
     assert float(logits_TE.grad.abs().max()) == pytest.approx(abs(by_p) * 0.1 * 0.9, abs=1e-4)
     pick = int(torch.zeros(1, 10).topk(1).indices)
     assert float(logits_TE.grad[0, pick]) / (0.1 * 0.9) == pytest.approx(by_p, abs=2e-3)
+
+
+@pytest.mark.parametrize(("gap", "log_q"), [(2.0, -1.0), (20.0, -20.0), (20.0, -60.0), (40.0, -60.0), (40.0, -110.0)])
+def test_a_sure_gate_learns_from_a_sure_expert_that_is_wrong(gap, log_q):
+    """Against float64 by hand, −log (p·q + r/10) with r = 1 − p: p rounds to 1 in float32, but r and the gradient must not."""
+    logits_TE = torch.tensor([[gap, 0.0, 0.0]], requires_grad=True)
+    loss = answers_loss(logits_TE, torch.tensor([[log_q, -0.1, -0.1]]), 1, 10)
+    loss.backward()
+    r = 2 * math.exp(-gap) / (1 + 2 * math.exp(-gap))
+    q, mixed = math.exp(log_q), (1 - r) * math.exp(log_q) + r / 10
+    by_logit = (0.1 - q) / mixed * (1 - r) * r
+    assert float(loss.detach()) == pytest.approx(-math.log(mixed), rel=1e-5)
+    assert logits_TE.grad.tolist() == [pytest.approx([by_logit, -by_logit / 2, -by_logit / 2], rel=1e-4)]
+
+
+def test_a_single_expert_leaves_nothing_to_a_guess():
+    logits_TE = torch.tensor([[0.3], [-2.0]], requires_grad=True)
+    loss = answers_loss(logits_TE, torch.tensor([[-1.0], [-3.0]]), 1, 10)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(2.0)
+    assert logits_TE.grad.tolist() == [[0.0], [0.0]]
 
 
 @pytest.mark.parametrize("top_k", [2, 4])

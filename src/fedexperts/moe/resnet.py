@@ -152,7 +152,8 @@ def picked_alone(log_q_TL: Tensor, weights_T1: Tensor, p_T1: Tensor, top1: Top1)
         w_T1 = weights_T1.clamp(torch.finfo(weights_T1.dtype).tiny, 1 - torch.finfo(weights_T1.dtype).eps)
         return torch.logaddexp(log_q_TL + w_T1.log(), (1 - w_T1).log() + math.log(guess))
     q_TL, p_T1 = log_q_TL.detach().exp(), p_T1.detach()
-    mixed_TL = (p_T1 * q_TL + (1 - p_T1) * guess).clamp_min(torch.finfo(q_TL.dtype).tiny)
+    left_T1 = (1 - p_T1).clamp_min(torch.finfo(p_T1.dtype).eps / 4)  # the most that it is where p rounds to 1
+    mixed_TL = p_T1 * q_TL + left_T1 * guess
     return log_q_TL + (q_TL - guess) / mixed_TL * (weights_T1 - weights_T1.detach())
 
 

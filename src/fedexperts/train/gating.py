@@ -6,6 +6,7 @@ Source: Networked MoE, Sec. III-C.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -50,8 +51,11 @@ def answers_loss(logits_TE: Tensor, log_q_TE: Tensor, top_k: int, labels: int) -
     q_TK = log_q_TE.gather(-1, indices_TK)
     if top_k > 1:
         return -torch.logsumexp(picked_TK.log_softmax(dim=-1) + q_TK, dim=-1).mean()
-    p_T1 = logits_TE.softmax(dim=-1).gather(-1, indices_TK)
-    return -(p_T1 * q_TK.exp() + (1 - p_T1) / labels).log().mean()
+    log_p_TE = logits_TE.log_softmax(dim=-1)
+    if log_p_TE.shape[-1] == 1:  # nothing is left to a guess
+        return -(log_p_TE + q_TK).mean()
+    rest_T1 = log_p_TE.scatter(-1, indices_TK, -torch.inf).logsumexp(dim=-1, keepdim=True)  # 1 - p may round to 0
+    return -torch.logaddexp(log_p_TE.gather(-1, indices_TK) + q_TK, rest_T1 - math.log(labels)).mean()
 
 
 def balance_loss(logits_TE: Tensor, load_E: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A small trained network of experts, and its clients as processes, which the tests of a module share."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 import pictures
 from fedexperts import Scenario
+from fedexperts.cli.main import main
 from fedexperts.peer.home import Home
 from fedexperts.peer.local import Local, free_ports
 from fedexperts.peer.network import init, peers_text
@@ -86,3 +88,12 @@ def network(trained: Path, files: Path) -> Iterator[Local]:
 def images() -> torch.Tensor:
     x, _ = pictures.images(40, seed=2)
     return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+
+
+def fedexperts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """The command with these words: exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["fedexperts", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    return int(str(ended.value.code)), shown.out, shown.err

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from conftest import CLIENTS, ports
+from conftest import CLIENTS, fedexperts, ports
 
 import pictures
-from fedexperts.cli.main import main
 from fedexperts.moe.auto import AUTO
 from fedexperts.moe.subset import load_full
 from fedexperts.peer.local import Local, free_ports
@@ -24,14 +22,6 @@ from fedexperts.peer.peers_file import Network
 from fedexperts.peer.serve import serve
 from fedexperts.peer.user import User
 from fedexperts.scenario import read_toml
-
-
-def fedexperts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["fedexperts", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    shown = capsys.readouterr()
-    return int(str(ended.value.code)), shown.out, shown.err
 
 
 def test_infer_answers_files_with_predictions_and_who_made_them(

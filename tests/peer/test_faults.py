@@ -18,6 +18,7 @@ from fedexperts.peer.home import Home
 from fedexperts.peer.local import Local
 from fedexperts.peer.peer import Peer
 from fedexperts.peer.peers_file import Network
+from fedexperts.peer.server import _Turn
 from fedexperts.peer.tls import Authority, Identity, pem
 from fedexperts.peer.user import User
 from fedexperts.peer.wire import MOST_B, encode
@@ -210,3 +211,41 @@ def test_a_question_that_is_wrong_is_refused_in_words(
     assert found.startswith("INVALID_ARGUMENT")
     assert said_of_it in found
     assert asyncio.run(called(files, run, "client-0", b"x" * (MOST_B + 1))).startswith("RESOURCE_EXHAUSTED")
+
+
+def test_what_a_few_samples_took_is_put_right_by_many() -> None:
+    turn = _Turn(2)
+    turn.took(1.0, 1)
+    assert turn.expected_s(100) == 0.0, "an idle client tries"
+    with turn.taken(100) as in_hand:
+        assert in_hand == 100
+        assert turn.expected_s(100) == 200.0
+    turn.took(1.0, 1000)
+    with turn.taken(100):
+        assert turn.expected_s(100) == pytest.approx(200 * 1.8 / 1000.8)
+
+
+def test_a_user_is_not_told_half_an_answer() -> None:
+    head = {"image": [1, 2, 2], "labels": 4, "k": 1}
+    tensors = {"log_p": good("", 3), "indices": torch.zeros(3, 1, dtype=torch.int64), "weights": torch.ones(3, 1)}
+
+    async def asked() -> None:
+        async def health(data: bytes, context: Any) -> bytes:
+            return encode(head)
+
+        async def infer(data: bytes, context: Any) -> bytes:
+            return encode({"answer": {"own": 0}}, tensors)
+
+        server = grpc.aio.server()
+        handlers = {n: grpc.unary_unary_rpc_method_handler(f) for n, f in (("Health", health), ("Infer", infer))}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with User(f"127.0.0.1:{port}") as user:
+                await user.infer(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))
+        finally:
+            await server.stop(0)
+
+    with pytest.raises(RunError, match="says not all of how it answered; is it of another version"):
+        asyncio.run(asked())

@@ -16,7 +16,9 @@ from fedexperts.moe.subset import load_full
 from fedexperts.peer.answer import Answer
 from fedexperts.peer.local import Local
 from fedexperts.peer.peer import Peer
-from fedexperts.peer.peers_file import Patience
+from fedexperts.peer.peers_file import Network, Patience
+from fedexperts.peer.server import Door
+from fedexperts.peer.user import User
 
 
 async def asked(trained: Path, files: Path, images: torch.Tensor, times: int = 1, **given: int) -> list[Answer]:
@@ -76,9 +78,6 @@ def test_questions_that_travel_together_have_answers_equal_but_for_rounding(
 
 
 def test_a_hundred_requests_at_once_are_all_answered(trained: Path, files: Path, images: torch.Tensor, network: Local) -> None:
-    from fedexperts.peer.peers_file import Network
-    from fedexperts.peer.user import User
-
     async def at_once() -> list[dict[str, object]]:
         home = Peer(trained, 0, files)
         rows = Network(files, CLIENTS, home.home.run)
@@ -204,15 +203,14 @@ def test_a_client_that_starts_again_with_its_key_takes_part_again(
 
 
 def test_a_client_works_in_a_loop_that_runs_already(trained: Path, files: Path, images: torch.Tensor, network: Local) -> None:
-    """As in a notebook: nothing of it starts a loop of its own."""
-
-    async def cell() -> list[int]:
-        async with Peer(trained, 0, files) as peer:
-            return (await peer.infer(images.numpy())).labels
+    """As in a notebook, whose cells open, ask and close: nothing of it starts a loop, or needs one task for all."""
 
     loop = asyncio.new_event_loop()
     try:
-        assert len(loop.run_until_complete(cell())) == len(images)
+        peer = Peer(trained, 0, files)
+        for cell in (peer.__aenter__, lambda: peer.infer(images.numpy()), peer.__aexit__):
+            found = loop.run_until_complete(cell())  # a task of its own
+            assert not isinstance(found, Answer) or len(found.labels) == len(images)
     finally:
         loop.close()
 
@@ -239,3 +237,25 @@ def test_a_batch_that_does_not_fit_is_refused(batch: object, k: int, said: str, 
 
 def test_patience_of_the_file_is_that_of_the_peer(trained: Path, files: Path) -> None:
     assert Peer(trained, 0, files).patience.deadline_s == PATIENCE["deadline_s"]
+
+
+def test_a_client_that_waited_for_others_takes_the_next_request(
+    trained: Path, files: Path, images: torch.Tensor, network: Local
+) -> None:
+    """How long others took says nothing of how long this machine will compute, and an idle one refuses nobody."""
+
+    async def watched() -> list[dict[str, object]]:
+        rows = Network(files)
+        async with Peer(trained, 0, files) as peer, Door(peer, rows.row(0).address):
+            network.signal(3, signal.SIGSTOP)
+            async with User(rows.row(0).address, rows.identity("user"), rows.name(0)) as user:
+                late = await user.infer(images[:1], k=CLIENTS)
+                many = await asyncio.gather(*(user.infer(images.repeat(10, 1, 1, 1), k=1) for _ in range(2)))
+                return [late.facts, *(reply.facts for reply in many)]
+
+    try:
+        late, *many = asyncio.run(watched())
+    finally:
+        network.signal(3, signal.SIGCONT)
+    assert list(late["absent"]) == ["3"], "this would test nothing"
+    assert [sum(facts["took_part"].values()) + facts["fallbacks"] for facts in many] == [400, 400]

@@ -1,6 +1,9 @@
 """Wrong input to the commands: one clear error, exit code 2, and nothing is started or written."""
 
+import shlex
+import shutil
 import socket
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,27 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
-from conftest import CLIENTS, PATIENCE, ports
+from conftest import CLIENTS, PATIENCE, fedexperts, ports
 from cryptography.hazmat.primitives import serialization
 
 import pictures
-from fedexperts.cli.main import main
 from fedexperts.errors import InputError
 from fedexperts.peer import tls
 from fedexperts.peer.home import Home
 from fedexperts.peer.links import Links
 from fedexperts.peer.local import free_ports
-from fedexperts.peer.network import init, peers_text
+from fedexperts.peer.network import init, peers_text, ways_to_start
 from fedexperts.peer.peers_file import Network
 from fedexperts.peer.tls import Authority, identity, names_of
 from fedexperts.scenario import read_toml
 
 
-def fedexperts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["fedexperts", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(str(ended.value.code)), " ".join(capsys.readouterr().err.split())
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Exit code and what was said, on one line."""
+    code, _, err = fedexperts(monkeypatch, capsys, *words)
+    return code, " ".join(err.split())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_file_of_peers_that_cannot_be_is_refused(
     path = tmp_path / "peers.toml"
     path.write_text(tomli_w.dumps(change(document)))
     words = ("--run", trained, "--client", 0, "--peers", path, "--listen", "127.0.0.1:0", "--insecure")
-    code, err = fedexperts(monkeypatch, capsys, "peer", "serve", *words)
+    code, err = refused(monkeypatch, capsys, "peer", "serve", *words)
     assert code == 2, err
     assert said in err
     assert err.count("error:") == 1
@@ -95,7 +96,7 @@ def test_tls_is_not_left_out_unasked(
 ) -> None:
     path = tmp_path / "peers.toml"
     path.write_text(tomli_w.dumps(document))
-    code, err = fedexperts(monkeypatch, capsys, "peer", "serve", "--run", trained, "--client", 0, "--peers", path)
+    code, err = refused(monkeypatch, capsys, "peer", "serve", "--run", trained, "--client", 0, "--peers", path)
     assert code == 2
     assert "has no [tls], so that anybody could ask and answer" in err
 
@@ -104,21 +105,19 @@ def test_a_client_or_port_that_is_not_there_or_in_use_is_refused(
     trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["peer", "serve", "--run", trained, "--peers", files]
-    code, err = fedexperts(monkeypatch, capsys, *words, "--client", CLIENTS)
+    code, err = refused(monkeypatch, capsys, *words, "--client", CLIENTS)
     assert (code, f"experts 0…{CLIENTS - 1}" in err) == (2, True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, err = fedexperts(monkeypatch, capsys, *words, "--client", 0, "--listen", f"127.0.0.1:{port}")
+        code, err = refused(monkeypatch, capsys, *words, "--client", 0, "--listen", f"127.0.0.1:{port}")
         assert (code, f"127.0.0.1:{port}: cannot be had, it is in use" in err) == (2, True), err
         (free,) = free_ports(1)
         metrics = f"127.0.0.1:{port}"
-        code, err = fedexperts(
-            monkeypatch, capsys, *words, "--client", 0, "--listen", f"127.0.0.1:{free}", "--metrics", metrics
-        )
+        code, err = refused(monkeypatch, capsys, *words, "--client", 0, "--listen", f"127.0.0.1:{free}", "--metrics", metrics)
         assert (code, f"--metrics {metrics}: cannot be had" in err) == (2, True), err
-    code, err = fedexperts(monkeypatch, capsys, *words, "--client", 0, "--listen", "7300")
+    code, err = refused(monkeypatch, capsys, *words, "--client", 0, "--listen", "7300")
     assert (code, "must be HOST:PORT" in err) == (2, True)
 
 
@@ -136,16 +135,16 @@ def test_a_run_of_another_kind_is_refused(
         (text.replace("[networked]", '[networked]\ncontrol = "local"'), "networked.control = local"),
     ):
         (other / "scenario.toml").write_text(changed)
-        code, err = fedexperts(monkeypatch, capsys, "peer", "init", "--run", other, "--out", tmp_path / "out")
+        code, err = refused(monkeypatch, capsys, "peer", "init", "--run", other, "--out", tmp_path / "out")
         assert (code, said in err) == (2, True), err
         assert not (tmp_path / "out").exists()
-    code, err = fedexperts(monkeypatch, capsys, "peer", "init", "--run", tmp_path / "nowhere", "--out", tmp_path / "out")
+    code, err = refused(monkeypatch, capsys, "peer", "init", "--run", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert code == 2
     conv = tmp_path / "conv"
     from fedexperts.moe.auto import new_model
 
     new_model(dict(pictures.CONFIG), 0, kind="image-classifier", outputs=4).save_pretrained(conv)
-    code, err = fedexperts(monkeypatch, capsys, "peer", "init", "--run", conv, "--out", tmp_path / "out")
+    code, err = refused(monkeypatch, capsys, "peer", "init", "--run", conv, "--out", tmp_path / "out")
     assert (code, "model_type 'conv_moe'" in err) == (2, True), err
 
 
@@ -167,7 +166,7 @@ def test_options_of_init_are_checked_first(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, err = fedexperts(monkeypatch, capsys, "peer", "init", "--run", trained, "--out", tmp_path / "out", *words)
+    code, err = refused(monkeypatch, capsys, "peer", "init", "--run", trained, "--out", tmp_path / "out", *words)
     assert (code, said in err) == (2, True), err
     assert not (tmp_path / "out").exists()
 
@@ -175,7 +174,7 @@ def test_options_of_init_are_checked_first(
 def test_init_overwrites_nothing_and_keeps_keys_to_their_owner(
     trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, err = fedexperts(monkeypatch, capsys, "peer", "init", "--run", trained, "--out", files.parent)
+    code, err = refused(monkeypatch, capsys, "peer", "init", "--run", trained, "--out", files.parent)
     assert (code, "already holds files" in err) == (2, True)
     keys = list(files.parent.glob("certificates/*.key"))
     assert len(keys) == CLIENTS + 2
@@ -253,7 +252,7 @@ def test_an_expired_certificate_stops_serve(
     builder = builder.serial_number(7).not_valid_before(now - timedelta(days=9)).not_valid_after(now - timedelta(days=8))
     expired = builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     (out / "certificates" / "client-0.pem").write_bytes(expired)
-    code, err = fedexperts(monkeypatch, capsys, "peer", "serve", "--run", trained, "--client", 0, "--peers", out / "peers.toml")
+    code, err = refused(monkeypatch, capsys, "peer", "serve", "--run", trained, "--client", 0, "--peers", out / "peers.toml")
     assert (code, "client-0.pem: expired on" in err) == (2, True), err
 
 
@@ -272,8 +271,56 @@ def test_infer_names_what_is_wrong_with_files_and_addresses(
         (["--client", "127.0.0.1:1", tmp_path / "a.npz"], 2, "is no address in"),
         (["--client", at, tmp_path / "a.npz"], 1, "cannot be reached"),
     ):
-        found, err = fedexperts(monkeypatch, capsys, "peer", "infer", "--peers", files, *words)
+        found, err = refused(monkeypatch, capsys, "peer", "infer", "--peers", files, *words)
         assert (found, said in err) == (code, True), err
+
+
+def test_names_of_certificates_need_the_run(document: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "peers.toml"
+    path.write_text(tomli_w.dumps({"tls": {}, "peer": document["peer"]}))
+    with pytest.raises(InputError, match=r"peers\.toml: run: is missing.* client 1"):
+        Network(path).name(1)
+
+
+def test_pages_and_doors_are_checked_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--listen", "--metrics"):
+        words = ("--run", tmp_path / "nowhere", "--client", 0, option, "h:70000")
+        code, err = refused(monkeypatch, capsys, "peer", "serve", *words)
+        assert (code, f"{option} 'h:70000': the port must lie in 0…65535" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    ("host", "listen"),
+    [
+        ("127.0.0.1", "127.0.0.1:7300"),
+        ("localhost", "localhost:7300"),
+        ("h", "0.0.0.0:7300"),
+        ("10.0.0.3", "0.0.0.0:7300"),
+        ("[::1]", "[::1]:7300"),
+        ("[fe80::1]", "[::]:7300"),
+    ],
+)
+def test_clients_listen_to_others_only_where_others_reach_them(host: str, listen: str) -> None:
+    found = ways_to_start(Path("/r"), Path("/n"), [f"{host}:7300"])
+    assert all(listen in shlex.split(text, comments=True) for text in found.values())
+
+
+def test_scripts_and_units_name_paths_as_they_are(tmp_path: Path) -> None:
+    """Of a folder with all that a shell or systemd would take for something else."""
+    folder = tmp_path / 'it\'s 100% $HOME \\ "net"'
+    found = ways_to_start(folder / "run", folder, ["h:7300"])
+    words = shlex.split(found["client-0.sh"].splitlines()[-1])
+    assert words[1:5] == [sys.executable, "-m", "fedexperts", "peer"]
+    assert str(folder / "run") in words
+    assert str(folder / "peers.toml") in words
+    (line,) = (line for line in found["client-0.service"].splitlines() if line.startswith("ExecStart="))
+    assert str(folder / "run").replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$") in line
+    if shutil.which("systemd-analyze"):
+        (tmp_path / "client-0.service").write_text(found["client-0.service"])
+        told = subprocess.run(["systemd-analyze", "verify", tmp_path / "client-0.service"], capture_output=True, text=True)
+        assert not [line for line in told.stderr.splitlines() if "client-0.service" in line]
 
 
 LINKS_WRONG = {
@@ -293,6 +340,14 @@ def test_a_file_of_links_that_cannot_be_is_refused(kind: str, tmp_path: Path) ->
     with pytest.raises(InputError) as error:
         Links(tmp_path / "links.toml")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "address"), [("listen", "h:70000"), ("to", "h:0"), ("to", "h:70000")])
+def test_a_route_names_ports_that_can_be(key: str, address: str, tmp_path: Path) -> None:
+    route = {"between": ["0", "1"], "listen": "h:1", "to": "h:2", key: address}
+    (tmp_path / "links.toml").write_text(tomli_w.dumps({"route": [route]}))
+    with pytest.raises(InputError, match=rf"links\.toml: route\[0\]\.{key} = 'h:\d+': the port must lie in"):
+        Links(tmp_path / "links.toml").relays()
 
 
 def test_a_text_of_peers_is_read_as_it_was_written(run_hash: str, tmp_path: Path) -> None:

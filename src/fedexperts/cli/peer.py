@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,8 +54,8 @@ def init(
     if json:
         print_json({"out": str(out), "files": names})
         return
-    say(f"{out}: {len(names)} files; start client 0 with {out}/client-0.sh, and ask it with")
-    say(f"  fedexperts peer infer --peers {out}/peers.toml --client {host[0]}:{port} FILE")
+    say(f"{out}: {len(names)} files; start client 0 with {shlex.quote(str(out / 'client-0.sh'))}, and ask it with")
+    say(f"  fedexperts peer infer --peers {shlex.quote(str(out / 'peers.toml'))} --client {host[0]}:{port} FILE")
 
 
 @app.command("serve")
@@ -71,7 +72,7 @@ def serve(
     from ..peer.serve import serve as run_peer
 
     def ready(peer: Any, door: Any) -> None:
-        say(f"client {client} of run {peer.home.run} listens at {door.listen}{', in the open' if insecure else ''}")
+        say(f"client {client} of run {peer.home.run} listens at {door.address}{', in the open' if insecure else ''}")
 
     asyncio.run(run_peer(run, client, peers, listen, insecure, metrics, ready))
 
@@ -107,7 +108,8 @@ def infer(
     if json:
         print_json(document)
     else:
-        output.print(answers_table(files, document))
+        say(answers_title(document), output)
+        output.print(answers_table(document))
 
 
 def told(replies: list[Reply]) -> dict[str, Any]:
@@ -139,8 +141,8 @@ def told(replies: list[Reply]) -> dict[str, Any]:
 MOST_ROWS = 20
 
 
-def answers_table(files: list[Path], document: dict[str, Any]) -> Table:
-    """The first predictions, and who has made them."""
+def answers_title(document: dict[str, Any]) -> str:
+    """How many predictions there are, who has made them, and what it took."""
     n = len(document["predictions"])
     by = ", ".join(f"expert {m}: {images}" for m, images in document["took_part"].items())
     size_B, ms = document["peer_sent_B"] + document["peer_received_B"], 1e3 * sum(document["latency_s"])
@@ -149,7 +151,12 @@ def answers_table(files: list[Path], document: dict[str, Any]) -> Table:
         title += f"; {document['fallbacks']} answered by the client's own expert alone"
     if document["better"]:
         title += f"; waiting would bring {document['better']['text']}"
-    table = Table(title=title, box=None, title_justify="left")
+    return title
+
+
+def answers_table(document: dict[str, Any]) -> Table:
+    """The first predictions."""
+    n, table = len(document["predictions"]), Table(box=None)
     for column in ("image", "class", "probability"):
         table.add_column(column, justify="right")
     for i in range(min(n, MOST_ROWS)):
@@ -220,5 +227,5 @@ def relay(
     relays = Links(links).relays()
     if not relays:
         raise InputError(f"{links}: has no [[route]], so there is nothing to carry; add between, listen and to")
-    say(f"{links}: {len(relays)} routes")
+    say(f"{links}: {len(relays)} route{'s' * (len(relays) > 1)}")
     asyncio.run(relayed(relays))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .checkpoint import Checkpoint
+from .parts import sha256
 from .resnet import NetworkedMoEConfig, NetworkedMoEForImageClassification
 
 SHARED_HEX = 32
@@ -68,10 +68,7 @@ def shared_digest(model: NetworkedMoEForImageClassification) -> str:
 
     The first `SHARED_HEX` hex digits of SHA-256 over names, types, shapes and bytes.
     """
-    config, sha = model.config, hashlib.sha256()
-    sha.update(f"{config.num_experts} {config.expert_hidden} {config.num_labels}\n".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith((_EXPERTS, _ONLY_IN_TRAINING)):
-            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:SHARED_HEX]
+    config = model.config
+    beside = f"{config.num_experts} {config.expert_hidden} {config.num_labels}\n"
+    shared = {name: t for name, t in model.state_dict().items() if not name.startswith((_EXPERTS, _ONLY_IN_TRAINING))}
+    return sha256(shared, beside)[:SHARED_HEX]

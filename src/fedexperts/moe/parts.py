@@ -62,16 +62,21 @@ class Piece:
     @cached_property
     def digest(self) -> str:
         """Address of the content: the first 16 hex digits of SHA-256 over names, types, shapes and bytes."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            sha.update(_bytes(tensor))
-        return sha.hexdigest()[:16]
+        return sha256(self.tensors)[:16]
 
     @cached_property
     def size_B(self) -> int:
         """Bytes on the link: a safetensors file."""
         return file_B(self.tensors)
+
+
+def sha256(tensors: Mapping[str, Tensor], beside: str = "") -> str:
+    """SHA-256 over a text and, by name, over names, types, shapes and bytes of tensors; in hex digits."""
+    sha = hashlib.sha256(beside.encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(_bytes(tensor))
+    return sha.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -6,13 +6,16 @@ Shapes: T images, K picks, L labels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..moe.resnet import log_mixture
+
+FACTS = frozenset({"own", "took_part", "absent", "fallbacks", "local_ratio", "seconds", "sent_B", "received_B", "better"})
+"""What `Answer.facts` has."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,9 @@ class Answer:
         absent: expert that was picked and did not answer → why.
         own: the expert of the client that was asked.
         fallbacks: images of which no pick answered, and which the client's own expert has answered alone.
+        chosen_s: until its experts were chosen, which is what this machine computes.
         seconds: from the question to the answer.
-        sent_B, received_B: of messages between peers.
+        sent_B, received_B: of messages between peers; what was sent counts at each attempt, also if nobody was reached.
         better: what waiting would bring, where a contact plan tells.
     """
 
@@ -64,10 +68,11 @@ class Answer:
     absent: dict[int, str]
     own: int
     fallbacks: int
+    chosen_s: float
     seconds: float
     sent_B: int = 0
     received_B: int = 0
-    better: Better | None = field(default=None)
+    better: Better | None = None
 
     @property
     def labels(self) -> list[int]:

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -56,7 +56,10 @@ class _Question:
 
 @dataclass
 class Traffic:
-    """Of one peer, in messages and in the numbers within them, which is what simulated runs count."""
+    """Of one peer, in messages and in the numbers within them, which is what simulated runs count.
+
+    What is sent counts at each attempt: whether a message has left before a connection broke, nobody tells.
+    """
 
     sent_B: int = 0
     received_B: int = 0
@@ -71,7 +74,7 @@ class Pace:
     delay_s: float = 0.0
     answered: float = 1.0
     weight: float = 0.2
-    heard: bool = field(default=False)
+    heard: bool = False
 
     def note(self, delay_s: float | None) -> None:
         """An answer after so long, or none."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RunError
+from ..errors import InputError, RunError
 from ..method.methods import prepare
 from ..moe.auto import AUTO
 from ..moe.subset import load_full
@@ -112,7 +112,7 @@ def demo(run: Path | None, out: Path, say: Say, batches: int = BATCHES, context:
         context: see `Local`.
 
     Raises:
-        InputError: the run has no experts that ask each other.
+        InputError: the run has no experts that ask each other, or no gate that chooses them.
         RunError: a process ends that should not.
     """
     torch.set_num_threads(1)
@@ -125,6 +125,11 @@ def demo(run: Path | None, out: Path, say: Say, batches: int = BATCHES, context:
         check_ended(run)
         scenario = scenario_of(run)
     home = Home(run, None)
+    if home.draws:
+        raise InputError(
+            f"--run {run}: its gate draws experts at random, so that no two processes ask the same; give a run whose gate "
+            "was trained"
+        )
     images, labels = tests_of(scenario, batches)
     model: Any = load_full(run / "model", AUTO["image-classifier"]).eval()
     trained_s = time.monotonic() - began_s
@@ -154,7 +159,7 @@ def demo(run: Path | None, out: Path, say: Say, batches: int = BATCHES, context:
         "run": str(run),
         "clients": home.experts,
         "k": home.k,
-        "data": scenario.cluster[0].test if isinstance(scenario.cluster[0].test, str) else str(scenario.cluster[0].test),
+        "data": str(scenario.cluster[0].test),
         "victim": victim,
         **whole.facts(),
         "in_process_accuracy": round(right / n, 6),

@@ -44,11 +44,22 @@ class Home:
         self.run = shared_digest(self.model)
         config = self.model.config
         self.experts, self.labels, self.latent_size = int(config.num_experts), int(config.num_labels), int(config.latent_size)
-        self.k = int(config.num_experts_per_tok)
+        self.k = min(int(config.num_experts_per_tok), self.most_k)
         self.shape_CSS = (int(config.in_channels), int(config.image_size), int(config.image_size))
         numbers = 0 if own is None else sum(p.numel() for p in self.model.moe.experts[own].parameters())
         self.expert_flops = 2 * numbers  # of one image
         self._drawn = 0  # requests whose experts a random gate has drawn
+
+    @property
+    def draws(self) -> bool:
+        """Whether experts are drawn at random, whatever the images."""
+        return self._gate is not None
+
+    @property
+    def most_k(self) -> int:
+        """Experts that can be asked of an image."""
+        prior = None if self._gate is None else self._gate[1]
+        return self.experts if prior is None else sum(weight > 0 for weight in prior)
 
     def images(self, batch: Any) -> Tensor:
         """A batch as pixel_values_TCSS in uint8; grey images may leave out their channel, and colour may come last.
@@ -107,9 +118,8 @@ class Home:
         Raises:
             InputError: there are not so many.
         """
-        most = self.experts if self._gate is None or self._gate[1] is None else sum(weight > 0 for weight in self._gate[1])
-        if not 1 <= k <= most:
-            raise InputError(f"{what} = {k}: must lie in 1…{most}, the experts that can be asked")
+        if not 1 <= k <= self.most_k:
+            raise InputError(f"{what} = {k}: must lie in 1…{self.most_k}, the experts that can be asked")
 
 
 def _gate_of(directory: Path) -> tuple[int, tuple[float, ...] | None] | None:

@@ -131,11 +131,12 @@ class Links:
         """One for each route.
 
         Raises:
-            InputError: a node has no place in the plan.
+            InputError: an address has no port that can be, or a node no place in the plan.
         """
         found = []
         for i, row in enumerate(self.table.route):
-            listen, to = split_address("listen", row.listen), split_address("to", row.to)
+            at = f"{self.path}: route[{i}]"
+            listen, to = split_address(f"{at}.listen =", row.listen), split_address(f"{at}.to =", row.to, least=1)
             shape, windows = self.shape(*row.between), self.windows(*row.between)
             found.append(Relay(listen, to, shape, windows, self.clock, self.table.seed + i))
         return found

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+import ipaddress
+import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ import tomli_w
 from ..errors import InputError
 from ..scenario import table_of
 from ..writing import check_empty, filled
+from .address import split_address
 from .home import Home
-from .peers_file import Peers, Tls, default_name
+from .peers_file import PeersTable, Tls, default_name
 from .tls import Authority, key_pem, pem
 
 MOST_DAYS = 20 * 365
@@ -71,7 +76,7 @@ def init(
         raise InputError("--ca and --ca-key belong together: give the authority's certificate and its key, or neither")
     home = Home(run, None)
     at = addresses(home.experts, hosts, port)
-    table_of(Peers, {"peer": [{"client": i, "address": address} for i, address in enumerate(at)]}, "--host")
+    table_of(PeersTable, {"peer": [{"client": i, "address": address} for i, address in enumerate(at)]}, "--host")
     authority = Authority.new(home.run, days) if ca is None or ca_key is None else Authority.read(ca, ca_key)
     check_empty(out, "--out")
     with filled(out, "--out"):
@@ -81,11 +86,11 @@ def init(
         if ca is None:
             _secret(folder / "ca.key", key_pem(authority.key))
         for i, address in enumerate(at):
-            host = address.rpartition(":")[0].strip("[]")
+            host, _ = split_address("--host", address)
             _leaf(folder, authority, f"client-{i}", default_name(f"client-{i}", home.run), (host,), days)
         _leaf(folder, authority, USER, default_name(USER, home.run), (), days)
         (out / FILE).write_text(peers_text(home.run, at, Tls()), encoding="utf-8")
-        for name, text in _ways_to_start(run.resolve(), out.resolve(), at).items():
+        for name, text in ways_to_start(run.resolve(), out.resolve(), at).items():
             (out / name).write_text(text, encoding="utf-8")
             (out / name).chmod(0o755 if name.endswith(".sh") else 0o644)
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
@@ -103,21 +108,43 @@ def _secret(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _ways_to_start(run: Path, out: Path, at: Sequence[str]) -> Mapping[str, str]:
-    """A script and a unit of systemd for each client; run and folder as they are called here."""
+def ways_to_start(run: Path, out: Path, at: Sequence[str]) -> Mapping[str, str]:
+    """A script and a unit of systemd for each client; Python, run, folder and user as they are called here."""
     found = {}
     for i, address in enumerate(at):
-        port = address.rpartition(":")[2]
-        words = ["--run", str(run), "--client", str(i), "--listen", f"0.0.0.0:{port}", "--peers", str(out / FILE)]
-        command = shlex.join(["fedexperts", "peer", "serve", *words])
-        found[f"client-{i}.sh"] = (
-            "#!/bin/sh\n# Client "
-            f"{i}; on its own machine correct the two paths. It needs ca.pem and its own pair, and no other key.\n"
-            f'exec {command} "$@"\n'
-        )
+        words = [sys.executable, "-m", "fedexperts", "peer", "serve", "--run", str(run), "--client", str(i)]
+        words += ["--listen", _everywhere(address), "--peers", str(out / FILE)]
+        mend = f"# Client {i}; on its own machine correct {{}}. It needs ca.pem and its own pair, and no other key.\n"
+        found[f"client-{i}.sh"] = f'#!/bin/sh\n{mend.format("the three paths")}exec {shlex.join(words)} "$@"\n'
         found[f"client-{i}.service"] = (
+            f"{mend.format('User and the three paths')}"
             f"[Unit]\nDescription=FedExperts client {i}\nAfter=network-online.target\nWants=network-online.target\n\n"
-            f"[Service]\nExecStart=/usr/bin/env {command}\nRestart=on-failure\nRestartSec=2\nEnvironment=OMP_NUM_THREADS=1\n"
+            f"[Service]\nExecStart={' '.join(map(_systemd, words))}\nUser={_user()}\nRestart=on-failure\nRestartSec=2\n"
+            "RestartPreventExitStatus=2\nEnvironment=OMP_NUM_THREADS=1\n"
             "NoNewPrivileges=true\nProtectSystem=strict\n\n[Install]\nWantedBy=multi-user.target\n"
         )
     return found
+
+
+def _everywhere(address: str) -> str:
+    """Where a client listens: at all addresses of its machine, or at itself alone if others reach it so."""
+    host, port = split_address("--host", address)
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return address if host == "localhost" else f"0.0.0.0:{port}"
+    return address if ip.is_loopback else f"0.0.0.0:{port}" if ip.version == 4 else f"[::]:{port}"
+
+
+def _systemd(word: str) -> str:
+    """A word of a command in a unit: quoted, and without the variables and specifiers that systemd would put in."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return escaped if escaped == word and not set(word) & set(" \t';") else f'"{escaped}"'
+
+
+def _user() -> str:
+    """Whose keys they are; where nobody has a name, as in a container, the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .answer import Answer, Better, combined, duration
 from .ask import Absent, Remote
 from .home import Home
@@ -58,6 +59,11 @@ class Peer:
         self.network.row(client)
         self.identity = self.network.identity(f"client-{client}", self.network.name(client))
         self.patience = patience or self.network.table.patience
+        if self.home.draws and self.patience.channel_tolerance_s is not None:
+            raise InputError(
+                f"{peers}: patience.channel_tolerance_s = {self.patience.channel_tolerance_s:g}: this run's gate draws experts "
+                "at random and minds no channel; leave it out"
+            )
         self.metrics = Metrics()
         self.remotes: dict[int, Remote] = {}
         self.reach = self._reach()
@@ -121,15 +127,23 @@ class Peer:
         found = best({m: self.reach[m] for m in away}, now_s)
         return None if found is None else Better(found[0] - now_s, found[1], away)
 
-    async def infer(self, images: Any, k: int | None = None, deadline_s: float | None = None, wait_s: float = 0.0) -> Answer:
+    async def infer(
+        self,
+        images: Any,
+        k: int | None = None,
+        deadline_s: float | None = None,
+        wait_s: float = 0.0,
+        until_s: float = math.inf,
+    ) -> Answer:
         """What the network says of a batch of images; never fails for a peer that does.
 
         Args:
             images: uint8 [T, C, S, S], an array or a tensor.
             k: experts that are asked of each image; the model's own number if left out.
-            deadline_s: for all experts' answers, from now on; that of ``[patience]`` if left out.
+            deadline_s: for all experts' answers, from when they are asked; that of ``[patience]`` if left out.
             wait_s: how long to wait, in the plan's time, for more experts to come into contact, if it says that they will; they
                 are then asked as well, once.
+            until_s: nobody is waited for beyond this moment of `time.monotonic`.
 
         Raises:
             InputError: the images do not fit the model, or there are not so many experts.
@@ -144,13 +158,13 @@ class Peer:
             self._seeing, self.home.look, pixels_TCSS, k, self._discount()
         )
         rows = {m: (indices_TK == m).any(dim=1).nonzero().flatten() for m in torch.unique(indices_TK).tolist()}
-        before_B = self._traffic_B()
-        answers, absent = await self._answers(latents_TD, indices_TK, rows, time.monotonic() + allowed_s)
+        before_B, chosen_s = self._traffic_B(), time.monotonic() - began_s
+        answers, absent = await self._answers(latents_TD, indices_TK, rows, min(until_s, time.monotonic() + allowed_s))
         better = self._better(absent)
         if better is not None and better.in_s <= wait_s and self.network.links is not None:
             await asyncio.sleep(self.network.links.clock.real_s(better.in_s) + CLOCKS_S)
             late = {m: rows[m] for m in better.clients}
-            more, still = await self._answers(latents_TD, indices_TK, late, time.monotonic() + allowed_s)
+            more, still = await self._answers(latents_TD, indices_TK, late, min(until_s, time.monotonic() + allowed_s))
             answers, absent = answers | more, {m: why for m, why in absent.items() if m not in late} | still
             better = self._better(absent)
         log_p_TL, weights_TK = combined(answers, indices_TK, weights_TK, self.home.labels)
@@ -171,6 +185,7 @@ class Peer:
             absent,
             self.client,
             fallbacks,
+            chosen_s,
             time.monotonic() - began_s,
             sent_B,
             received_B,

@@ -10,7 +10,7 @@ from pydantic import Field
 from ..errors import InputError
 from ..scenario import read_toml, table_of
 from ..tables.fields import Positive, Table, Whole
-from .address import Address
+from .address import Address, split_address
 from .links import Links
 from .tls import Identity, identity
 
@@ -61,7 +61,7 @@ class Patience(Table):
     """The gate's choice minds the channel: so many seconds of expected delay make a peer e times less likely. Left out: no."""
 
 
-class Peers(Table):
+class PeersTable(Table):
     """The whole file."""
 
     run: str | None = None
@@ -88,7 +88,7 @@ class Network:
 
     def __init__(self, path: Path, experts: int | None = None, run: str | None = None, insecure: bool = False):
         self.path, self.folder = path, path.resolve().parent
-        self.table = table_of(Peers, read_toml(path), str(path))
+        self.table = table_of(PeersTable, read_toml(path), str(path))
         self.run = run or self.table.run or ""
         self.peers = {row.client: row for row in self.table.peer}
         self._check(len(self.table.peer) if experts is None else experts)
@@ -114,8 +114,7 @@ class Network:
                 f"{self.path}: address = {same[0]!r}: of clients {', '.join(map(str, at))}; give each its own port"
             )
         for row in self.table.peer:
-            if not 1 <= int(row.address.rpartition(":")[2]) <= 65535:
-                raise InputError(f"{self.path}: client {row.client}: address = {row.address!r}: the port must lie in 1…65535")
+            split_address(f"{self.path}: client {row.client}: address =", row.address, least=1)
         if unknown := sorted(set(clients) - set(range(experts))):
             raise InputError(
                 f"{self.path}: client = {unknown[0]}: the run has experts 0…{experts - 1}; is it another run's? "
@@ -143,7 +142,16 @@ class Network:
         return self.peers[client]
 
     def name(self, client: int) -> str:
-        """What its certificate must say."""
+        """What its certificate must say.
+
+        Raises:
+            InputError: nothing says of which run it is.
+        """
+        if self.table.tls is not None and self.peers[client].name is None and not self.run:
+            raise InputError(
+                f"{self.path}: run: is missing, and names of certificates end with it; copy it from the file that fedexperts "
+                f"peer init wrote, or add a name to the [[peer]] of client {client}"
+            )
         return self.peers[client].name or default_name(f"client-{client}", self.run)
 
     def identity(self, who: str, name: str | None = None) -> Identity | None:

@@ -18,7 +18,7 @@ import random
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -208,10 +208,7 @@ class Relay:
 
 async def relayed(relays: Sequence[Relay]) -> None:
     """Open all of these until the task is cancelled."""
-    opened: list[Relay] = []
-    try:
+    async with AsyncExitStack() as stack:
         for relay in relays:
-            opened.append(await relay.__aenter__())
+            await stack.enter_async_context(relay)
         await asyncio.Event().wait()
-    finally:
-        await asyncio.gather(*(relay.__aexit__() for relay in opened))

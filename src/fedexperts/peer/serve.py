@@ -39,6 +39,9 @@ async def serve(
     Raises:
         InputError: something of this does not fit, or a port is in use.
     """
+    if listen is not None:
+        split_address("--listen", listen)
+    page_at = None if metrics is None else split_address("--metrics", metrics)
     torch.set_num_threads(1)
     peer = Peer(run, client, peers, insecure)
     if peer.patience.k_min > peer.home.k:
@@ -46,16 +49,15 @@ async def serve(
             f"{peers}: patience.k_min = {peer.patience.k_min}: is above the {peer.home.k} experts that are asked; lower it"
         )
     at = listen or peer.network.row(client).address
-    split_address("--listen", at)
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with peer, Door(peer, at) as door:
-        if metrics is None:
+        if page_at is None:
             ready(peer, door)
             await ended.wait()
             return
-        page = peer.metrics.serve(*split_address("--metrics", metrics))
+        page = peer.metrics.serve(*page_at)
         with closing(page.socket):
             try:
                 ready(peer, door)

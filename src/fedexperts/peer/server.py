@@ -5,8 +5,9 @@ It admits what it can finish: a bounded number of requests, and of these none wh
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ import torch
 
 from .. import __version__
 from ..errors import InputError
-from .ask import OPTIONS, SERVICE
+from .ask import MOST_SAMPLES, OPTIONS, SERVICE
 from .home import MOST_IMAGES
 from .peer import ROUNDING_S, Peer
 from .wire import WireError, decode, encode, number, text
@@ -23,30 +24,33 @@ from .wire import WireError, decode, encode, number, text
 MOST_ANSWERS, MOST_INFERENCES = 64, 128
 """Requests of a kind that are admitted at once; others are refused, and may come again."""
 MOST_RPCS = 512
-MOST_SAMPLES = 4096
+MEMORY = 0.8
+"""What is left of an observation at the next one."""
 
 
 class _Turn:
-    """How many requests of a kind are admitted, and how long their samples take."""
+    """How many requests of a kind are admitted, and how long this machine computes on their samples."""
 
     def __init__(self, most: int):
-        self.most, self.requests, self.samples, self.sample_s = most, 0, 0, 0.0
+        self.most, self.requests, self.samples = most, 0, 0
+        self._took_s, self._done = 0.0, 0.0
 
     @contextmanager
-    def taken(self, samples: int) -> Any:
-        """Within the block a request is being worked on."""
+    def taken(self, samples: int) -> Iterator[int]:
+        """Within the block a request is being worked on; gives the samples of all that are, its own among them."""
         self.requests, self.samples = self.requests + 1, self.samples + samples
-        began_s, before = time.monotonic(), self.samples
         try:
-            yield
+            yield self.samples
         finally:
             self.requests, self.samples = self.requests - 1, self.samples - samples
-            took_s = (time.monotonic() - began_s) / max(1, before)
-            self.sample_s += (took_s - self.sample_s) * 0.2
+
+    def took(self, seconds: float, samples: int) -> None:
+        """So many samples were computed on for so long; requests of many samples say more than those of few."""
+        self._took_s, self._done = MEMORY * self._took_s + seconds, MEMORY * self._done + samples
 
     def expected_s(self, samples: int) -> float:
-        """Until a request that came now would be done."""
-        return self.sample_s * (self.samples + samples)
+        """Until a request that came now would be computed; nothing where none is: who is idle tries, and learns."""
+        return self._took_s / self._done * (self.samples + samples) if self.requests and self._done else 0.0
 
 
 class Door:
@@ -87,6 +91,11 @@ class Door:
         await self._server.start()
         return self
 
+    @property
+    def address(self) -> str:
+        """Where it listens: as it was given, with the port that it got if any would do."""
+        return f"{self.listen.rpartition(':')[0]}:{self.port}"
+
     async def __aexit__(self, *_: object) -> None:
         """Finish what was admitted, within a second."""
         await self._server.stop(1.0)
@@ -120,8 +129,10 @@ class Door:
             raise _Refusal("expert", grpc.StatusCode.FAILED_PRECONDITION, f"expert {self.peer.client} is here")
         latents_PD = message.tensors["latents"]
         self._admit(self._answers, len(latents_PD), context)
-        with self._answers.taken(len(latents_PD)):
+        began_s = time.monotonic()
+        with self._answers.taken(len(latents_PD)) as in_hand:
             log_p_PL = await self.peer.say(latents_PD)
+        self._answers.took(time.monotonic() - began_s, in_hand)
         return encode({"run": home.run, "expert": self.peer.client}, {"log_p": log_p_PL})
 
     async def _infer(self, data: bytes, context: Any) -> bytes:
@@ -132,11 +143,10 @@ class Door:
         self._admit(self._inferences, len(images), context)
         wait_s = number(message.head, "wait_s", 0, 1e9, 0)
         left_s = context.time_remaining()
-        deadline_s = self.peer.patience.deadline_s
-        if left_s is not None:
-            deadline_s = min(deadline_s, max(0.0, left_s - self._inferences.expected_s(len(images)) - ROUNDING_S))
-        with self._inferences.taken(len(images)):
-            answer = await self.peer.infer(images, k, deadline_s, wait_s)
+        until_s = math.inf if left_s is None else time.monotonic() + left_s - ROUNDING_S
+        with self._inferences.taken(len(images)) as in_hand:
+            answer = await self.peer.infer(images, k, wait_s=wait_s, until_s=until_s)
+        self._inferences.took(answer.chosen_s, in_hand)  # waiting for others says nothing of this machine
         tensors = {"log_p": answer.log_p_TL, "indices": answer.indices_TK, "weights": answer.weights_TK.float()}
         return encode({"run": home.run, "expert": self.peer.client, "answer": answer.facts()}, tensors)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError, RunError
 from .address import split_address
+from .answer import FACTS
 from .ask import SERVICE, busy, channel
 from .home import MOST_IMAGES
 from .peers_file import Network
@@ -106,9 +107,11 @@ class User:
             message = decode(reply, wanted, len(pixels_TCSS))
         except WireError as error:
             raise RunError(f"{self.address}: answered what cannot be used: {error}") from error
-        facts = message.head.get("answer")
-        if len(message.tensors["log_p"]) != len(pixels_TCSS) or not isinstance(facts, dict):
+        if len(message.tensors["log_p"]) != len(pixels_TCSS):
             raise RunError(f"{self.address}: answered {len(message.tensors['log_p'])} of {len(pixels_TCSS)} images")
+        facts = message.head.get("answer")
+        if not isinstance(facts, dict) or not facts.keys() >= FACTS:
+            raise RunError(f"{self.address}: says not all of how it answered; is it of another version of fedexperts?")
         log_p_TL, indices_TK, weights_TK = (message.tensors[name] for name in wanted)
         return Reply(log_p_TL, indices_TK, weights_TK, facts, time.monotonic() - began_s, len(data), len(reply))
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from fedexperts.contact.bound import Load, by_cluster, network, schedule, synchronous
+from fedexperts.contact.bound import Load, network, schedule, synchronous
 from fedexperts.contact.orbit import walker
 from fedexperts.contact.plan import Contact, ContactPlan, Rates
 from fedexperts.contact.presets import from_preset
@@ -48,7 +48,7 @@ def contacts(many: int, clusters: int = 5, seed: int = 0) -> ContactPlan:
 def bounded(plan: ContactPlan) -> int:
     """All bounds of all clusters; how many updates and rounds they hold."""
     total = 0
-    for mine in by_cluster(plan).values():
+    for mine in plan.by_cluster.values():
         any_way, ordered = (len(of(mine, LOAD, plan.horizon_s).steps) for of in (network, schedule))
         assert ordered <= any_way
         total += any_way + ordered + len(synchronous(mine, WHOLE))

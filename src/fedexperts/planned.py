@@ -14,7 +14,7 @@ from .report.words import count, duration, size, together, utc
 from .runs.allowed import allowed
 from .scenario import Prospect, Scenario
 from .setup.plan import Orbit, network_plan, orbit
-from .works import judged
+from .works import idle, judged
 
 TRACK_S = 5 * 3600.0
 """So much of the ground tracks is drawn, if the plan is not shorter: elements may not hold beyond it."""
@@ -78,8 +78,8 @@ def described(network: Prospect, plan: ContactPlan, found: Orbit | None, cycles:
     uploads_B = _uploads_B(method, list(clusters))
     for name, row in clusters.items():
         row["upload_B"] = uploads_B[name]
-        idle = method is not None and _idle(method, name)
-        row["verdict"] = verdict(plan, name, uploads_B[name], REMEDIES.get(network.plan.kind, "give it more days"), idle)
+        rests = method is not None and idle(link for link in method["links"].values() if link["cluster"] == name)
+        row["verdict"] = verdict(plan, name, uploads_B[name], REMEDIES.get(network.plan.kind, "give it more days"), rests)
     document: dict[str, Any] = {
         "name": network.name,
         "start": start,
@@ -122,12 +122,6 @@ def _method(network: Prospect, plan: ContactPlan, cycles: int | None) -> dict[st
         found = outlook(network, plan, cycles)
         return {**found, **judged(found, plan, [place.name for place in network.cluster])}
     return None
-
-
-def _idle(method: Mapping[str, Any], cluster: str) -> bool:
-    """Whether nothing at all is trained there."""
-    rounds = [row["rounds_per_cycle"] for row in method["links"].values() if row["cluster"] == cluster]
-    return None not in rounds and bool(rounds) and not sum(rounds)
 
 
 def _upload_of(network: Prospect, method: Mapping[str, Any] | None) -> str:

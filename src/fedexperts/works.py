@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .contact.plan import ContactPlan
@@ -62,11 +62,16 @@ def _told(method: Mapping[str, Any], plan: ContactPlan, cluster: str, links: Seq
     return (False if any(one is False for one, _ in both) else None), "; ".join(why for _, why in both)
 
 
+def idle(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether nothing at all is trained over these links."""
+    rounds = [row["rounds_per_cycle"] for row in rows]
+    return None not in rounds and bool(rounds) and not sum(rounds)
+
+
 def _link(method: Mapping[str, Any], plan: ContactPlan, cluster: str, links: Sequence[str]) -> Told:
     """Whether something is trained and arrives, whatever devices hold."""
     rows = [method["links"][link] for link in links]
-    rounds = [row["rounds_per_cycle"] for row in rows]
-    if None not in rounds and not sum(rounds):
+    if idle(rows):
         return False, f"nothing is trained; {_narrow(method, plan, cluster, links)}"
     experts = any(is_expert(part) for one in _carried(method, links) for part in one["up"])
     if any(row["experts_arrive"] if experts else row["updates"] for row in rows):
@@ -103,7 +108,7 @@ def _carried(method: Mapping[str, Any], links: Sequence[str]) -> list[Mapping[st
 
 def _narrow(method: Mapping[str, Any], plan: ContactPlan, cluster: str, links: Sequence[str]) -> str:
     """What the contacts have no room for."""
-    contacts = [contact for contact in plan.contacts if contact.cluster == cluster]
+    contacts = plan.by_cluster[cluster]
     up_B, down_B = (max((one[f"{way}link_B"] for one in _carried(method, links)), default=0) for way in ("up", "down"))
     if up_B > max(contact.carried_B("up", contact.start_s, contact.end_s) for contact in contacts):
         return f"{size(up_B)} up fit no contact"

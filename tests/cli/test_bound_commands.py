@@ -19,6 +19,7 @@ from fedexperts import Scenario
 from fedexperts.cli.main import main
 from fedexperts.errors import InputError
 from fedexperts.method.methods import prepare
+from fedexperts.planned import plan
 from fedexperts.runs.advise import advise, advised, wish
 from fedexperts.runs.constants import estimated
 from fedexperts.theory import MEANINGS
@@ -215,6 +216,23 @@ def test_what_nothing_reaches_names_the_nearest(tmp_path: Path) -> None:
         advised(path, wish("updates=2", "1 h", ["model.lora.rank=99"], []))
     found = advise(path, "updates=2", "1 h", ["model.lora.rank=1,99"])
     assert [row["changes"] for row in found["refused"]] == [["model.lora.rank=99"]]
+
+
+def test_a_limit_is_kept_to_the_byte(tmp_path: Path) -> None:
+    """Small models send kilobytes, and a limit in MB is not of whole ones."""
+    path = scenario(tmp_path, SLOW, RANKS)
+    row = advised(path, wish("updates=2", "1 h", [], []))["front"][0]
+    sent_B = round(1e6 * row["uplink_MB"])
+    assert sent_B == 2 * allowed_B(path)
+    advised(path, wish("updates=2", "1 h", [], [f"uplink_MB={sent_B / 1e6}"]))
+    with pytest.raises(InputError, match="nothing reaches updates=2 within the limits"):
+        advised(path, wish("updates=2", "1 h", [], [f"uplink_MB={(sent_B - 1) / 1e6}"]))
+
+
+def allowed_B(path: Path) -> int:
+    """What one update of a cluster takes up, by the bounds."""
+    found = plan(path, bound=True)["bound"]["clusters"]
+    return max(int(row["upload_B"]) for row in found.values())
 
 
 def test_the_baseline_is_advised_by_its_rounds(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import dry
 from fedexperts.contact.bound import (
     Bound,
     Load,
-    by_cluster,
     delivered_s,
     network,
     schedule,
@@ -197,7 +196,7 @@ def replayed(found: Bound, contacts: Sequence[Contact], load: Load) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_a_certificate_is_replayed(seed: int) -> None:
     case = dry.random_case(seed)
-    for name, contacts in by_cluster(case.plan).items():
+    for name, contacts in case.plan.by_cluster.items():
         load = case.load(name)
         finite = [c for c in contacts if all(math.isfinite(bps) for _, _, *both in c.pieces() for bps in both)]
         for found in (network(finite, load, case.plan.horizon_s), schedule(finite, load, case.plan.horizon_s)):
@@ -236,7 +235,7 @@ def check(case: dry.Case, path: Path) -> dict[str, list[float]]:
     gaps: dict[str, list[float]] = {"EmsFl": [], "network": [], "Eager": [], "Sync": []}
     for protocol_class in (EmsFl, EnhancedEmsFl, Sync, Eager):
         lines = dry.play(protocol_class, case, path)
-        for name, contacts in by_cluster(case.plan).items():
+        for name, contacts in case.plan.by_cluster.items():
             load, horizon_s = case.load(name), case.plan.horizon_s
             allowed = {"network": network(contacts, load, horizon_s).update_s}
             if protocol_class in (EmsFl, EnhancedEmsFl):

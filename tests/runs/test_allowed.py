@@ -12,7 +12,6 @@ import pytest
 import fingerprints
 import small
 from fedexperts import InputError, Scenario, run
-from fedexperts.contact.bound import by_cluster
 from fedexperts.contact.interchange import EXPORTS, plan_text
 from fedexperts.contact.plan import Contact, ContactPlan, round_robin
 from fedexperts.ledger import read
@@ -136,7 +135,7 @@ def test_mixtral_over_s_band_and_a_tiny_model_with_the_same_ratios(tmp_path: Pat
     plan = planned(prospect(document, tmp_path), None)[1]
 
     def at_contacts(name: str, times_s: list[float]) -> list[int]:
-        return [next(i for i, c in enumerate(by_cluster(plan)[name]) if t_s <= c.end_s + 1e-6) for t_s in times_s]
+        return [next(i for i, c in enumerate(plan.by_cluster[name]) if t_s <= c.end_s + 1e-6) for t_s in times_s]
 
     for name in "ab":
         came = at_contacts(name, updates_s(lines, name, [f"expert:{m}" for m in split[name]]))

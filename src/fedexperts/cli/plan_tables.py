@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from ..report.words import LINKS, link_rows, stage_rows, utc
+from ..report.words import LINKS, STAGES, link_rows, stage_rows, utc
 
 MOST_ROWS = 12
 NARROWEST = 4
@@ -58,7 +58,7 @@ def stage_table(method: Mapping[str, Any], width: int) -> Table:
     """What a contact is to carry, alike links in one row."""
     title = f"{method['protocol']}, {method['trained']}: what a contact carries for each device"
     table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for head in ("link", "stage", "up", "", "down", ""):
+    for head in STAGES:
         table.add_column(head, justify="left" if head else "right", no_wrap=not head, overflow="fold")
     table.columns[0].max_width = max(8, width // 5)
     for row in stage_rows(method):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from .plan import TIGHT_S, Contact, ContactPlan, Direction
+from .plan import TIGHT_S, Contact, Direction
 
 EASE = 2 * TIGHT_S
 """Share of bytes and rounds that simulated time may be spared by its own slacks, and then some."""
@@ -98,14 +98,6 @@ class Bound:
         """What most of the time goes to; None where there is no time."""
         longest = max(self.spent_s.items(), key=lambda entry: entry[1], default=None)
         return longest[0] if longest and longest[1] > 0 else None
-
-
-def by_cluster(plan: ContactPlan) -> dict[str, list[Contact]]:
-    """All clusters' contacts, in one pass over the plan."""
-    found: dict[str, list[Contact]] = {name: [] for name in plan.clusters}
-    for contact in plan.contacts:
-        found[contact.cluster].append(contact)
-    return found
 
 
 @dataclass(frozen=True)

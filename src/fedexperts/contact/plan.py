@@ -208,8 +208,15 @@ class ContactPlan:
     @property
     def reachable(self) -> tuple[str, ...]:
         """Clusters with at least one contact."""
-        seen = {contact.cluster for contact in self.contacts}
-        return tuple(cluster for cluster in self.clusters if cluster in seen)
+        return tuple(cluster for cluster, contacts in self.by_cluster.items() if contacts)
+
+    @cached_property
+    def by_cluster(self) -> dict[str, tuple[Contact, ...]]:
+        """The contacts of each cluster, in order."""
+        found: dict[str, list[Contact]] = {cluster: [] for cluster in self.clusters}
+        for contact in self.contacts:
+            found[contact.cluster].append(contact)
+        return {cluster: tuple(contacts) for cluster, contacts in found.items()}
 
     @cached_property
     def cycle_ends_s(self) -> tuple[float, ...]:

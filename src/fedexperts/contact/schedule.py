@@ -116,8 +116,7 @@ def statistics(plan: ContactPlan, stations: Sequence[Station] = ()) -> dict[str,
     places = {station.site.name: station for station in stations}
     days = plan.horizon_s / 86400
     result: dict[str, dict[str, Any]] = {}
-    for name in plan.clusters:
-        mine = [c for c in plan.contacts if c.cluster == name]
+    for name, mine in plan.by_cluster.items():
         durations_s = [c.end_s - c.start_s for c in mine]
         edges = [0.0, *(t for c in mine for t in (c.start_s, c.end_s)), plan.horizon_s]
         gaps_s = [b - a for a, b in zip(edges[::2], edges[1::2], strict=True)]
@@ -187,7 +186,7 @@ def verdict(plan: ContactPlan, cluster: str, upload_B: int, remedy: str = "give 
 
     ``remedy`` is what helps a cluster without contacts; ``idle``: nothing is trained there, and so nothing is uploaded.
     """
-    mine = [c for c in plan.contacts if c.cluster == cluster]
+    mine = plan.by_cluster[cluster]
     if not mine:
         never = f"never seen: no contact in {plan.horizon_s / 86400:.3g} days"
         return f"{never}; {remedy}"
@@ -239,7 +238,7 @@ def best_passes(
     by_name: Mapping[str, Satellite] = {satellite.name: satellite for satellite in satellites}
     rows = []
     for station in stations:
-        mine = [c for c in plan.contacts if c.cluster == station.site.name]
+        mine = plan.by_cluster[station.site.name]
         if not mine:
             continue
         site = station.site

@@ -14,10 +14,9 @@ from ..moe.parts import GATE, Tensors
 from ..moe.view import View
 from ..protocol.aligned import Aligned, Alignment, Client
 from ..protocol.link import ServerProtocol, Start
-from ..scenario import Scenario
-from ..setup.clients import default_deadline_s
 from ..setup.devices import Judges
 from ..setup.prepare import Prepared, prepare
+from . import told
 from .capacity import capacity_of, need
 from .method import Method
 
@@ -29,25 +28,11 @@ def alignment(prepared: Prepared) -> Alignment:
         InputError: the load bounds ask for more than all clients can carry together.
     """
     scenario = prepared.scenario
-    table = scenario.alignment
-    deadline_s = table.deadline_s or default_deadline_s(scenario, prepared.plan)
-    settings = table.model_dump(exclude={"capacity", "deadline_s"})
-    told = Alignment(
-        clients={name: Client(capacity_of(prepared, name), sum(host.samples)) for name, host in prepared.hosts.items()},
-        need=need(prepared, shared_of(scenario)),
-        deadline_s=deadline_s,
-        seed=scenario.seed,
-        estimated=table.capacity == "estimated",
-        **settings,
-    )
-    _check_loads(told, prepared.view.experts)
-    return told
-
-
-def shared_of(scenario: Scenario) -> frozenset[str]:
-    """Shared parts that clients train."""
-    shared = frozenset[str](scenario.train.shared)
-    return shared - {GATE} if scenario.alignment.gate == "frozen" else shared
+    clients = {name: Client(capacity_of(prepared, name), sum(host.samples)) for name, host in prepared.hosts.items()}
+    needed = need(prepared, told.aligned_shared(scenario, scenario.train))
+    found = told.alignment(scenario, prepared.plan, clients, needed)
+    _check_loads(found, prepared.view.experts)
+    return found
 
 
 def _check_loads(told: Alignment, experts: int) -> None:

@@ -16,6 +16,7 @@ from ..scenario import Scenario
 from ..setup.devices import Judges
 from ..setup.prepare import Prepared
 from ..tables import Load
+from . import told
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,7 @@ class Method:
 
 def start(prepared: Prepared, owned: Mapping[str, frozenset[str]]) -> Start:
     """What every protocol is told."""
-    scenario, train = prepared.scenario, prepared.scenario.train
-    return Start(
-        model=prepared.model,
-        clusters=tuple(prepared.hosts),
-        shared=frozenset(train.shared),
-        owned=owned,
-        cycles=min(train.cycles, len(prepared.plan.cycle_ends_s)),
-        samples={name: sum(host.samples) for name, host in prepared.hosts.items()},
-        lora=prepared.lora,
-        weights=train.weights,
-        overlap=train.overlap or ("mean" if scenario.plan.kind == "always-on" else "add"),
-        first_cycle=train.first_cycle,
-        max_rounds=train.max_rounds,
-    )
+    train = prepared.scenario.train
+    cycles = min(train.cycles, len(prepared.plan.cycle_ends_s))
+    samples = {name: sum(host.samples) for name, host in prepared.hosts.items()}
+    return told.start(prepared.scenario, train, prepared.model, owned, cycles, samples, prepared.lora)

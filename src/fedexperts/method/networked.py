@@ -31,6 +31,7 @@ from ..train.gating import random_picks
 from ..train.host import latest
 from ..train.member import NetworkClient, call_B
 from ..train.privacy import guarantee
+from . import told
 from .ladder import ladders
 from .method import Beginning, Method
 
@@ -79,12 +80,7 @@ def _check(prepared: Prepared) -> None:
             f'protocol = "networked": needs a model of model_type "networked_moe" with an extractor, not '
             f"{type(view.model).__name__}; set model.config or another model.path"
         )
-    wanted = 1 if table.control == "fedavg" else clients
-    if view.experts != wanted:
-        raise InputError(
-            f"model.config.num_experts = {view.experts}: must be {wanted}, one for each client"
-            f"{' of one averaged classifier' if table.control == 'fedavg' else ''}; change it or the number of devices"
-        )
+    told.check_experts(prepared.scenario, view.experts, clients)
     for name, k in (("networked.gate_top_k", table.gate_top_k), ("model.config.num_experts_per_tok", view.top_k)):
         if k is not None and k > view.experts and table.control is None:
             raise InputError(f"{name} = {k}: must be at most the number of clients, {view.experts}; each has one expert")
@@ -96,25 +92,9 @@ def _check(prepared: Prepared) -> None:
 
 def stages(prepared: Prepared) -> Stages:
     """What the server is told of the scenario and its clients."""
-    scenario, config = prepared.scenario, prepared.view.model.config
-    names = (
-        "extractor",
-        "extractor_cycles",
-        "expert_cycles",
-        "gate",
-        "gate_cycles",
-        "gate_participation",
-        "gate_patience",
-        "schedule",
-    )
-    return Stages(
-        samples={name: sum(host.samples) for name, host in prepared.hosts.items()},
-        representation_size=int(config.representation_size),  # type: ignore[arg-type,union-attr]  # a Hugging Face config
-        latent_size=int(config.latent_size),  # type: ignore[arg-type,union-attr]
-        seed=scenario.seed,
-        control=scenario.networked.control,
-        **{name: getattr(scenario.networked, name) for name in names},
-    )
+    config: Any = prepared.view.model.config
+    samples = {name: sum(host.samples) for name, host in prepared.hosts.items()}
+    return told.stages(prepared.scenario, samples, int(config.representation_size), int(config.latent_size))
 
 
 SIMULATED = "The noise of a simulated run comes from the scenario's seed: it shows what noise costs, and hides nothing."

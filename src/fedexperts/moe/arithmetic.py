@@ -14,11 +14,8 @@ from typing import Any
 from .document import MOST_EXPERTS, Fields, UnclearError
 from .kinds import Kind, kind_of
 from .layouts import FAMILIES, Family, heads, swiglu
-from .outline import Body, Layer, Outline, Shape, Shapes
+from .outline import ACTIVATIONS, Body, Layer, Outline, Shape, Shapes
 from .own_types import OWN_TYPES
-
-ACTIVATIONS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "mellum", "granitemoe")
-"""Model types whose attention and feed-forward layers `size.activations_B` describes."""
 
 
 def outline(document: Any, kind: Kind | None = None, outputs: int | None = None) -> Outline | None:

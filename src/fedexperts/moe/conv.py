@@ -22,12 +22,10 @@ from transformers import AutoConfig, AutoModelForImageClassification, Pretrained
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from .layer import MoELayer
+from .own_types import GATE_GRID
 
 GROUPS = 4
 """Of the stem's channels, normalised together."""
-GATE_GRID = 4
-"""The gate sees the stem's means over a grid of so many rows and columns."""
-
 LAYOUT = torch.channels_last
 """In memory: pooling is several times faster like this on a CPU."""
 

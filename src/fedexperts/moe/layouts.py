@@ -6,7 +6,7 @@ Letters as in `outline`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .document import Fields, UnclearError
@@ -100,16 +100,10 @@ def _olmoe(c: Fields, i: int) -> Shapes:
     return {**_with_bias(c, i), "q_norm.weight": (D,), "k_norm.weight": (D // H * G,)}
 
 
-def _types(c: Fields, usual: Callable[[int], str], choices: tuple[str, ...]) -> list[str]:
-    number = c.count("num_hidden_layers")
-    return list(c.listed("layer_types", number, choices, [usual(i) for i in range(number)]))
-
-
-def _next_types(c: Fields) -> list[str]:
-    every = c.count_or("full_attention_interval", 4)
-    return _types(
-        c, lambda i: "linear_attention" if (i + 1) % every else "full_attention", ("linear_attention", "full_attention")
-    )
+def _is_linear(c: Fields, i: int, usual: Callable[[int], bool]) -> bool:
+    """Whether a layer has linear attention: as the config lists them, or else as is usual."""
+    number, names = c.count("num_hidden_layers"), ("full_attention", "linear_attention")
+    return c.listed("layer_types", number, names, [names[usual(layer)] for layer in range(number)])[i] == names[True]
 
 
 def _delta(c: Fields, apart: bool) -> dict[str, tuple[int, ...]]:
@@ -135,7 +129,8 @@ def _delta(c: Fields, apart: bool) -> dict[str, tuple[int, ...]]:
 
 def _next(apart: bool) -> Callable[[Fields, int], Shapes]:
     def attention(c: Fields, i: int) -> Shapes:
-        if _next_types(c)[i] == "linear_attention":
+        every = c.count_or("full_attention_interval", 4)
+        if _is_linear(c, i, lambda layer: (layer + 1) % every != 0):
             return _delta(c, apart)
         d, bias = heads(c)[2], c.flag("attention_bias")
         return {**_projections(c, bias, bias, doubled=2), "q_norm.weight": (d,), "k_norm.weight": (d,)}
@@ -144,10 +139,7 @@ def _next(apart: bool) -> Callable[[Fields, int], Shapes]:
 
 
 def _minimax(c: Fields, i: int) -> Shapes:
-    types = _types(
-        c, lambda i: "linear_attention" if (i + 1) % 2 == 0 else "full_attention", ("linear_attention", "full_attention")
-    )
-    if types[i] == "full_attention":
+    if not _is_linear(c, i, lambda layer: layer % 2 == 1):
         return _without_bias(c, i)
     D, (H, _, d) = c.count("hidden_size"), heads(c)
     sizes = {"qkv_proj": (3 * H * d, D), "out_proj": (D, H * d), "output_gate": (H * d, D)}
@@ -227,18 +219,32 @@ def _sizes(V: int, D: int, F: int | None, layers: int, H: int, G: int, E: int, K
     return {**_COMMON, **counts, **sizes, "num_key_value_heads": G, "num_experts_per_tok": K, **others}
 
 
-_LINEAR = {
+_NEXT = {
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "head_dim": 256,
     "linear_conv_kernel_dim": 4,
     "linear_key_head_dim": 128,
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
 }
-_MIXTRAL = _sizes(32000, 4096, 14336, 32, 32, 8, 8, 2)
-_GRANITE = _sizes(32000, 4096, 11008, 32, 32, 32, 8, 2, shared_intermediate_size=0)
+_MIXTRAL = Family(
+    _sizes(32000, 4096, 14336, 32, 32, 8, 8, 2), _without_bias, "num_local_experts", "num_experts", "intermediate_size"
+)
+_GRANITE = Family(
+    _sizes(32000, 4096, 11008, 32, 32, 32, 8, 2, shared_intermediate_size=0),
+    _with_bias,
+    "num_local_experts",
+    None,
+    "intermediate_size",
+    block="block_sparse_moe",
+    gate="router",
+    classifies=False,
+)
 _STEPS = {"decoder_sparse_step": 1}
 FAMILIES: dict[str, Family] = {
-    "mixtral": Family(_MIXTRAL, _without_bias, "num_local_experts", "num_experts", "intermediate_size"),
+    "mixtral": _MIXTRAL,
     "qwen2_moe": Family(
         _sizes(
             151936,
@@ -268,41 +274,14 @@ FAMILIES: dict[str, Family] = {
         sparse=_stepped,
     ),
     "qwen3_next": Family(
-        _sizes(
-            151936,
-            2048,
-            5632,
-            48,
-            16,
-            2,
-            512,
-            10,
-            moe_intermediate_size=512,
-            shared_expert_intermediate_size=512,
-            head_dim=256,
-            **_LINEAR,
-            **_STEPS,
-        ),
+        _sizes(151936, 2048, 5632, 48, 16, 2, 512, 10, **_NEXT, **_STEPS),
         _next(apart=False),
         alias=None,
         sparse=_stepped,
         beside=_shared,
     ),
     "qwen3_5_moe_text": Family(
-        _sizes(
-            248320,
-            2048,
-            None,
-            40,
-            16,
-            2,
-            256,
-            8,
-            moe_intermediate_size=512,
-            shared_expert_intermediate_size=512,
-            head_dim=256,
-            **_LINEAR,
-        ),
+        _sizes(248320, 2048, None, 40, 16, 2, 256, 8, **_NEXT),
         _next(apart=True),
         alias=None,
         beside=_shared,
@@ -321,27 +300,8 @@ FAMILIES: dict[str, Family] = {
         norms=("post_attention_layernorm", "post_feedforward_layernorm"),
         classifies=False,
     ),
-    "granitemoe": Family(
-        _GRANITE,
-        _with_bias,
-        "num_local_experts",
-        None,
-        "intermediate_size",
-        block="block_sparse_moe",
-        gate="router",
-        classifies=False,
-    ),
-    "granitemoeshared": Family(
-        _GRANITE,
-        _with_bias,
-        "num_local_experts",
-        None,
-        "intermediate_size",
-        beside=_granite_shared,
-        block="block_sparse_moe",
-        gate="router",
-        classifies=False,
-    ),
+    "granitemoe": _GRANITE,
+    "granitemoeshared": replace(_GRANITE, beside=_granite_shared),
     "mellum": Family(
         _sizes(98304, 2304, 7168, 28, 32, 4, 64, 8, moe_intermediate_size=896, head_dim=128, norm_topk_prob=True),
         _norms_of_heads,
@@ -350,7 +310,7 @@ FAMILIES: dict[str, Family] = {
         sparse=_mellum_sparse,
         classifies=False,
     ),
-    "minimax": Family(_MIXTRAL, _minimax, "num_local_experts", "num_experts", "intermediate_size"),
+    "minimax": replace(_MIXTRAL, attention=_minimax),
     "deepseek_v2": Family(
         _sizes(
             102400,

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-from .arithmetic import ACTIVATIONS
 from .auto import AUTO
 from .blocks import Projection
 from .config import parsed, read_document, refusing
 from .document import config_path
 from .families import check_family
 from .kinds import Kind, kind_of
-from .outline import Body, Layer, Outline, Shape
+from .outline import ACTIVATIONS, Body, Layer, Outline, Shape
 from .parts import BACKBONE, GATE, HEAD, Tensors
 from .view import View
 

@@ -17,6 +17,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Tensors by name."""
 HEADS = ("score", "classifier", "lm_head", "head")
 """What the names of a head's tensors begin with."""
+ACTIVATIONS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "mellum", "granitemoe")
+"""Model types whose attention and feed-forward layers `size.activations_B` describes, by their `Shape`."""
 LORA_A, LORA_B = ".lora_A", ".lora_B"
 """How the names of an adapter's factors end."""
 

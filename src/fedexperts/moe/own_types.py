@@ -14,9 +14,9 @@ Tensors = tuple[int, tuple[Layer, ...], Shapes]
 """K, MoE layers, and all other tensors."""
 Sizes = dict[str, tuple[int, ...]]
 GATE_GRID = 4
-"""As in `conv`."""
+"""The gate of a `conv` sees the stem's means over a grid of so many rows and columns."""
 EXPERT_LAYERS = 4
-"""As in `resnet`."""
+"""Linear layers of an expert of `resnet`, Sec. IV-A."""
 
 
 @dataclass(frozen=True)

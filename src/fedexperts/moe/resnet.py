@@ -21,12 +21,11 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..errors import InputError
 from .layer import MoELayer, outputs
+from .own_types import EXPERT_LAYERS
 from .routing import Top1
 
 CHANNELS_PER_GROUP = 8
 """Of every GroupNorm: the narrowest model's first norms are then over all channels, and any width that is a multiple fits."""
-EXPERT_LAYERS = 4
-"""Linear layers of an expert, Sec. IV-A."""
 
 
 class NetworkedMoEConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped

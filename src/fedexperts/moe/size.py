@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from .arithmetic import ACTIVATIONS
-from .outline import Outline, Shape, count
+from .outline import ACTIVATIONS, Outline, Shape, count
 from .parts import GATE, NotMoEError, expert, is_expert
 
 PRECISION_B = {"bfloat16": 2, "float32": 4}

@@ -144,7 +144,7 @@ class Links:
 
 def together(plan: ContactPlan, here: str, there: str) -> Windows:
     """When two places are both in contact, and how fast a message then travels up from one and down to the other."""
-    mine, theirs = ([c for c in plan.contacts if c.cluster == place] for place in (here, there))
+    mine, theirs = (plan.by_cluster[place] for place in (here, there))
     rows, i, j = [], 0, 0
     while i < len(mine) and j < len(theirs):
         a, b = mine[i], theirs[j]

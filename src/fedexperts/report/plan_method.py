@@ -8,11 +8,10 @@ from typing import Any
 
 from .page import html_table, text_row, warnings_html
 from .plan_text import megabytes, number
-from .words import LINKS, duration, link_rows, stage_rows, utc
+from .words import LINKS, STAGES, duration, link_rows, stage_rows, utc
 
 MOST_LISTED = 20_000
 """So many rows a browser still scrolls."""
-STAGES = ("link", "stage", "up", "", "down", "")
 
 
 def method_section(document: Mapping[str, Any]) -> str:

@@ -81,6 +81,7 @@ def link_rows(method: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
+STAGES = ("link", "stage", "up", "", "down", "")
 LINKS = ("cluster", "contacts", "lost", "rounds", "up", "down", "radio J", "compute", "idle", "total J")
 
 
@@ -94,7 +95,7 @@ def _number(value: float | None) -> str:
 
 
 def stage_rows(method: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of what a contact carries: link, stage, up, its size, down, its size; alike links in one row.
+    """Cells of what a contact carries, as `STAGES` heads them; alike links in one row.
 
     Clients of one stage, who change places from round to round, are told of by who carries most.
     """

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contact.bound import MOST_UPDATES, by_cluster, schedule, synchronous
+from ..contact.bound import MOST_UPDATES, synchronous
 from ..contact.plan import ContactPlan
 from ..errors import InputError
 from ..scenario import Prospect
 from ..setup.plan import network_plan
-from .allowed import Owners, Sizes, check_rates, sizes, taken
+from .allowed import Owners, Sizes, check_rates, in_its_order, sizes, taken
 
 UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 RESOURCES = {
@@ -192,17 +192,13 @@ def _option(
 
 
 def _reached(scenario: Prospect, plan: ContactPlan, known: Sizes, dealt: Owners, wanted: Wish) -> dict[str, Any]:
-    windows, k = by_cluster(plan), wanted.updates
+    windows, k = plan.by_cluster, wanted.updates
     busy = [name for name in dealt if dealt[name] or scenario.protocol == "sync"]
     if scenario.protocol == "sync":
         ends_s = {name: synchronous(windows[name], known.whole(name), k) for name in busy}
         steps: dict[str, Any] = {}
     else:
-        from_start = scenario.train is not None and scenario.train.first_cycle == "paper"
-        bounds = {
-            name: schedule(windows[name], known.load(name, dealt[name]), plan.horizon_s, k, from_start=from_start)
-            for name in busy
-        }
+        bounds = in_its_order(scenario, plan, {name: known.load(name, dealt[name]) for name in busy}, k)
         ends_s, steps = {name: bound.update_s for name, bound in bounds.items()}, bounds
     most = min((len(times_s) for times_s in ends_s.values()), default=0)
     by_then = min((sum(t_s <= wanted.by_s for t_s in times_s) for times_s in ends_s.values()), default=0)
@@ -213,8 +209,8 @@ def _reached(scenario: Prospect, plan: ContactPlan, known: Sizes, dealt: Owners,
     worst = {key: max(row[key] for row in rows) for key in ("uplink_B", "downlink_B", "device_J")}
     return {
         "hours": round(stands_s / 3600, 3),
-        "uplink_MB": round(worst["uplink_B"] / 1e6, 3),
-        "downlink_MB": round(worst["downlink_B"] / 1e6, 3),
+        "uplink_MB": worst["uplink_B"] / 1e6,
+        "downlink_MB": worst["downlink_B"] / 1e6,
         "device_J": worst["device_J"],
         "updates": by_then,
     }

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..contact.bound import MOST_UPDATES, Bound, Load, by_cluster, delivered_s, network, schedule, synchronous
+from ..contact.bound import MOST_UPDATES, Bound, Load, delivered_s, network, schedule, synchronous
 from ..contact.orbit import beside
 from ..contact.plan import FASTEST_BPS, Contact, ContactPlan, Direction
 from ..drive.classes import DeviceClass
@@ -20,11 +20,10 @@ from ..errors import InputError
 from ..moe.parts import in_order, is_expert
 from ..own import is_own
 from ..scenario import BY_CLIENT, Prospect
-from ..setup.clients import device_classes
+from ..setup.clients import cluster_kinds
 from ..setup.plan import Orbit
-from ..tables import Train
 from ..train.task import Task
-from .imagined import Imagined, outline_of
+from .imagined import Imagined, imagined
 
 Owners = Mapping[str, frozenset[str]]
 MOST_SATELLITES = 50
@@ -83,19 +82,14 @@ def sizes(scenario: Prospect, owners: Owners | None = None) -> tuple[Sizes, Owne
             f"protocol = {scenario.protocol!r}: bounds are of protocols whose clusters own experts; use ems-fl, "
             "ems-fl-enhanced or sync"
         )
-    train = scenario.train or Train(cycles=1)
-    world = Imagined(scenario, scenario.model, outline_of(scenario.model, scenario), train)
-    world.check(sum(place.devices for place in scenario.cluster))
+    world = imagined(scenario)
+    train = world.train
     trained = [part for part in world.pieces if is_expert(part) or part in train.shared]
     names = [place.name for place in scenario.cluster]
     dealt = world.owned(names) if owners is None else {name: frozenset(owners.get(name, ())) for name in names}
     if owners is not None:
         _check_owners(owners, names, [part for part in trained if is_expert(part)])
-    classes = device_classes(scenario)
-    kinds = {
-        place.name: classes[place.device if isinstance(place.device, str) else next(iter(place.device))]
-        for place in scenario.cluster
-    }
+    kinds = cluster_kinds(scenario)
     flops = {name: _cheapest(world, mine) for name, mine in dealt.items()}
     every = world.flops(Task(frozenset(trained)))
     timed = train.seconds_per_round != "device" or all(flops.values())
@@ -119,9 +113,9 @@ def sizes(scenario: Prospect, owners: Owners | None = None) -> tuple[Sizes, Owne
 
 
 def _cheapest(world: Imagined, mine: frozenset[str]) -> int:
-    """FLOPs of the cheapest step that trains some of these experts."""
-    tasks = [Task(frozenset(some), route=frozenset(some)) for some in ({part} for part in mine)]
-    return min((world.flops(task) for task in tasks), default=0)
+    """FLOPs of the cheapest step that trains some of these experts: one, which all cost alike."""
+    one = frozenset(sorted(mine)[:1])
+    return world.flops(Task(one, route=one)) if mine else 0
 
 
 def check_rates(plan: ContactPlan) -> None:
@@ -164,11 +158,10 @@ def allowed(
     check_rates(plan)
     known, dealt = sizes(scenario, owners)
     wanted = scenario.train.cycles if scenario.train else MOST_UPDATES
-    windows, notes = by_cluster(plan), list[str]()
+    windows, notes = plan.by_cluster, list[str]()
     loads = {name: known.load(name, mine) for name, mine in dealt.items()}
-    from_start = scenario.train is not None and scenario.train.first_cycle == "paper"
     any_way = {name: network(windows[name], load, plan.horizon_s) for name, load in loads.items()}
-    ordered = {name: schedule(windows[name], load, plan.horizon_s, from_start=from_start) for name, load in loads.items()}
+    ordered = in_its_order(scenario, plan, loads)
     idle = [name for name, mine in dealt.items() if not mine]
     if idle:
         notes.append(f"{', '.join(idle)} own no expert: they have nothing to update")
@@ -190,9 +183,20 @@ def allowed(
             "clusters": {name: {"round_s": _seconds(ends)} for name, ends in rounds.items()},
         },
         "final": _final(known, dealt, busy, windows, ordered, min(wanted, MOST_UPDATES)),
-        "helps": _helps(scenario, plan, found, owners, busy, ordered, wanted) if helps and busy else [],
+        "helps": _helps(scenario, plan, found, owners, loads, {name: ordered[name] for name in busy}, wanted)
+        if helps and busy
+        else [],
         "notes": notes,
     }
+
+
+def in_its_order(
+    scenario: Prospect, plan: ContactPlan, loads: Mapping[str, Load], most: int = MOST_UPDATES
+) -> dict[str, Bound]:
+    """The bounds of clusters in EMS-FL's order, as the scenario begins its first cycle."""
+    from_start = scenario.train is not None and scenario.train.first_cycle == "paper"
+    windows = plan.by_cluster
+    return {name: schedule(windows[name], load, plan.horizon_s, most, from_start) for name, load in loads.items()}
 
 
 def _seconds(times_s: Sequence[float]) -> list[float]:
@@ -296,36 +300,38 @@ def _helps(
     plan: ContactPlan,
     found: Orbit | None,
     owners: Owners | None,
-    busy: Sequence[str],
+    loads: Mapping[str, Load],
     ordered: Mapping[str, Bound],
     wanted: int,
 ) -> list[dict[str, Any]]:
     """Single changes, each computed again: when the same updates stand then, and how many the plan has room for."""
     model = scenario.model
     assert model is not None  # `sizes` has asked
-    k = max(1, min([wanted, *(len(ordered[name].steps) for name in busy)]))
-    trials: list[tuple[str, Prospect, ContactPlan]] = [("twice the rate", scenario, faster(plan, 2.0))]
+
+    def sized(**table: Any) -> dict[str, Load]:
+        known, dealt = sizes(scenario.changed(model=table), owners)
+        return {name: known.load(name, mine) for name, mine in dealt.items()}
+
+    trials: list[tuple[str, ContactPlan, Mapping[str, Load]]] = [("twice the rate", faster(plan, 2.0), loads)]
     if model.uplink != "int8":
-        trials.append(("uplink in int8", scenario.changed(model={"uplink": "int8"}), plan))
+        trials.append(("uplink in int8", plan, sized(uplink="int8")))
     if model.lora is not None and model.lora.rank > 1:
         half = model.lora.model_copy(update={"rank": model.lora.rank // 2}).model_dump()
-        trials.append((f"rank {model.lora.rank // 2}", scenario.changed(model={"lora": half}), plan))
+        trials.append((f"rank {model.lora.rank // 2}", plan, sized(lora=half)))
     if found is not None and len(found.satellites) <= MOST_SATELLITES:
-        trials.append((f"a mask {LOWER_DEG:g}° lower", scenario, lower(found, LOWER_DEG).plan()))
-        trials.append(("one more satellite", scenario, replace(found, satellites=one_more(found)).plan()))
-    rows = [_row("as it is", ordered, busy, k)]
-    for name, changed, over in trials:
-        known, dealt = sizes(changed, owners)
-        windows, start = by_cluster(over), changed.train is not None and changed.train.first_cycle == "paper"
-        bounds = {c: schedule(windows[c], known.load(c, dealt[c]), over.horizon_s, from_start=start) for c in busy}
-        rows.append(_row(name, bounds, busy, k))
+        trials.append((f"a mask {LOWER_DEG:g}° lower", lower(found, LOWER_DEG).plan(), loads))
+        trials.append(("one more satellite", replace(found, satellites=one_more(found)).plan(), loads))
+    k = max(1, min([wanted, *(len(bound.steps) for bound in ordered.values())]))
+    rows = [_row("as it is", ordered, k)]
+    for name, over, changed in trials:
+        rows.append(_row(name, in_its_order(scenario, over, {cluster: changed[cluster] for cluster in ordered}), k))
     return rows
 
 
-def _row(name: str, bounds: Mapping[str, Bound], busy: Sequence[str], k: int) -> dict[str, Any]:
-    many = min(len(bounds[cluster].steps) for cluster in busy)
-    stands_s = max(bounds[cluster].update_s[k - 1] for cluster in busy) if many >= k else None
-    return {"change": name, "update": k, "stands_s": None if stands_s is None else round(stands_s, 6), "updates": many}
+def _row(name: str, bounds: Mapping[str, Bound], k: int) -> dict[str, Any]:
+    many = min(len(bound.steps) for bound in bounds.values())
+    stands_s = round(max(bound.update_s[k - 1] for bound in bounds.values()), 6) if many >= k else None
+    return {"change": name, "update": k, "stands_s": stands_s, "updates": many}
 
 
 def faster(plan: ContactPlan, times: float) -> ContactPlan:

@@ -15,6 +15,7 @@ from ..assign.scores import Need, experts_that_fit
 from ..contact.plan import ContactPlan
 from ..drive.classes import DeviceClass
 from ..errors import InputError
+from ..method import told
 from ..moe.document import HUB_NAME
 from ..moe.kinds import FOR_TASK
 from ..moe.outline import Outline, Shapes, count
@@ -23,17 +24,18 @@ from ..moe.size import ADAMW_B, FLOAT32_B, PRECISION_B, Held, Phase, Training, W
 from ..moe.sized import described, named
 from ..protocol.aligned import Aligned, Alignment, Client
 from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
-from ..protocol.link import ServerProtocol, Start
-from ..protocol.networked import Networked, Stages
+from ..protocol.link import ServerProtocol
+from ..protocol.networked import Networked
 from ..protocol.sync import Sync
 from ..scenario import BY_CLIENT, Prospect
-from ..setup.clients import capacity_over, default_deadline_s
+from ..setup.clients import capacity_over
 from ..tables import Model, Train
 from ..train.dry import Blank
 from ..train.task import Task
 from ..train.wire import Typed, wire_B
 
-STAGES = ("extractor", "gate", "gate_participation", "gate_patience", "schedule")
+LENGTHS = ("extractor_cycles", "expert_cycles", "gate_cycles")
+"""Of the stages of a Networked MoE."""
 
 
 def outline_of(model: Model, scenario: Prospect) -> Outline:
@@ -57,6 +59,18 @@ def outline_of(model: Model, scenario: Prospect) -> Outline:
             "folder, a config.json or a hub name, owner/name"
         )
     return named(model.path or "", kind, outputs)
+
+
+def imagined(scenario: Prospect, cycles: int = 1) -> Imagined:
+    """A scenario's model and training, checked; without ``[train]`` its defaults hold, and so many cycles.
+
+    Raises:
+        InputError: see `outline_of` and `Imagined.check`.
+    """
+    assert scenario.model is not None  # whoever asks has looked
+    world = Imagined(scenario, scenario.model, outline_of(scenario.model, scenario), scenario.train or Train(cycles=cycles))
+    world.check()
+    return world
 
 
 @dataclass(frozen=True)
@@ -140,45 +154,31 @@ class Imagined:
         experts = [part for part in self.pieces if is_expert(part)]
         return {name: frozenset(experts[i :: len(clusters)]) for i, name in enumerate(clusters)}
 
-    def protocol(self, links: Sequence[str], cycles: int, told: Alignment | None, short: bool) -> ServerProtocol:
+    def protocol(self, links: Sequence[str], cycles: int, alignment: Alignment | None, short: bool) -> ServerProtocol:
         """The server's side for these links; ``short``: stages of a few cycles, to see one of each."""
-        table, train, samples = self.scenario.networked, self.train, dict.fromkeys(links, 1)
-        start = Start(
-            model=dict(self.pieces),
-            clusters=tuple(links),
-            shared=self.shared,
-            owned=self.owned(links),
-            cycles=cycles,
-            samples=samples,
-            weights=train.weights,
-            overlap=train.overlap or ("mean" if self.scenario.plan.kind == "always-on" else "add"),
-            first_cycle=train.first_cycle,
-            max_rounds=train.max_rounds,
-        )
+        samples = dict.fromkeys(links, 1)
+        start = told.start(self.scenario, self.train, dict(self.pieces), self.owned(links), cycles, samples)
         match self.scenario.protocol:
             case "sync":
                 return Sync(start)
             case "ems-fl":
                 return EmsFl(start)
             case "ems-fl-enhanced":
-                return EnhancedEmsFl(start, gate_tail_cycles=min(train.gate_tail_cycles, 2 if short else cycles))
+                return EnhancedEmsFl(start, gate_tail_cycles=min(self.train.gate_tail_cycles, 2 if short else cycles))
             case "aligned":
-                assert told is not None
-                return Aligned(start, told)
+                assert alignment is not None
+                return Aligned(start, alignment)
             case "networked":
-                lengths = {name: getattr(table, name) for name in ("extractor_cycles", "expert_cycles", "gate_cycles")}
-                lengths = {name: min(2, length) for name, length in lengths.items()} if short else lengths
-                others = {name: getattr(table, name) for name in STAGES}
-                size, seed, latent = self.representation_size, self.scenario.seed, self.latent_size
-                return Networked(start, Stages(samples, size, seed, latent, control=table.control, **lengths, **others))
+                stages = told.stages(self.scenario, samples, self.representation_size, self.latent_size)
+                few = {name: min(2, getattr(stages, name)) for name in LENGTHS}
+                return Networked(start, replace(stages, **few) if short else stages)
         raise AssertionError(f"{self.scenario.protocol}: of the user's own, which `check` goes through")
 
     def short_cycles(self) -> int:
         """Cycles of a protocol with short stages: enough to see each contact that differs from the last."""
         table = self.scenario.networked
         if self.scenario.protocol == "networked":
-            lengths = (table.extractor_cycles, table.expert_cycles, table.gate_cycles)
-            return 3 if table.control else sum(min(2, length) for length in lengths) or 1
+            return 3 if table.control else sum(min(2, getattr(table, name)) for name in LENGTHS) or 1
         tail = self.scenario.protocol == "ems-fl-enhanced" and min(2, self.train.gate_tail_cycles)
         return 4 + int(tail)
 
@@ -217,16 +217,8 @@ class Imagined:
 
     def alignment(self, plan: ContactPlan, kinds: Mapping[str, DeviceClass]) -> Alignment:
         """What a server of alignment is told; capacities follow the plan's contacts."""
-        table = self.scenario.alignment
-        shared = self.shared - {GATE} if table.gate == "frozen" else self.shared
-        return Alignment(
-            clients={name: Client(capacity_over(plan, name, kind), 1) for name, kind in kinds.items()},
-            need=self.need(shared),
-            deadline_s=table.deadline_s or default_deadline_s(self.scenario, plan),
-            seed=self.scenario.seed,
-            estimated=table.capacity == "estimated",
-            **table.model_dump(exclude={"capacity", "deadline_s"}),
-        )
+        clients = {name: Client(capacity_over(plan, name, kind), 1) for name, kind in kinds.items()}
+        return told.alignment(self.scenario, plan, clients, self.need(told.aligned_shared(self.scenario, self.train)))
 
     def memory(self, experts: int, load: str | None) -> dict[str, Phase]:
         """Peak bytes of a device with so many experts, by phase of the scenario's protocol, as far as they are known."""
@@ -246,7 +238,7 @@ class Imagined:
                 tail = {"gate_tail": held.training(held.apart, M, 0, gate, beside=beside)}
                 return {**found, **(tail if self.train.gate_tail_cycles else {})}
             case "aligned":
-                gate = gate and self.scenario.alignment.gate != "frozen"
+                gate = GATE in told.aligned_shared(self.scenario, self.train)
                 return {"training": held.training(held.loaded, experts, experts, gate, masked=True, beside=beside)}
             case "networked":
                 backbone = count(self.model.parts[BACKBONE])
@@ -257,17 +249,17 @@ class Imagined:
                 }
         raise AssertionError(f"{self.scenario.protocol}: of the user's own, which `check` goes through")
 
-    def carries(self, told: Alignment | None, link: str) -> int:
+    def carries(self, alignment: Alignment | None, link: str) -> int:
         """Experts that a link's devices are to hold at once."""
         if self.scenario.protocol == "sync":
             return self.model.experts
-        if told is None:
+        if alignment is None:
             return -(-self.model.experts // len(self.scenario.cluster)) if self.scenario.protocol != "networked" else 1
-        most = min(self.model.experts, told.max_experts or self.model.experts)
-        return experts_that_fit(told.clients[link].capacity, told.need, told.deadline_s, most)[0]
+        most = min(self.model.experts, alignment.max_experts or self.model.experts)
+        return experts_that_fit(alignment.clients[link].capacity, alignment.need, alignment.deadline_s, most)[0]
 
-    def check(self, links: int) -> None:
-        """Whether the method can be played with so many links.
+    def check(self) -> None:
+        """Whether the method can be played.
 
         Raises:
             InputError: the model is of another kind than the method needs, has not the parts that are to be trained, or not an
@@ -278,7 +270,7 @@ class Imagined:
                 'assignment.granularity = "layer": is for EMS-FL; clients are assigned whole experts, use "global"'
             )
         if self.scenario.protocol == "networked":
-            self._check_networked(links)
+            self._check_networked()
         if unknown := self.shared - set(self.model.parts):
             raise InputError(f"train.shared = {sorted(unknown)}: the model has no such part; it has {sorted(self.model.parts)}")
         sizes = self.model.projections
@@ -291,15 +283,10 @@ class Imagined:
                     "lower it, or leave out lora to train full parameters"
                 )
 
-    def _check_networked(self, links: int) -> None:
-        fedavg = self.scenario.networked.control == "fedavg"
+    def _check_networked(self) -> None:
         if self.model.model_type != "networked_moe":
             raise InputError(
                 f'protocol = "networked": needs a model of model_type "networked_moe" with an extractor, not '
                 f"{self.model.model_type!r}; set model.config or another model.path"
             )
-        if self.model.experts != (wanted := 1 if fedavg else links):
-            raise InputError(
-                f"model.config.num_experts = {self.model.experts}: must be {wanted}, one for each client"
-                f"{' of one averaged classifier' if fedavg else ''}; change it or the number of devices"
-            )
+        told.check_experts(self.scenario, self.model.experts, sum(place.devices for place in self.scenario.cluster))

@@ -22,10 +22,9 @@ from ..moe.parts import GATE, in_order, is_expert
 from ..moe.size import forward_flops
 from ..protocol.aligned import Alignment
 from ..scenario import BY_CLIENT, Prospect
-from ..setup.clients import client_plan, clients, device_classes
-from ..tables import Train
+from ..setup.clients import client_plan, clients, cluster_kinds, device_classes
 from ..train.dry import DryHost, Imaginary
-from .imagined import Imagined, outline_of
+from .imagined import Imagined, imagined
 
 MOST_CONTACTS, MOST_LINKS, MOST_CLIENTS = 2000, 50, 100_000
 """So many contacts are played, and links seen in ideal ones: a second or two. A longer plan is told of by its first cycles."""
@@ -60,22 +59,20 @@ def outlook(scenario: Prospect, plan: ContactPlan, cycles: int | None = None) ->
     Raises:
         InputError: the model, or what is to be trained of it, is not there.
     """
-    assert scenario.model is not None
     ends_s = plan.cycle_ends_s
-    train = scenario.train or Train(cycles=max(1, len(ends_s)))
-    wanted = cycles or train.cycles
-    world = Imagined(scenario, scenario.model, outline_of(scenario.model, scenario), train)
-    world.check(sum(place.devices for place in scenario.cluster))
+    world = imagined(scenario, max(1, len(ends_s)))
+    wanted = cycles or world.train.cycles
     links = _Links(scenario, plan, world)
-    known_flops = bool(forward_flops(world.model, 1)) and train.batch_size != "full"
+    known_flops = bool(forward_flops(world.model, 1)) and world.train.batch_size != "full"
     played = _played(world, links, wanted, known_flops)
+    split = world.model.split(scenario.assignment.granularity)
     return {
         "protocol": scenario.protocol,
         "by_client": scenario.protocol in BY_CLIENT,
         "trained": "adapters" if world.rank else "full parameters",
         "parts": {
             part: {
-                "parameters": count(world.model.split(scenario.assignment.granularity)[part]),
+                "parameters": count(split[part]),
                 "trained_parameters": count(world.leaves[part]),
                 "piece_B": world.pieces[part].size_B,
                 "upload_B": world.upload_B[part],
@@ -96,21 +93,20 @@ class _Links:
     """
 
     def __init__(self, scenario: Prospect, plan: ContactPlan, world: Imagined):
-        classes = device_classes(scenario)
         self.told: Alignment | None = None
         if scenario.protocol in BY_CLIENT:
             if (many := sum(place.devices for place in scenario.cluster)) > MOST_CLIENTS:
                 raise InputError(
-                    f"protocol = {scenario.protocol!r}: {many:,} devices, each with a link of its own; at most {MOST_CLIENTS:,}"
+                    f"protocol = {scenario.protocol!r}: {many:,} devices, each with a link of its own; at most "
+                    f"{MOST_CLIENTS:,}: take fewer"
                 )
-            group = clients(scenario, classes)
+            group = clients(scenario, device_classes(scenario))
             self.plan = client_plan(plan, group, scenario)
             self.kinds = {client.name: client.kind for client in group}
             self.place = {client.name: scenario.cluster[client.at].name for client in group}
         else:
-            named = {c.name: c.device if isinstance(c.device, str) else next(iter(c.device)) for c in scenario.cluster}
-            self.plan, self.kinds = plan, {name: classes[kind] for name, kind in named.items()}
-            self.place = {name: name for name in named}
+            self.plan, self.kinds = plan, cluster_kinds(scenario)
+            self.place = {name: name for name in self.kinds}
         if scenario.protocol == "aligned":
             self.told = world.alignment(self.plan, self.kinds)
 
@@ -217,6 +213,11 @@ def _played(world: Imagined, links: _Links, wanted: int, known_flops: bool) -> d
         pace = Pace(min(c.end_s - c.start_s for c in kept) / 8, 1)
     part = ContactPlan(plan.clusters, tuple(kept), plan.horizon_s, plan.cycle_ends_s[:cycles])
     lines = _simulated(world, links, part, cycles, pace, flush=train.final_flush)
+    read = [line["per_device"] for line in lines if line["event"] == "energy" and line["cycle"] <= cycles]
+    every: dict[str, Lines] = {name: [] for name in links.kinds}
+    for line in lines:
+        if line.get("cluster") in every:
+            every[line["cluster"]].append(line)
     devices = {place.name: place.devices for place in world.scenario.cluster}  # one was played for all of a cluster
     steps = sum(line["steps"] * devices.get(line["cluster"], 1) for line in lines if line["event"] == "train")
     if timed:
@@ -224,22 +225,25 @@ def _played(world: Imagined, links: _Links, wanted: int, known_flops: bool) -> d
     return {
         "played_cycles": cycles,
         "steps": steps if timed else None,
-        "links": {name: _link(name, links, lines, cycles, timed, known_flops) for name in links.kinds},
+        "links": {
+            name: {"cluster": links.place[name], **_link(mine, [row[name] for row in read], cycles, timed, known_flops)}
+            for name, mine in every.items()
+        },
     }
 
 
-def _link(name: str, links: _Links, lines: Lines, cycles: int, timed: bool, known_flops: bool) -> dict[str, Any]:
-    """What becomes of a link up to the end of the last cycle; of what the flush brings only whether it arrives."""
-    every = [line for line in lines if line.get("cluster") == name]
+def _link(every: Lines, read: Sequence[Mapping[str, float]], cycles: int, timed: bool, known_flops: bool) -> dict[str, Any]:
+    """What becomes of a link, by its lines and its device's joules of each cycle, up to the end of the last.
+
+    Of what the flush brings only whether it arrives.
+    """
     flushed = next((i for i, line in enumerate(every) if line["event"] == "flush"), len(every))
     mine = every[:flushed]
-    read = [line["per_device"][name] for line in lines if line["event"] == "energy" and line["cycle"] <= cycles]
     energy: dict[str, float | None] = {use: sum(row[use] for row in read) / cycles for use in read[0]}
     if not (timed and known_flops):
         energy["compute_J"] = None
     brought = [line["parts"] for line in every if line["event"] == "collect" and line["parts"]]
     return {
-        "cluster": links.place[name],
         "contacts": sum(line["event"] == "contact" for line in mine),
         "lost": sum(line["event"] == "lost" for line in mine),
         "rounds_per_cycle": sum(line["rounds"] for line in mine if line["event"] == "train") / cycles if timed else None,

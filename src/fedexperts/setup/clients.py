@@ -46,6 +46,16 @@ def device_classes(scenario: Scenario | Prospect) -> dict[str, DeviceClass]:
     return {name: device_class(name, name in tables, **tables.get(name, {})) for name in named}
 
 
+def cluster_kinds(scenario: Scenario | Prospect) -> dict[str, DeviceClass]:
+    """The class of each cluster's devices, which are alike; of a mix, which only clients one by one have, the first.
+
+    Raises:
+        InputError: see `device_classes`.
+    """
+    classes = device_classes(scenario)
+    return {cluster.name: classes[_classes(cluster.device)[0]] for cluster in scenario.cluster}
+
+
 def _classes(device: str | Mapping[str, float]) -> Sequence[str]:
     return [device] if isinstance(device, str) else list(device)
 
@@ -59,7 +69,7 @@ def default_deadline_s(scenario: Scenario | Prospect, plan: ContactPlan) -> floa
 
 def capacity_over(plan: ContactPlan, link: str, kind: DeviceClass) -> Capacity:
     """What the devices behind a link can carry, over its median contact."""
-    contacts = [contact for contact in plan.contacts if contact.cluster == link]
+    contacts = plan.by_cluster[link]
     up_bps, down_bps = (
         statistics.median(getattr(contact, rate) for contact in contacts) if contacts else math.inf
         for rate in ("uplink_bps", "downlink_bps")

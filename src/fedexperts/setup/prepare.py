@@ -196,7 +196,7 @@ def contact_plan(scenario: Scenario) -> ContactPlan:
         )
     ways: tuple[Direction, ...] = ("up", "down")
     for way in ways:
-        if silent := [name for name in plan.reachable if not any(_carries(c, way) for c in plan.contacts if c.cluster == name)]:
+        if silent := [name for name in plan.reachable if not any(_carries(c, way) for c in plan.by_cluster[name])]:
             raise PlanError(
                 f"plan.path = {scenario.plan.path!r}: no contact of cluster {', '.join(silent)} carries anything {way}; give "
                 f'{way}link_bps, or "unlimited"'

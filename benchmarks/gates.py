@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -166,12 +166,10 @@ def _locally(
     batch: int,
     generator: torch.Generator,
 ) -> Tensor:
-    order = torch.cat([torch.randperm(len(x_TF), generator=generator) for _ in range(-(-steps * batch // len(x_TF)) + 1)])
     leaf = gate_EF.clone().requires_grad_()
     if not moments:
         moments += [torch.zeros_like(gate_EF), torch.zeros_like(gate_EF), torch.zeros(())]
-    for step in range(steps):
-        at = order[step * batch : (step + 1) * batch]
+    for at in _batches(len(x_TF), steps, batch, generator):
         logits_BE = x_TF[at] @ leaf.T
         loss = answers_loss(logits_BE, q_TE[at], min(recipe.picks or len(load_E), len(load_E)), labels)
         if recipe.balance:
@@ -190,6 +188,13 @@ def _locally(
     return leaf.detach()
 
 
+def _batches(samples: int, steps: int, batch: int, generator: torch.Generator) -> list[Tensor]:
+    """Numbers of the samples of each step, drawn anew when all have been met."""
+    epochs = -(-steps * batch // samples) + 1
+    order = torch.cat([torch.randperm(samples, generator=generator) for _ in range(epochs)])
+    return [order[step * batch : (step + 1) * batch] for step in range(steps)]
+
+
 def rolled(of: Network, rolls: int, rate: float, standardised: bool = True, steps: int = 20, batch: int = 25) -> Gate:
     """A gate that goes from client to client, by steps of unit norm along a cosine."""
     mean_D, spread_D = coordinates(of, Recipe(standardised=standardised))
@@ -198,9 +203,7 @@ def rolled(of: Network, rolls: int, rate: float, standardised: bool = True, step
     ids = [roll_targets(rng, len(one), i, len(x)) for i, one in enumerate(x)]
     gate_EF, turns = torch.zeros(len(x), x[0].shape[1]), torch.randperm(len(x), generator=generator).tolist() * rolls
     for turn, i in enumerate(turns):
-        order = torch.cat([torch.randperm(len(x[i]), generator=generator) for _ in range(-(-steps * batch // len(x[i])) + 1)])
-        for step in range(steps):
-            at = order[step * batch : (step + 1) * batch]
+        for at in _batches(len(x[i]), steps, batch, generator):
             leaf = gate_EF.clone().requires_grad_()
             (slope,) = torch.autograd.grad(F.cross_entropy(x[i][at] @ leaf.T, ids[i][at]), leaf)
             gate_EF = gate_EF - rate * (1 + math.cos(math.pi * turn / len(turns))) / 2 * slope / slope.norm().clamp_min(1e-12)
@@ -214,35 +217,34 @@ def table(args: argparse.Namespace, cache: Path) -> None:
         rounds = 1 if args.toy else 10
         cells = [question.Cell("fashion", 8, tau, seed, "fedce", rounds, toy=args.toy) for seed in range(1, args.seeds + 1)]
         found = [network(cell, cache) for cell in cells]
-        best = [judged(of.own, central_gate(_together(of.train))) for of in found]
+        central = [judged(of.own, central_gate(_together(of.train))) for of in found]
         print(f"τ = {tau}, seeds 1…{args.seeds}: accuracy (share at home), %; mean; the worst seed behind the central gate")
 
-        def row(
-            name: str, of_one: Callable[[Network], tuple[float, float]], best: Any = best, found: Any = found
-        ) -> list[float]:
-            pairs = [of_one(of) for of in found]
+        def row(name: str, pairs: Sequence[tuple[float, float]], best: Any = central) -> list[float]:
             behind = max(top[0] - pair[0] for top, pair in zip(best, pairs, strict=True))
             shown = "  ".join(f"{accuracy:5.1f} ({home:3.0f})" for accuracy, home in pairs)
             print(f"  {name:40} {shown}   {statistics.mean(p[0] for p in pairs):5.1f}  {behind:+5.1f}", flush=True)
             return [pair[0] for pair in pairs]
 
-        row("random", lambda of: (100 * float(torch.cat([o.right_TE for o in of.own]).float().mean()), 100 / len(of.own)))
+        row("random", [(_share([o.right_TE for o in of.own]), 100 / len(of.own)) for of in found])
         for rolls, rate, standardised in ((1, 0.1, False), (3, 0.03, True), (9, 0.03, True), (9, 0.1, True)):
             words = "standardised" if standardised else "raw latents"
-            row(
-                f"rolling, {words}, {rolls} rolls, rate {rate:g}",
-                lambda of, r=rolls, v=rate, s=standardised: judged(of.own, rolled(of, r, v, s)),
-            )
-        row("rolling, product", lambda of: _of_run(of.run["rolling"]))
+            name = f"rolling, {words}, {rolls} rolls, rate {rate:g}"
+            row(name, [judged(of.own, rolled(of, rolls, rate, standardised)) for of in found])
+        row("rolling, product", [_of_run(of.run["rolling"]) for of in found])
         kept: list[float] = []
         for name, recipe in RECIPES.items():
-            accuracies = row(f"federated, {name}", lambda of, recipe=recipe: judged(of.own, federated(of, recipe)))
+            accuracies = row(f"federated, {name}", [judged(of.own, federated(of, recipe)) for of in found])
             kept = accuracies if name == DEFAULT else kept
-        product = row("federated, product", lambda of: _of_run(of.run["federated"]))
-        row("central gate", lambda of: judged(of.own, central_gate(_together(of.train))))
-        row("oracle", lambda of: (100 * float(torch.cat([o.right_TE.any(dim=1) for o in of.own]).float().mean()), math.nan))
+        product = row("federated, product", [_of_run(of.run["federated"]) for of in found])
+        row("central gate", central)
+        row("oracle", [(_share([o.right_TE.any(dim=1) for o in of.own]), math.nan) for of in found])
         apart = max(abs(a - b) for a, b in zip(kept, product, strict=True))
         assert args.toy or apart <= args.agree, f"recipe and product are {apart:.1f} points apart"
+
+
+def _share(right: Sequence[Tensor]) -> float:
+    return 100 * float(torch.cat(list(right)).float().mean())
 
 
 def _of_run(end: dict[str, Any]) -> tuple[float, float]:

@@ -169,12 +169,10 @@ def streamed(device: str, toy: bool, folder: Path) -> Row:
     part, whole = partial_view(scenario, ["expert:2", "expert:5"], "stream"), View(new_model(small(toy), 0))
     assert part.device.type == device, f"load = stream: the model is on {part.device}"
     batch = samples(8, 16 if toy else 64)
+    for of in (part, whole):
+        of.model.eval()
     with torch.no_grad():
-        found, wanted = (
-            of({key: value.to(of.device) for key, value in batch.items()})
-            for of in (part, whole)
-            if of.model.eval() is not None
-        )
+        found, wanted = (of({key: value.to(of.device) for key, value in batch.items()}) for of in (part, whole))
     return near(STREAMED, found, wanted, "the logits")
 
 

@@ -20,10 +20,11 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -281,24 +282,23 @@ def run_all(wanted: Sequence[Cell], out: Path, jobs: int) -> int:
     """Do what is not there yet; how many cells failed."""
     todo = [cell for cell in wanted if not (out / f"{cell.name}.json").exists()]
     print(f"{len(wanted) - len(todo)} of {len(wanted)} cells are there; {len(todo)} to do, {jobs} at once", flush=True)
-    failed, began_s = 0, time.time()
+    began_s = time.time()
+
+    def failed(cell: Cell, done: Callable[[], Path]) -> bool:
+        try:
+            done()
+        except Exception:  # the others go on; a second call does this one again
+            print(f"{time.time() - began_s:6.0f} s  {cell.name} FAILED", flush=True)
+            traceback.print_exc()
+            return True
+        print(f"{time.time() - began_s:6.0f} s  {cell.name}", flush=True)
+        return False
+
     if jobs == 1:
-        for cell in todo:
-            play(cell, out)
-            print(f"{time.time() - began_s:6.0f} s  {cell.name}", flush=True)
-        return 0
+        return sum(failed(cell, partial(play, cell, out)) for cell in todo)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, stopped_at_once():
         waiting = {pool.submit(play, cell, out): cell for cell in todo}
-        for done in as_completed(waiting):
-            cell = waiting[done]
-            try:
-                done.result()
-                print(f"{time.time() - began_s:6.0f} s  {cell.name}", flush=True)
-            except Exception:  # the others go on; a second call does this one again
-                failed += 1
-                print(f"{time.time() - began_s:6.0f} s  {cell.name} FAILED", flush=True)
-                traceback.print_exc()
-    return failed
+        return sum(failed(waiting[done], done.result) for done in as_completed(waiting))
 
 
 def pictures_in(folder: Path) -> None:

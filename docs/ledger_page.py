@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from fedexperts import events  # noqa: E402  # of this checkout
+from fedexperts import events, values  # noqa: E402  # of this checkout
 from fedexperts.reference.ledger import WORDS, kind, objects_in_lines, told  # noqa: E402
 
 PAGE = ROOT / "docs" / "ledger.md"
@@ -26,7 +26,7 @@ Where an event has several forms, a line has one of them.
 
 A protocol of your own writes events of any other name with `link.log`; one that has a name from here must have its fields.
 """
-APART = {events.Values: "", events.Line: "", events.OfCluster: "`cluster`", events.Metrics: "all of [Metrics](#metrics)"}
+APART = {values.Values: "", events.Line: "", events.OfCluster: "`cluster`", values.Metrics: "all of [Metrics](#metrics)"}
 """Classes whose fields are told in one place, and how a line is said to have them."""
 
 
@@ -42,9 +42,9 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def section(form: type[events.Values]) -> str:
+def section(form: type[values.Values]) -> str:
     """What a form is, and a row for each field, in the order of its classes."""
-    own = [part for part in reversed(form.__mro__) if issubclass(part, events.Values) and (part is form or part not in APART)]
+    own = [part for part in reversed(form.__mro__) if issubclass(part, values.Values) and (part is form or part not in APART)]
     rows = [
         (f"`{name}`" if always else f"*`{name}`*", kind(of, WORDS, lambda other: f"[{other}](#{other.lower()})", "`"), meaning)
         for part in own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 from pathlib import Path
@@ -15,6 +14,7 @@ import fedexperts
 import small
 from fedexperts.cli.lazy import PANELS
 from processes import program
+from scripts import loaded
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = {"eval": "evaluate", "try": "ask"}
@@ -38,13 +38,7 @@ def test_all_names_are_there_and_say_what_they_raise() -> None:
 
 
 def test_the_page_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    spec = importlib.util.spec_from_file_location("api_page", ROOT / "docs" / "api_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    page = module.page()
+    page = loaded(ROOT / "docs" / "api_page.py", monkeypatch).page()
     assert page == (ROOT / "docs" / "api.md").read_text()
     assert all(f"### fedexperts.{name}\n" in page for name in fedexperts.__all__ if name != "__version__")
     assert "- `resume`: go on with the run in `out`" in page

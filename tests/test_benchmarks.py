@@ -1,6 +1,5 @@
 """Every benchmark at toy size: it runs, what it asserts of itself holds, and its table has its rows."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ import torch
 from fedexperts.moe.parts import Piece
 from fedexperts.runs.run import _Run
 from processes import fork_instead_of_spawning
+from scripts import loaded
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
@@ -103,7 +103,7 @@ def test_a_benchmark_runs_at_toy_size(
     fork_instead_of_spawning(monkeypatch)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
     script = FOLDER / f"{name}.py"
-    module = load(script, monkeypatch)
+    module = loaded(script, monkeypatch)
     options = usage(module, capfd)
     assert "--toy" in options
     argv = ["--toy", *(["--out", str(tmp_path / "out")] if "--out" in options else [])]
@@ -125,16 +125,6 @@ def usage(module: ModuleType, capfd: pytest.CaptureFixture[str]) -> set[str]:
     assert says, "no usage line"
     assert set(re.findall(r"--[\w-]+", says[1])) == has - {"--shell", "--child", "--folder"}
     return has
-
-
-def load(script: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program as a module of another name, which finds its neighbours as it does when it is run."""
-    monkeypatch.syspath_prepend(str(script.parent))
-    spec = importlib.util.spec_from_file_location(f"benchmark_{script.stem}", script)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
 
 
 def a_step(run: _Run) -> None:
@@ -161,7 +151,7 @@ def test_what_moves_into_the_drivers_clock_is_noticed(
 
     monkeypatch.setattr(_Run, "_evaluate", evaluated)
     with pytest.raises(AssertionError, match=said):
-        load(FOLDER / "simulator.py", monkeypatch).main(["--toy"])
+        loaded(FOLDER / "simulator.py", monkeypatch).main(["--toy"])
     assert len(moved) == 1
 
 

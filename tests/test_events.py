@@ -1,6 +1,5 @@
 """The table of the ledger's events: what is written is in it, with these fields, and nothing else is; the page shows it."""
 
-import importlib.util
 import json
 import types
 import typing
@@ -21,11 +20,13 @@ from fedexperts import InputError, Scenario, run
 from fedexperts.contact.plan import round_robin
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
-from fedexperts.events import EVENTS, FORMAT, Line, Values
+from fedexperts.events import EVENTS, FORMAT, Line
 from fedexperts.ledger import Ledger, read, summary, tail
 from fedexperts.lines import check, keys
 from fedexperts.protocol.link import Link, Start
 from fedexperts.protocol.sync import Sync
+from fedexperts.values import Values
+from scripts import loaded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
 
@@ -232,13 +233,7 @@ def test_a_ledger_of_a_newer_format_is_refused_by_every_reader(reader: Any, tmp_
 
 
 def test_the_page_is_made_from_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    docs = Path(__file__).resolve().parent.parent / "docs"
-    monkeypatch.syspath_prepend(str(docs))
-    spec = importlib.util.spec_from_file_location("check_docs", docs / "check.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(Path(__file__).resolve().parent.parent / "docs" / "check.py", monkeypatch)
     assert module.made_faults() == []
     right = module.ledger_page.PAGE.read_text()
     assert all(f"\n## {event}\n" in right for event in EVENTS)

@@ -20,13 +20,14 @@ MAY = {
     "own": {"errors"},
     "reading": {"errors"},
     "writing": {"errors"},
-    "events": set(),
+    "values": set(),
+    "events": {"values"},
     "lines": {"errors", "events"},
     "tables": BASE,
     "scenario": BASE | {"tables"},
     "caveats": set(),
     "ledger": BASE | {"caveats", "events", "lines"},
-    "reference": BASE | {"scenario", "tables", "events", "contact", "drive"},
+    "reference": BASE | {"scenario", "tables", "values", "events", "contact", "drive"},
     "contact": BASE,
     "assign": BASE,
     "theory": BASE,
@@ -53,7 +54,7 @@ MAY = {
 OUTSIDE = {
     "torch": {
         *("contact", "assign", "theory", "report", "ledger", "scenario", "tables", "reference"),
-        *("errors", "units", "reading", "writing", "own", "events", "lines"),
+        *("errors", "units", "reading", "writing", "own", "values", "events", "lines"),
     },
 }
 

@@ -25,21 +25,19 @@ def caveats(lines: Lines, run: dict[str, Any], end: dict[str, Any]) -> list[str]
         )
     if end["unsent_rounds"]:
         found.append(f"up to {end['unsent_rounds']} local rounds of a device were never uploaded; the plan ended before")
-    broken: dict[tuple[str, str], int] = {}
+    broken: Counter[tuple[str, str]] = Counter()
     for line in lines:
         if line["event"] == "refuse" and "device" in line:
-            at = str(line["device"]), ", ".join(map(str, line["parts"]))
-            broken[at] = broken.get(at, 0) + 1
+            broken[str(line["device"]), ", ".join(map(str, line["parts"]))] += 1
         if line["event"] == "rates":
             own = ", ".join(f"{key} = {value:g}" for key, value in line.items() if "." in key)
             found.append(f"from {line['t_s']:g} s on the run went on with {own}")
     found += [f"{device} has given up {parts}, as not finite{_times(n)}" for (device, parts), n in broken.items()]
     links = list(run["clusters"])
     if end["steps"] and (never := never_trained(lines, links)):
-        kind = run.get("links") or ("clients" if any(line["event"] in ("align", "stage") for line in lines) else "clusters")
         judged = "; `personal`, like `final`, judges who can hold no expert with the global model"
         covered = end.get("personal_by_client") and never.keys() <= end["personal_by_client"].keys()
-        found.append(who_never_trained(never, len(links), kind) + (judged if covered else ""))
+        found.append(who_never_trained(never, len(links), links_of(run, lines)) + (judged if covered else ""))
     return found + _below_majority(lines, end) + _never_asked(end)
 
 
@@ -62,6 +60,11 @@ def _never_asked(end: dict[str, Any]) -> list[str]:
         return []
     idle = [str(m) for m, shares in enumerate(zip(*end["routing"], strict=True)) if not any(shares)]
     return [f"the gate never picks expert {', '.join(idle)} on test data"] if idle else []
+
+
+def links_of(run: dict[str, Any], lines: Lines) -> str:
+    """Whether links are clusters or clients, which a ledger of an earlier version does not say in its first line."""
+    return run.get("links") or ("clients" if any(line["event"] in ("align", "stage") for line in lines) else "clusters")
 
 
 def _times(n: int) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .caveats import caveats, never_trained
+from .caveats import caveats, links_of, never_trained
 from .errors import Diverged, InputError
 from .events import EVENTS
 from .lines import check, parsed
@@ -201,7 +201,7 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     return {
         "protocol": run["protocol"],
         "seed": run["seed"],
-        "links": run.get("links") or _links(lines),
+        "links": links_of(run, lines),
         "target": target,
         "judged_on": "validation" if "validation" in end else "test",
         "metric": end.get("metric", "accuracy"),
@@ -230,11 +230,6 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
         "warnings": caveats(lines, run, end),
         "history": [{key: p[key] for key in (*HISTORY, *OWN) if key in p} for p in points],
     }
-
-
-def _links(lines: list[dict[str, Any]]) -> str:
-    """What links were in ledgers that do not say so."""
-    return "clients" if any(line["event"] in ("align", "stage") for line in lines) else "clusters"
 
 
 def _of_clients(end: dict[str, Any]) -> dict[str, Any]:

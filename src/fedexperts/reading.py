@@ -162,3 +162,15 @@ def number(text: str) -> float:
     if not _NUMBER.fullmatch(text.strip(" \t")) or not abs(value := float(text)) < HUGE:
         raise ValueError(f"{text[:24]!r} is no number below {HUGE:g}")
     return value
+
+
+def settings(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a document with its value, as a scenario writes keys: ``train.cycles``, ``cluster[0].data``."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from settings(inner, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, (list, tuple)) and any(isinstance(inner, dict) for inner in value):
+        for i, inner in enumerate(value):
+            yield from settings(inner, f"{at}[{i}]")
+    else:
+        yield at, value

@@ -1,6 +1,5 @@
 """``fedexperts compare`` as a user meets it: tables, JSON, interruptions, wrong input."""
 
-import io
 import json
 import re
 import sys
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import tomli_w
-from rich.console import Console
 
 import small
 import text
@@ -23,6 +21,7 @@ from fedexperts.report.table import accuracy_table
 from fedexperts.runs.parallel import folder, run_many
 from fedexperts.runs.run import run
 from processes import fork_instead_of_spawning, start_program
+from terminal import printed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
 
@@ -266,12 +265,6 @@ def test_what_workers_warn_of_is_shown_once_and_as_messages_are(
     assert stderr.count("warning: labels of all clusters: 0 never occurs") == 1
     assert "InputWarning" not in stderr
     assert ".py:" not in stderr
-
-
-def printed(table: Any) -> str:
-    console = Console(width=80, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
 
 
 def row(**values: Any) -> dict[str, Any]:

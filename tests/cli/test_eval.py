@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import small
@@ -21,6 +19,7 @@ from fedexperts.cli.main import app
 from fedexperts.ledger import read
 from fedexperts.report.table import baseline_rows
 from processes import program
+from terminal import printed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
 
@@ -141,9 +140,7 @@ def test_a_dense_model_beside_the_moe_that_computes_the_same(
 def test_metrics_of_images_go_by_names_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"metric": "accuracy", "accuracy": 0.5, "macro_f1": 0.25, "macro_auc": None, "loss": 1.0, "count": 4}
     document = {"model": "m", "dense": False, "new_head": [], "accuracy": 0.5, "metric": "accuracy", "loss": 1.0}
-    console = Console(width=120, file=io.StringIO())
-    console.print(eval_table([document | {"clusters": {"a": row}, "baselines": {}}]))
-    text = console.file.getvalue()
+    text = printed(eval_table([document | {"clusters": {"a": row}, "baselines": {}}]), 120)
     assert "macro F1" in text
     assert "macro AUC" in text
     assert "macro_" not in text

@@ -1,6 +1,5 @@
 """``fedexperts explain`` and docs/scenario.md: every key is told of, as it is declared, in every form that may be asked."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from fedexperts.reference.topic import Topic
 from fedexperts.reference.types import number
 from fedexperts.scenario import Scenario
 from fedexperts.tables import Evaluation, Train
+from scripts import loaded
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -234,12 +234,7 @@ def test_numbers_are_written_as_by_hand(value: float, text: str) -> None:
 
 
 def test_the_page_is_made_from_the_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(DOCS))
-    spec = importlib.util.spec_from_file_location("check_docs", DOCS / "check.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(DOCS / "check.py", monkeypatch)
     assert module.made_faults() == []
     right = module.scenario_page.PAGE.read_text()
     for key in KEYS:

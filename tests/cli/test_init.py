@@ -108,9 +108,7 @@ def test_two_texts_are_a_pair_and_more_are_told(fx: Command, tmp_path: Path, cap
 @pytest.mark.parametrize("name", ["opt{}", "Option {}", "choice_{}", "answer{}"])
 def test_options_in_numbered_columns(fx: Command, tmp_path: Path, name: str) -> None:
     rng = random.Random(5)
-    rows = [{"stem": sentence(rng), **{name.format(i): sentence(rng) for i in (1, 2, 3)}, "key": i % 3} for i in range(30)]
-    for row in rows:
-        row["target"] = row.pop("key")
+    rows = [{"stem": sentence(rng), **{name.format(i): sentence(rng) for i in (1, 2, 3)}, "target": i % 3} for i in range(30)]
     write_csv(tmp_path / "mine" / "exam.csv", rows)
     assert fx("init mine") == 0
     assert Scenario.load(tmp_path / "mine" / "scenario.toml").task.options == tuple(name.format(i) for i in (1, 2, 3))

@@ -1,12 +1,10 @@
 """Runs with protocol = "aligned" on real data: several clients a cluster, resume, clients that join, leave and are away."""
 
-import io
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import small
 from fedexperts import Scenario
@@ -21,6 +19,7 @@ from fedexperts.runs import checkpoint
 from fedexperts.runs.comparison import medians
 from fedexperts.runs.forecast import forecast
 from fedexperts.runs.run import run
+from terminal import printed
 
 
 def scenario(**tables: Any) -> Scenario:
@@ -209,16 +208,10 @@ def test_personal_and_final_are_over_the_same_clients_and_those_who_never_train_
         assert found["personal_by_client"][client] == found["accuracy_by_cluster"][client]
     sentence = "2 of 4 clients never trained (memory)"
     assert any(text.startswith(sentence) for text in found["warnings"])
-    assert sentence in printed(results_table({"aligned": found}))
-    assert sentence in printed(comparison_table(medians({"balanced": [found]}), None))
+    assert sentence in printed(results_table({"aligned": found}), 120)
+    assert sentence in printed(comparison_table(medians({"balanced": [found]}), None), 120)
     assert forecast(document)["never_trained"] == found["never_trained"]
     path = tmp_path / "s.toml"
     path.write_text(document.to_toml())
     app(["check", str(path)], standalone_mode=False)
     assert sentence in capsys.readouterr().out
-
-
-def printed(renderable: Any) -> str:
-    console = Console(width=120, file=io.StringIO())
-    console.print(renderable)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]

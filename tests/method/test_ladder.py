@@ -1,18 +1,16 @@
 """Rungs beside a gate: what they are on a few latents and answers that can be told by hand."""
 
-import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from fedexperts.ledger import summary
 from fedexperts.method.ladder import Answers, _rungs, central_gate, probe
 from fedexperts.report.clients import client_tables
 from fedexperts.report.table import RUNGS, ladder_rows, results_table
+from terminal import printed
 
 OLD = Path(__file__).resolve().parents[1] / "old_runs" / "networked"
 
@@ -58,7 +56,7 @@ def test_a_run_shows_its_ladder_in_table_page_and_summary() -> None:
     assert heads == ["run", "final", "random", "central\ngate", "all\nexperts", "oracle", "probe", "majority"]
     assert own[2:] == ["0.0%", "12.5%", "25.0%", "37.5%", "50.0%", "62.5%"]
     assert other[2:] == ["12.5%", "25.0%", "37.5%", "50.0%", "62.5%", "75.0%"]
-    for text in (printed(results_table({"network": row})), client_tables({"network": row})):
+    for text in (printed(results_table({"network": row}), 100), client_tables({"network": row})):
         assert "oracle" in text
         assert "62.5%" in text
 
@@ -68,9 +66,3 @@ def test_a_summary_has_the_ladder_of_the_end(tmp_path: Path) -> None:
     last |= {"ladder": {"oracle": {"accuracy": 0.9}}}
     (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*rows, last]))
     assert summary(tmp_path / "ledger.jsonl")["ladder"] == {"oracle": {"accuracy": 0.9}}
-
-
-def printed(renderable: Any) -> str:
-    console = Console(width=100, file=io.StringIO())
-    console.print(renderable)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]

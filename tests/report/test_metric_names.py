@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from fedexperts.data.objective import Judged, total
 from fedexperts.ledger import summary
@@ -18,14 +16,9 @@ from fedexperts.report.compare_table import comparison_table
 from fedexperts.report.html import cluster_figure, energy_figure, progress_figure
 from fedexperts.report.table import accuracy_table, results_table, written
 from fedexperts.runs.comparison import medians
+from terminal import printed
 
 TASKS = {"a": "spearman", "b": "accuracy"}
-
-
-def shown(table: Any) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 class _Task:
@@ -93,7 +86,7 @@ def test_a_summary_says_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_the_results_table_names_metrics(tmp_path: Path) -> None:
-    text = shown(results_table({"sync": summary(ledger(tmp_path / "l", **TASKS))}))
+    text = printed(results_table({"sync": summary(ledger(tmp_path / "l", **TASKS))}), 200)
     assert "cost to mean of spearman and accuracy 0.200 on" in text
     assert "final score by cluster" in text
     assert re.search(r"\ba,\s+b,\s+run\s+spearman\s+accuracy", text)
@@ -105,11 +98,11 @@ def test_the_results_table_names_metrics(tmp_path: Path) -> None:
 
 
 def test_one_metric_of_all_is_in_the_title(tmp_path: Path) -> None:
-    text = shown(results_table({"sync": summary(ledger(tmp_path / "l", a="pearson", b="pearson"))}))
+    text = printed(results_table({"sync": summary(ledger(tmp_path / "l", a="pearson", b="pearson"))}), 200)
     assert "cost to mean pearson 0.200" in text
     assert "final pearson by cluster" in text
     assert "%" not in text
-    plain = shown(results_table({"sync": summary(ledger(tmp_path / "l", a="accuracy", b="accuracy"))}))
+    plain = printed(results_table({"sync": summary(ledger(tmp_path / "l", a="accuracy", b="accuracy"))}), 200)
     assert "cost to 20% accuracy on" in plain
     assert "final accuracy by cluster" in " ".join(plain.split())
 
@@ -117,7 +110,7 @@ def test_one_metric_of_all_is_in_the_title(tmp_path: Path) -> None:
 def test_runs_with_different_metrics_stand_side_by_side(tmp_path: Path) -> None:
     one = summary(ledger(tmp_path / "1", a="accuracy", b="accuracy"))
     other = summary(ledger(tmp_path / "2", a="matthews", b="accuracy"))
-    text = shown(accuracy_table({"one": one, "other": other}))
+    text = printed(accuracy_table({"one": one, "other": other}), 200)
     assert "10.0%" in next(line for line in text.splitlines() if line.strip().startswith("one"))
     assert "0.100 matthews" in next(line for line in text.splitlines() if line.strip().startswith("other"))
 
@@ -125,12 +118,14 @@ def test_runs_with_different_metrics_stand_side_by_side(tmp_path: Path) -> None:
 def test_a_comparison_names_its_metric(tmp_path: Path) -> None:
     rows = medians({"sync": [summary(ledger(tmp_path / "l", **TASKS))]})
     assert rows["sync"]["metric"] == "mean of spearman and accuracy"
-    text = " ".join(shown(comparison_table(rows, 0.2)).split())
+    text = " ".join(printed(comparison_table(rows, 0.2), 200).split())
     assert "rounds to mean of spearman and accuracy 0.200" in text
     assert "score" in text
     assert "0.150" in text
     assert "%" not in text.partition("final score by cluster")[0]
-    plain = shown(comparison_table(medians({"sync": [summary(ledger(tmp_path / "l", a="accuracy", b="accuracy"))]}), 0.2))
+    plain = printed(
+        comparison_table(medians({"sync": [summary(ledger(tmp_path / "l", a="accuracy", b="accuracy"))]}), 0.2), 200
+    )
     assert "rounds to 20% accuracy" in " ".join(plain.split())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from fedexperts import InputError
 from fedexperts.cli.main import app
@@ -22,15 +20,10 @@ from fedexperts.report.html import write_report
 from fedexperts.report.losses import loss_figure
 from fedexperts.report.table import client_rows, cost_rows, picks_rows, results_table
 from fedexperts.runs.comparison import medians
+from terminal import printed
 
 OLD = Path(__file__).resolve().parent.parent / "old_runs"
 USE = {"a": {"radio_J": 1.0, "compute_J": 1.0, "idle_J": 1.0}, "b": {"radio_J": 1.0, "compute_J": 1.0, "idle_J": 1.0}}
-
-
-def printed(table: Any, width: int = 80) -> str:
-    console = Console(width=width, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
 
 
 def folder(tmp_path: Path, lines: list[dict[str, Any]], name: str = "run") -> Path:

@@ -1,15 +1,13 @@
 """Tables of the terminal at 80 columns: names and metrics stay whole, and every number is there."""
 
-import io
 import re
 from typing import Any
-
-from rich.console import Console
 
 from fedexperts.cli.eval import eval_table
 from fedexperts.report.compare_table import comparison_table
 from fedexperts.report.table import accuracy_table, results_table
 from fedexperts.runs.comparison import medians
+from terminal import printed
 
 TASKS = {"acceptability": "matthews", "inference": "accuracy", "paraphrase": "f1", "similarity": "pearson", "zh": "spearman"}
 JOULES = {"radio_J": 1.0, "compute_J": 1.0, "idle_J": 1.0}
@@ -38,14 +36,6 @@ def summary(metrics: dict[str, str], **facts: Any) -> dict[str, Any]:
         **costs,
         **facts,
     }
-
-
-def printed(table: Any, width: int = 80) -> str:
-    console = Console(width=width, file=io.StringIO())
-    console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert max(map(len, text.splitlines())) <= width
-    return str(text)
 
 
 def test_names_and_metrics_are_whole_and_every_number_is_there() -> None:

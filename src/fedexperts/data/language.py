@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from ..moe.view import Batch, View
@@ -96,10 +97,7 @@ def encode(
             raise InputError(
                 f"{where}, row {number + 1}: {text} has {len(tokens)} token(s); at least 2 are needed, leave the row out"
             )
-        sequences.append(tokens)
-    N, L = len(sequences), max(map(len, sequences))
-    ids_NL, mask_NL = torch.zeros(N, L, dtype=torch.long), torch.zeros(N, L, dtype=torch.long)
-    for n, tokens in enumerate(sequences):
-        ids_NL[n, : len(tokens)] = torch.tensor(tokens)
-        mask_NL[n, : len(tokens)] = 1
-    return {"input_ids": ids_NL, "attention_mask": mask_NL, "labels": torch.zeros(N, dtype=torch.long)}
+        sequences.append(torch.tensor(tokens))
+    ids_NL = pad_sequence(sequences, batch_first=True)
+    mask_NL = pad_sequence([torch.ones_like(tokens) for tokens in sequences], batch_first=True)
+    return {"input_ids": ids_NL, "attention_mask": mask_NL, "labels": torch.zeros(len(sequences), dtype=torch.long)}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..data.metrics import macro_f1
 from ..data.source import Samples
-from ..moe.resnet import all_latents
+from ..moe.resnet import all_latents, opinions
 from ..moe.view import View
 from ..setup.devices import dealt
 from ..setup.prepare import Prepared
@@ -56,14 +56,12 @@ class Answers:
         return self.log_q_TEL.argmax(dim=2) == self.labels_T[:, None]
 
 
-@torch.no_grad()
 def answers(view: View, samples: Samples) -> Answers:
     """By the model that is in the view."""
     model: Any = view.model
     model.eval()
     latents_TD = all_latents(model, samples["pixel_values"])
-    log_q_TEL = torch.stack([body(latents_TD.to(model.device)) for body in model.moe.experts], dim=1).cpu()
-    return Answers(latents_TD.float(), log_q_TEL.float(), samples["labels"].cpu())
+    return Answers(latents_TD.float(), opinions(model, latents_TD).float(), samples["labels"].cpu())
 
 
 def central_gate(of: Answers) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from ..data.source import Samples
 from ..errors import InputError
 from ..ledger import Ledger
 from ..moe.parts import BACKBONE, Piece, expert, is_expert
-from ..moe.resnet import NetworkedMoEForImageClassification, all_latents, log_mixture
+from ..moe.resnet import NetworkedMoEForImageClassification, all_latents, log_mixture, opinions
 from ..protocol.link import ServerProtocol, Start
 from ..protocol.networked import Networked, Stages
 from ..scenario import Scenario
@@ -225,9 +225,8 @@ def _install_own(prepared: Prepared, client: str) -> None:
 def _opinions(prepared: Prepared, samples: Samples) -> tuple[Tensor, Tensor]:
     """What every expert makes of the images, log q_TEL, and the gate's logits_TE."""
     model: Any = prepared.view.model
-    latents_TD = all_latents(model, samples["pixel_values"]).to(model.device)
-    log_q_TEL = torch.stack([body(latents_TD) for body in model.moe.experts], dim=1)
-    return log_q_TEL.cpu(), model.moe.gate(latents_TD).cpu()
+    latents_TD = all_latents(model, samples["pixel_values"])
+    return opinions(model, latents_TD), model.moe.gate(latents_TD.to(model.device)).cpu()
 
 
 def _picks(prepared: Prepared, client: str, gate_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -265,6 +265,13 @@ def all_latents(model: NetworkedMoEForImageClassification, pixel_values: Tensor,
     return torch.cat(list(chunks))
 
 
+@torch.no_grad()
+def opinions(model: NetworkedMoEForImageClassification, latents_TD: Tensor) -> Tensor:
+    """log q_TEL, what every expert makes of every latent, on the CPU."""
+    latents_TD = latents_TD.to(model.device)
+    return torch.stack([body(latents_TD) for body in model.moe.experts], dim=1).cpu()
+
+
 def _check(config: NetworkedMoEConfig) -> None:
     least = {"image_size": 8, "in_channels": 1, "expert_hidden": 1, "num_experts": 1, "num_labels": 2, "projection_size": 0}
     for field, bound in least.items():

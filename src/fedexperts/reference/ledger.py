@@ -1,4 +1,4 @@
-"""The events of a ledger, from the source of their table, which names their types."""
+"""The events of a ledger, from the source of their tables, which names their types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping
 
-from .. import events
+from .. import events, values
 from .topic import Topic, paragraphs
 
 WORDS = {"str": "string", "int": "whole number", "float": "number", "bool": "true or false"}
@@ -25,10 +25,10 @@ def ledger() -> Topic:
     )
 
 
-def objects_in_lines() -> list[type[events.Values]]:
+def objects_in_lines() -> list[type[values.Values]]:
     """Objects in lines, which are no lines."""
-    found = [form for form in vars(events).values() if isinstance(form, type) and issubclass(form, events.Values)]
-    return [form for form in found if not issubclass(form, events.Line) and form is not events.Values]
+    found = [form for form in vars(values).values() if isinstance(form, type) and issubclass(form, values.Values)]
+    return [form for form in found if form is not values.Values]
 
 
 def _event(name: str, forms: tuple[type[events.Line], ...]) -> Topic:
@@ -39,9 +39,9 @@ def _event(name: str, forms: tuple[type[events.Line], ...]) -> Topic:
     return Topic(key, "A line of one of these forms.", title=name, choices=shown)
 
 
-def _form(key: str, form: type[events.Values]) -> Topic:
+def _form(key: str, form: type[values.Values]) -> Topic:
     """With the fields of its classes first."""
-    rows = [row for part in reversed(form.__mro__) if issubclass(part, events.Values) for row in told(part)]
+    rows = [row for part in reversed(form.__mro__) if issubclass(part, values.Values) for row in told(part)]
     fields = (
         Topic(f"{key}.{name}", meaning, type=kind(node, SPELT) + ("" if always else ", in some lines only"))
         for name, meaning, node, always in rows
@@ -50,7 +50,7 @@ def _form(key: str, form: type[events.Values]) -> Topic:
     return Topic(key, first, notes=tuple(notes), parts=tuple(fields))
 
 
-def told(part: type[events.Values]) -> list[tuple[str, str, ast.expr, bool]]:
+def told(part: type[values.Values]) -> list[tuple[str, str, ast.expr, bool]]:
     """Name, meaning and type of each field that a class adds, as they stand in the source, and whether it is in every line.
 
     Raises:
@@ -78,7 +78,7 @@ def kind(node: ast.expr, words: Mapping[str, str], link: Callable[[str], str] = 
     def of(node: ast.expr) -> str:
         match node:
             case ast.Name(id=name):
-                linked = isinstance(getattr(events, name, None), type)
+                linked = isinstance(getattr(values, name, None), type)
                 return link(name) if linked else words.get(name, name)
             case ast.Constant(value=value):
                 return "null" if value is None else quote + str(value) + quote
@@ -90,8 +90,8 @@ def kind(node: ast.expr, words: Mapping[str, str], link: Callable[[str], str] = 
                 return f"list of {of(inner)}"
             case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, inner])):
                 return f"object of {of(inner)}"
-            case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=values)):
-                return " or ".join(map(of, values))
+            case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=some)):
+                return " or ".join(map(of, some))
         raise ValueError(f"{ast.unparse(node)}: say in reference/ledger.py how it is to be shown")
 
     return of(node)

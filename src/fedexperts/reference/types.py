@@ -96,8 +96,6 @@ def number(value: float) -> str:
         return "inf"
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.6g}"
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.6g}"
     mantissa, power = f"{value:.5e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
 

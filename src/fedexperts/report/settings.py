@@ -7,10 +7,9 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
-from ..reading import read_text
+from ..reading import read_text, settings
 from .page import html_table, text_row
 
 FILE = "scenario.toml"
@@ -31,17 +30,10 @@ def _flat(path: Path) -> dict[str, str] | str:
     if not path.is_file():
         return f"no {FILE}"
     try:
-        return _flattened(tomllib.loads(read_text(path, "file")), "")
+        found = settings(tomllib.loads(read_text(path, "file")))
+        return {key: json.dumps(value, ensure_ascii=False, default=str) for key, value in found if value != {}}
     except (InputError, ValueError, RecursionError) as error:  # ValueError: no TOML, or thousands of digits
         return f"cannot be read: {error}"
-
-
-def _flattened(value: Any, at: str) -> dict[str, str]:
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flattened(inner, f"{at}.{key}" if at else key).items()}
-    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        return {k: v for i, inner in enumerate(value) for k, v in _flattened(inner, f"{at}[{i}]").items()}
-    return {at: json.dumps(value, ensure_ascii=False, default=str)}
 
 
 def _differences(found: Mapping[str, Mapping[str, str]]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..reading import short
+from ..reading import settings, short
 from ..scenario import Scenario
 
 NAMES = ("train.lr_expert", "train.lr_gate", "networked.gate_lr")
@@ -44,7 +44,7 @@ def shown(found: Mapping[str, float]) -> str:
 
 def differences(before: Scenario, now: Scenario) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ, as a scenario writes them (``cluster[0].data``), with both; None where there is no such key."""
-    old, new = (dict(_values(scenario.model_dump(exclude_none=True))) for scenario in (before, now))
+    old, new = (dict(settings(scenario.model_dump(exclude_none=True))) for scenario in (before, now))
     keys = dict.fromkeys([*old, *new])
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
@@ -53,14 +53,3 @@ def named(found: Mapping[str, tuple[Any, Any]]) -> str:
     """For a message: the first few differences."""
     shown = [f"{key} = {short(old)} there, {short(new)} here" for key, (old, new) in list(found.items())[:MOST_NAMED]]
     return "; ".join(shown) + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
-
-
-def _values(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _values(inner, f"{at}.{key}" if at else str(key))
-    elif isinstance(value, (list, tuple)) and any(isinstance(inner, dict) for inner in value):
-        for i, inner in enumerate(value):
-            yield from _values(inner, f"{at}[{i}]")
-    else:
-        yield at, value

@@ -47,6 +47,7 @@ class Guess:
         columns: all of them, for comments.
         unused: texts that nothing was made of.
         longest: tokens that its texts or options take, roughly.
+        rows: all that was read; none of images.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Guess:
     columns: Sequence[str] = field(default=())
     unused: Sequence[str] = field(default=())
     longest: int = 0
+    rows: Sequence[Row] = field(default=(), repr=False)
 
 
 def guess(path: Path, kind: Kind | None = None) -> Guess:
@@ -76,14 +78,17 @@ def guess(path: Path, kind: Kind | None = None) -> Guess:
         task = _question(seen, names, options, path)
         listed = [row[options] if isinstance(options, str) else [row.get(name) for name in options] for row in seen]
         longest = max(len(str(option)) for options_of in listed for option in options_of)
-        return Guess("questions", task, len(rows), columns=names, longest=longest // 2 + QUESTION)
+        return Guess("questions", task, len(rows), columns=names, longest=longest // 2 + QUESTION, rows=rows)
     if kind in ("questions", "images"):
-        raise InputError(f"--kind {kind}: {path} has the columns {', '.join(names)}, none of which holds {_NEEDS[kind]}")
+        raise InputError(
+            f"--kind {kind}: {path} has the columns {', '.join(names)}, none of which holds {_NEEDS[kind]}; leave --kind out, "
+            "or name other data"
+        )
     task = _text(seen, names, path)
     used = [name for name in (task["text"], task.get("text_pair")) if name]
     unused = [name for name in names if _length(seen, name) >= LONG and name not in (*used, task["label"])]
     lengths = sorted(sum(len(str(row.get(name) or "")) for name in used) for row in seen)
-    return Guess("text", task, len(rows), None, names, unused, lengths[len(lengths) * 19 // 20] // 3)
+    return Guess("text", task, len(rows), None, names, unused, lengths[len(lengths) * 19 // 20] // 3, rows)
 
 
 _NEEDS = {"questions": "a list of options, or options as A, B, C or option1, option2", "images": "encoded images"}
@@ -98,7 +103,9 @@ def _images(path: Path, image: str, label: str) -> Guess:
     read = read_images(str(path), Path(), image, label)
     channels, height, width = pixels(read, [0]).shape[1:]
     if height != width:
-        raise InputError(f"{path}: its images have {height}×{width} pixels; the small models that begin here need squares")
+        raise InputError(
+            f"{path}: its images have {height}×{width} pixels; the small models that begin here need squares: cut or fill them"
+        )
     beside = {} if path.suffix == ".npz" else {"image": image, "label": label}
     return Guess("images", beside, sum(len(one.labels) for one in read), (channels, height, width))
 
@@ -118,7 +125,9 @@ def _question(rows: Sequence[Row], names: Sequence[str], options: str | list[str
     texts = [name for name in rest if _length(rows, name) >= LONG]
     asked = next((name for name in (*QUESTIONS, *texts) if name in rest), None)
     if asked is None:
-        raise InputError(f"{path}: options stand in {options}, but no column of {', '.join(rest)} looks like the question")
+        raise InputError(
+            f"{path}: options stand in {options}, but no column of {', '.join(rest)} looks like the question; call one question"
+        )
     answer = _label(rows, [name for name in rest if name != asked], path)
     prompt = {} if asked == "question" else {"prompt": f"Question: {{{asked}}}\nAnswer:"}
     return {**prompt, "options": options, "label": answer}
@@ -148,7 +157,9 @@ def _label(rows: Sequence[Row], names: Sequence[str], path: Path) -> str:
     counts = {name: len({str(row.get(name)) for row in rows}) for name in names}
     few = [name for name, count in counts.items() if 1 < count <= min(MOST_CLASSES, max(2, len(rows) // 4))]
     if not few:
-        raise InputError(f"{path}: none of the columns {', '.join(names) or '(there are no others)'} looks like labels")
+        raise InputError(
+            f"{path}: none of the columns {', '.join(names) or '(there are no others)'} looks like labels; call one label"
+        )
     return min(few, key=lambda name: counts[name])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from ..data.rows import Row, read_rows
+from ..data.rows import Row
 from ..errors import InputError
 from .guess import Guess, Kind, found_in, guess, test_beside
 
@@ -99,19 +99,18 @@ def _tuning(folder: Path, sources: Sequence[Source], model: str | None) -> Sketc
     kind = sources[0].guess.kind
     files: dict[str, str] = {}
     corpus: list[str] = []
-    clusters = []
+    clusters, common = [], _common(sources)
     for source in sources:
-        rows = [] if kind == "images" else read_rows(str(source.data), Path())
-        clusters.append(_cluster(folder, source, rows, files, _common(sources)))
+        clusters.append(_cluster(folder, source, files, common))
         if model is None:
-            corpus += _texts(rows, source.guess)
+            corpus += _texts(source.guess)
     table = f"path = {json.dumps(model)}" if model else _model(kind, sources)
     notes = [f"{source.name}: taken for {kind}, {_told(source.guess)}" for source in sources]
     text = TUNING.format(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name) or "mine",
         kind=kind,
         model=table,
-        task=_task(kind, _common(sources), sources),
+        task=_task(kind, common, sources),
         warmup=_warmup(clusters, kind == "text") if model is None else "",
         shared='["gate", "head"]' if kind == "text" and model else '["gate"]',
         clusters="\n".join(clusters),
@@ -135,9 +134,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def _cluster(folder: Path, source: Source, rows: Sequence[Row], files: dict[str, str], common: Mapping[str, Any]) -> str:
+def _cluster(folder: Path, source: Source, files: dict[str, str], common: Mapping[str, Any]) -> str:
     lines = ["[[cluster]]", f"name = {json.dumps(source.name)}", f"devices = {DEVICES}"]
-    data, test, samples = source.data, source.test, source.guess.samples
+    data, test, samples, rows = source.data, source.test, source.guess.samples, source.guess.rows
     if test is None:
         if source.guess.kind == "images":
             raise InputError(f"{data}: there are no test images beside it (test.npz, say); name them with --test")
@@ -167,8 +166,8 @@ def _jsonl(rows: Iterable[Row]) -> str:
         raise InputError(f"the data hold values that are no text or numbers ({error}); name test data with --test") from error
 
 
-def _texts(rows: Sequence[Row], found: Guess) -> list[str]:
-    task = found.task
+def _texts(found: Guess) -> list[str]:
+    task, rows = found.task, found.rows
     if found.kind == "questions":
         return [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
     return [str(row.get(name) or "") for row in rows for name in (task["text"], task.get("text_pair")) if name]

@@ -29,12 +29,8 @@ from .frozen import FrozenLayers, Kept, compute, kept_B
 from .gating import normalise_gradients
 from .holding import Holding
 from .member import Member
-from .task import Task
+from .task import Experts, Task
 from .wire import Codec
-
-Experts = Mapping[str, tuple[Tensors, Tensors | None]]
-"""Experts of other clients, as these hold them, and as they have trained them, if they have."""
-
 
 LocalLoss = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """From a batch's loss, what is trained and the same as it was received, both by "part/tensor", to what is minimised."""

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..moe.parts import BESIDE, Piece, Tensors, in_order
 from .host import Host, Trained, Trial
-from .task import Task, Update
+from .task import Experts, Task, Update
 
 if TYPE_CHECKING:
-    from .device import Experts
     from .member import NetworkClient
 
 

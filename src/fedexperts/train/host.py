@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..moe.parts import Piece, Tensors, in_order, is_expert
-from .task import Task, Update
+from .task import Experts, Task, Update
 
 if TYPE_CHECKING:  # devices train with torch; who plans asks none of them
-    from .device import Device, Experts
+    from .device import Device
     from .member import NetworkClient
 
 

@@ -24,10 +24,8 @@ from .fedsc import Augmentation, both_views, clipped, correlation, local_loss, t
 from .gating import answers_loss, balance_loss, roll_loss, roll_targets, spread_of
 from .holding import Holding
 from .privacy import noisy
-from .task import Task
+from .task import Experts, Task
 
-Peers = Mapping[str, tuple[Tensors, Tensors | None]]
-"""Experts of clients, as these hold them, and as they have trained them, if they have."""
 FLOAT32_B = 4
 HELD_BACK = 10
 """Every so-manieth sample is held back from a rolling gate, and says when it has learnt enough."""
@@ -86,7 +84,7 @@ class Member:
         """Inverse of `state`."""
         vars(self).update(state)
 
-    def source(self, holding: Holding, task: Task, peers: Peers = types.MappingProxyType({})) -> Batch:
+    def source(self, holding: Holding, task: Task, peers: Experts = types.MappingProxyType({})) -> Batch:
         """What the task's batches are taken from: latents, where the extractor stays as it is. It must be in the view.
 
         For a gate that is trained alone they are standardised; with FedGate all experts' answers are with them.
@@ -113,7 +111,7 @@ class Member:
         return self._latents[1]
 
     @torch.no_grad()
-    def answers(self, holding: Holding, peers: Peers) -> Tensor:
+    def answers(self, holding: Holding, peers: Experts) -> Tensor:
         """log q_NE of each sample's label by every expert, which is asked once: it is frozen, as the extractor is.
 
         Without any peers, as where a step is only measured, nobody is asked.

@@ -13,10 +13,9 @@ from typing import Any, Self
 import torch
 
 from ..moe.parts import Piece, Tensors
-from .device import Experts
 from .host import Host, Trained, Trial
 from .member import NetworkClient
-from .task import Task, Update
+from .task import Experts, Task, Update
 
 
 class ProcessHost:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..moe.parts import Piece
+from ..moe.parts import Piece, Tensors
+
+Experts = Mapping[str, tuple[Tensors, Tensors | None]]
+"""Experts of other clients, as these hold them, and as they have trained them, if they have."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/split.py
 	$(BIN)/python benchmarks/moments.py
 	$(BIN)/python benchmarks/extractor.py
+	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/gates.py
 	$(BIN)/python benchmarks/network_question.py --out runs/bench-question --jobs 2
 	$(BIN)/python benchmarks/peers.py --faults --links

@@ -6,7 +6,8 @@ The product's own path is the row `federated, product`, a run. Each cell: accura
 own, and the share at home, for each seed; then the mean, and how far the worst seed is behind the central gate.
 
 Asserted: the recipe that the product has by default and the product's run agree within --agree points of accuracy.
-Usage: python benchmarks/gates.py [--cache DIR] [--seeds N] [--tau 0.2,0.5] [--agree POINTS] [--toy]
+Usage: python benchmarks/gates.py [--cache DIR] [--seeds N] [--tau 0.2,0.5] [--extractor fedce|fedsc] [--rounds N]
+       [--agree POINTS] [--toy]
 """
 
 import argparse
@@ -50,7 +51,8 @@ class Recipe:
     """How a gate is trained by clients.
 
     ``load``: whose picks the balance loss counts, the batch's own or those of all clients. ``adam``: AdamW with moments that
-    stay at home, else plain descent; gradients have unit norm in both.
+    stay at home, else plain descent; gradients have unit norm in both. ``momentum``: of the server's steps. ``whitened``:
+    latents are turned and scaled by second moments that clients share, the least a hundredth of the greatest.
     """
 
     standardised: bool = True
@@ -63,6 +65,8 @@ class Recipe:
     balance: float = 0.0
     load: str = "all"
     share: float = 0.7
+    momentum: float = 0.0
+    whitened: bool = False
 
 
 AS_IT_WAS = Recipe(False, False, 1, True, 0.01, False, 10, 0.01, "own")
@@ -83,21 +87,20 @@ RECIPES = {
     "two picks": Recipe(picks=2),
     "raw latents": Recipe(standardised=False),
     "all clients in each round": Recipe(share=1.0),
+    "momentum of 0.5": Recipe(momentum=0.5),
+    "whitened latents": Recipe(whitened=True),
+    "whitened latents, three times the rate": Recipe(whitened=True, rate=0.3),
 }
 DEFAULT = "plain descent, 100 rounds (default)"
 
 
 def network(cell: question.Cell, cache: Path) -> Network:
-    """From the cache, or trained: extractor and experts by FedCE over the example's rounds."""
+    """From the cache, or trained: extractor and experts over the cell's rounds."""
     given = question.scenario(cell)
     table, at = given.networked, cache / cell.name
-    config = {**given.model.config, "projection_size": 0}
-    end = question.played(
-        question.staged(
-            given.changed(model={"config": config}), extractor_cycles=cell.rounds, expert_cycles=table.expert_cycles
-        ),
-        at / "experts",
-    )
+    config = {**given.model.config, **({} if cell.extractor == "fedsc" else {"projection_size": 0})}
+    stages = {"extractor": cell.extractor, "extractor_cycles": cell.rounds, "expert_cycles": table.expert_cycles}
+    end = question.played(question.staged(given.changed(model={"config": config}), **stages), at / "experts")
     prepared = prepare(question.staged(given, at / "experts" / "model", gate_cycles=1, gate="federated"))
     shares = dealt(prepared.scenario.cluster[0], next(iter(prepared.data.splits.values())).train, given.seed)
     train = [answers(prepared.view, share) for share in shares]
@@ -129,6 +132,14 @@ def coordinates(of: Network, recipe: Recipe) -> tuple[Tensor, Tensor]:
     )
 
 
+def whitening(x: Sequence[Tensor]) -> Tensor:
+    """What makes the second moments of centred latents, over all clients, alike in all directions that have some."""
+    total = sum(len(one) for one in x)
+    moments_DD = torch.stack([one.T @ one / total for one in x]).sum(dim=0)
+    values_D, turn_DD = torch.linalg.eigh(moments_DD)
+    return turn_DD / values_D.clamp_min(float(values_D.max()) / 100).sqrt()
+
+
 def federated(of: Network, recipe: Recipe, steps: int = 20, batch: int = 25) -> Gate:
     """The recipe on kept answers, one client after the other."""
     mean_D, spread_D = coordinates(of, recipe)
@@ -136,6 +147,9 @@ def federated(of: Network, recipe: Recipe, steps: int = 20, batch: int = 25) -> 
     q = [one.of_the_label_TE for one in of.train]
     (experts, labels), generator = of.train[0].log_q_TEL.shape[1:], torch.Generator().manual_seed(of.seed)
     gate_EF = torch.zeros(experts, x[0].shape[1] + 1)
+    step_EF = torch.zeros_like(gate_EF)
+    turn_DD = whitening(x) if recipe.whitened else torch.eye(x[0].shape[1])
+    x = [one @ turn_DD for one in x]
     x = [torch.cat([one, torch.full((len(one), 1), float(recipe.bias))], dim=1) for one in x]
     moments: dict[int, list[Tensor]] = {}
     for round_ in range(recipe.rounds):
@@ -148,8 +162,9 @@ def federated(of: Network, recipe: Recipe, steps: int = 20, batch: int = 25) -> 
             made.append(
                 _locally(gate_EF, x[i], q[i], recipe, rate, load_E, labels, moments.setdefault(i, []), steps, batch, generator)
             )
-        gate_EF = torch.stack(made).mean(dim=0)
-    weight_ED = gate_EF[:, :-1] / spread_D
+        step_EF = recipe.momentum * step_EF + torch.stack(made).mean(dim=0) - gate_EF
+        gate_EF = gate_EF + step_EF
+    weight_ED = gate_EF[:, :-1] @ turn_DD.T / spread_D
     return weight_ED, gate_EF[:, -1] * recipe.bias - weight_ED @ mean_D
 
 
@@ -214,11 +229,12 @@ def rolled(of: Network, rolls: int, rate: float, standardised: bool = True, step
 def table(args: argparse.Namespace, cache: Path) -> None:
     """The ladder, and every recipe on it."""
     for tau in args.tau.split(","):
-        rounds = 1 if args.toy else 10
-        cells = [question.Cell("fashion", 8, tau, seed, "fedce", rounds, toy=args.toy) for seed in range(1, args.seeds + 1)]
+        rounds, seeds = 1 if args.toy else args.rounds, range(1, args.seeds + 1)
+        cells = [question.Cell("fashion", 8, tau, seed, args.extractor, rounds, toy=args.toy) for seed in seeds]
         found = [network(cell, cache) for cell in cells]
         central = [judged(of.own, central_gate(_together(of.train))) for of in found]
-        print(f"τ = {tau}, seeds 1…{args.seeds}: accuracy (share at home), %; mean; the worst seed behind the central gate")
+        print(f"τ = {tau}, {args.extractor}, {rounds} rounds, seeds 1…{args.seeds}")
+        print("accuracy (share at home), %; mean; the worst seed behind the central gate")
 
         def row(name: str, pairs: Sequence[tuple[float, float]], best: Any = central) -> list[float]:
             behind = max(top[0] - pair[0] for top, pair in zip(best, pairs, strict=True))
@@ -260,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tau", default="0.2,0.5")
+    parser.add_argument("--extractor", choices=("fedce", "fedsc"), default="fedce")
+    parser.add_argument("--rounds", type=int, default=10, help="of the extractor")
     parser.add_argument("--agree", type=float, default=3.0)
     parser.add_argument("--toy", action="store_true", help="smallest size, on pictures made here; the figures mean nothing")
     args = parser.parse_args(argv)

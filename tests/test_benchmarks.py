@@ -34,6 +34,14 @@ ROWS = {  # beginnings of lines, in order
         *(rf" +{n} +{m}  {p} " for n, m in ((20, 8), (30, 12)) for p in ("random", "greedy", "balanced", "optimal")),
     ],
     "bound": ["random contacts", "random contacts", "Walker shell, a day"],
+    "contrast": [
+        "10 clients",
+        *(
+            rf"{how}, R of the model {whose} "
+            for how in (r"\(4\) to the letter", "falling")
+            for whose in ("as just trained", "that came down last", "that comes down now")
+        ),
+    ],
     "demo": [*(rf"{name} +γ \d" for name in DEMO), "ratio", "ems-fl / sync  ", *["ems-fl[^/]* / sync"] * 4],
     "extractor": ["never trained", *["one client"] * 4, *["ten clients"] * 3],
     "gpu": [

@@ -151,16 +151,17 @@ def test_of_a_comparison_only_what_has_not_ended_is_run(
     assert found["greedy, seed 3"] == {"made": "greedy, seed 3"}
 
 
-def test_what_a_reader_should_know_of_runs_is_said_once_for_each_name(
+def test_what_a_reader_should_know_of_runs_is_said_once(
     scenario: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def short(jobs: Mapping[str, Scenario], out: Path, **_: Any) -> dict[str, Any]:
         return {name: run(job, out / folder(name)).summary | {"warnings": ["the plan ended"]} for name, job in jobs.items()}
 
     monkeypatch.setattr("fedexperts.runs.grid.run_many", short)
-    words = ["--policy", "random", "--seeds", 2, "--set", "train.cycles=1"]
+    words = ["--policy", "random,greedy", "--seeds", 2, "--set", "train.cycles=1"]
     code, stdout, stderr = call(scenario, *words, "--out", tmp_path / "out", "--json")
-    assert (code, stderr.count("warning: random: the plan ended")) == (0, 1)
+    assert (code, stderr.count("the plan ended")) == (0, 1)
+    assert "warning: random and 1 more: the plan ended" in stderr
     assert json.loads(stdout)["policies"]["random"]["warnings"] == ["the plan ended"]
 
 

@@ -331,7 +331,8 @@ def apart(prepared: Prepared) -> int:
     with torch.no_grad():
         greys = [white * grey for grey in np.linspace(0.2, 1.0, 9)]  # brightness is drawn
         low, high = model.latents(black)[0], torch.cat([model.latents(grey) for grey in greys])
-        direction = torch.linalg.lstsq(high - low, torch.ones(len(high), 1)).solution[:, 0]
+        gap = (high - low).mean(dim=0)
+        direction = gap / (gap @ gap)
         assert ((high - low) @ direction > 0.5).all()
         first, _, last = model.projection
         first.weight.zero_(), last.weight.zero_(), last.bias.zero_()
@@ -346,14 +347,14 @@ def apart(prepared: Prepared) -> int:
     return 0
 
 
-@pytest.mark.parametrize("samples", [256, 7])
-def test_one_image_moves_a_shared_matrix_by_no_more_than_is_stated(samples: int, folder: Path) -> None:
+@pytest.mark.parametrize(("samples", "at"), [(256, (0, 1, 2)), (7, (3, 5, 6))])  # of 27 images; these are among the 7 drawn
+def test_one_image_moves_a_shared_matrix_by_no_more_than_is_stated(samples: int, at: tuple[int, ...], folder: Path) -> None:
     """Two neighbouring data sets, the same model received, the real path with its training."""
-    for at in range(3):
-        one, other = neighbours(folder, lambda _, at=at: at, correlation_samples=samples)
+    for image in at:
+        one, other = neighbours(folder, lambda _, image=image: image, correlation_samples=samples)
         moved = float((one - other).norm())
         device_samples = small.devices(prepare(scenario(folder)))["c/0"][0].samples
-        assert moved <= sensitivity(1.0, min(samples, device_samples)) * (1 + 1e-5)
+        assert 0 < moved <= sensitivity(1.0, min(samples, device_samples)) * (1 + 1e-5)
 
 
 def test_a_pair_of_images_reaches_the_bound_of_the_stated_sensitivity(folder: Path) -> None:

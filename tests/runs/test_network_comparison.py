@@ -13,7 +13,7 @@ from fedexperts import Scenario
 from fedexperts.cli.main import app
 from fedexperts.errors import InputError
 from fedexperts.method.networked import _scores
-from fedexperts.report.networked_html import _cell, networked_tables, routing_figure, write_tables
+from fedexperts.report.networked_html import _cell, networked_tables, picks_figure, routing_figure, write_tables
 from fedexperts.runs import networked_tables as tables
 
 MODEL = {"model_type": "networked_moe", "image_size": pictures.SIDE, "width": 8, "expert_hidden": 8, "num_experts": 2}
@@ -128,6 +128,22 @@ def test_tables_and_page_from_ledgers_ends(tmp_path: Path) -> None:
     assert figure is not None
     assert [list(row) for row in figure.data[0].z] == [[0.75, 0.25], [0.5, 0.5]]
     assert networked_tables(document).renderables
+
+
+def test_a_page_of_tables_can_be_read_on_a_phone(tmp_path: Path) -> None:
+    """390 pixels: wide tables scroll by themselves, titles of maps fit their maps, no two lines look alike."""
+    ends = {(f"{e}{g}", "0.5", 1): _end(0.3) for e in ("none", "fedce", "fedsc") for g in ("", ", rolling", ", federated")}
+    document = {"partitions": ["0.5"], "seeds": 1, **tables._tables(ends)}
+    write_tables(document, tmp_path / "page.html", "title")
+    page = (tmp_path / "page.html").read_text()
+    assert '<meta name="viewport" content="width=device-width">' in page
+    assert page.count("<div class='wide'><table>") == page.count("<table>") == 3
+    maps = routing_figure(document["network"], "0.5")
+    assert maps is not None
+    assert max(len(line) for note in maps.layout.annotations for line in note.text.split("<br>")) <= len("fedce, federated")
+    assert maps.data[0].colorbar.orientation == "h"  # beside the maps it takes a fifth of the width
+    lines = picks_figure(document["network"], ["0.5"]).data
+    assert len({(line.line.color, line.line.dash) for line in lines}) == len(lines) == 9
 
 
 @pytest.mark.slow

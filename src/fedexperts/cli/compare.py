@@ -48,10 +48,12 @@ def command(
     with running(known, grid.metric) as show, resumable(), overheard() as heard:
         done = run_grid(grid, directory, resume, show)
     document = grid.fill(done)
+    told: dict[str, list[str]] = {}  # one warning of many runs is told once
     for name, group in by_name(done).items():
-        for warning in dict.fromkeys(text for one in group for text in one.summary["warnings"]):
-            if warning not in heard:
-                warn(f"{name}: {warning}")
+        for warning in dict.fromkeys(text for one in group for text in one.summary["warnings"] if text not in heard):
+            told.setdefault(warning, []).append(name)
+    for warning, names in told.items():
+        warn(f"{names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {warning}")
     table: RenderableType
     if grid.kind == "tables":
         write_tables(document, page, loaded.name)

@@ -157,7 +157,7 @@ def cluster_figure(summaries: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         figure.add_bar(x=list(shares), y=[times * value for value in shares.values()], name=name, marker={"color": grey})
     by = one_of(summaries)
     title = f"final {metric_by_cluster(summaries)} by {by}, on test data"
-    look(figure, 380, barmode="group", title=title, yaxis_title=label)
+    look(figure, 380, barmode="group", title=title, yaxis_title=label, legend={"orientation": "h", "y": -0.3})
     return figure
 
 

@@ -20,6 +20,9 @@ TITLES = {
     "same": "Test data like each client's training data (the paper's Table I), %",
     "even": "Even shares of the test data (the paper's Table II), %",
 }
+DASHES = {"none": "dot", "fedce": "dash", "fedsc": "solid"}
+"""Of lines by extractor; gates have colours."""
+GATES = ("random", "rolling", "federated")
 RUNGS = ("central gate", "all experts", "oracle", "probe")
 METHODS = (
     "majority",
@@ -27,12 +30,10 @@ METHODS = (
     "local",
     "fedavg, one-shot",
     "fedavg",
-    *(
-        f"{extractor}, {gate}"
-        for extractor in ("none", "fedce", "fedsc")
-        for gate in ("random", "rolling", "federated", *RUNGS)
-    ),
+    *(f"{extractor}, {gate}" for extractor in DASHES for gate in (*GATES, *RUNGS)),
 )
+HEIGHTS = (100, 170, 110, 70)
+"""Of the maps of who asks whom, in pixels: over the first line, of a line, below the last one, between lines."""
 UNBROKEN = " style='white-space: nowrap'"
 Cells = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
 
@@ -92,13 +93,15 @@ def _note(seeds: int) -> str:
         "classifier for all, averaged every round, or once. All make equally many gradient steps on the extractor; <i>none</i> "
         "is one that is never trained. Rungs on the same extractor and experts: the <i>central gate</i>, linear and trained on "
         "all data in one place; <i>all experts</i> together; the <i>oracle</i>, an expert that is right, if one is; the "
-        "<i>probe</i>, a logistic regression on latents. <i>majority</i>: each client's most frequent label. Heatmaps and "
-        "costs are of the first seed.</p>"
+        "<i>probe</i>, a logistic regression on latents. <i>majority</i>: each client's most frequent label. Maps of who asks "
+        "whom, shares of a client's picks on test data, and costs are of the first seed.</p>"
     )
 
 
 def _html_table(cells: Cells, partitions: Sequence[str], title: str) -> str:
-    groups = cell_row(["<th></th>", *(cell(_label(name), "th", f" colspan={len(METRICS)}") for name in partitions)])
+    groups = cell_row(
+        ["<th></th>", *(cell(_label(name), "th", f" colspan={len(METRICS)} style='text-align: left'") for name in partitions)]
+    )
     heads = text_row(["method", *(short for _ in partitions for _, short in METRICS)], "th")
     body = (
         cell_row([cell(method, attributes=UNBROKEN), *(spread_cell(*found) for found in _row(cells[method], partitions))])
@@ -126,18 +129,28 @@ def routing_figure(network: Mapping[str, Any], name: str) -> go.Figure | None:
     methods = [m for m in METHODS if "," in m and network.get(m, {}).get(name, {}).get("routing")]
     if not methods:
         return None
-    columns = 3
+    columns, (over, line, below, between) = 3, HEIGHTS
     lines = -(-len(methods) // columns)
-    titles = [f"{m}, {_label(name)}: {100 * network[m][name]['local_ratio'][0]:.0f} % at home" for m in methods]
-    figure = make_subplots(rows=lines, cols=columns, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.16)
+    inner = lines * line + (lines - 1) * between
+    titles = [f"{m}<br>{100 * network[m][name]['local_ratio'][0]:.0f} % at home" for m in methods]
+    figure = make_subplots(
+        rows=lines,
+        cols=columns,
+        subplot_titles=titles,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        vertical_spacing=between / inner if lines > 1 else 0,
+    )
+    bar = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "thickness": 10, "tickformat": ".0%"}
     for i, method in enumerate(methods):
-        heat = share_map(network[method][name]["routing"][0], showscale=i == 0, xgap=1, ygap=1)
+        heat = share_map(network[method][name]["routing"][0], showscale=i == 0, colorbar=bar, xgap=1, ygap=1)
         row, column = i // columns + 1, i % columns + 1
         figure.add_trace(heat, row=row, col=column)
         figure.update_yaxes(autorange="reversed", title_text="client" if column == 1 else None, row=row, col=column)
         figure.update_xaxes(title_text="expert" if row == lines else None, row=row, col=column)
-    look(figure, 330 * lines + 60, margin={"t": 60})
-    figure.update_annotations(font_size=13)
+    margin = {"l": 45, "r": 10, "t": over, "b": below}
+    look(figure, inner + over + below, margin=margin, title=f"who asks whom, {_label(name)}")
+    figure.update_annotations(font_size=11)
     return figure
 
 
@@ -148,24 +161,25 @@ def picks_figure(network: Mapping[str, Any], partitions: Sequence[str]) -> go.Fi
     )
     methods = [m for m in METHODS if "," in m and m in network]
     for column, name in enumerate(partitions, start=1):
-        for i, method in enumerate(methods):
+        for method in methods:
             tables = network[method].get(name, {}).get("accuracy_by_k", [])
             if not tables:
                 continue
             ks = list(tables[0])
             values = [100 * statistics.median(table[k] for table in tables) for k in ks]
+            extractor, gate = method.split(", ")
             line = go.Scatter(
                 x=ks,
                 y=values,
                 name=method,
                 legendgroup=method,
                 showlegend=column == 1,
-                line={"color": COLOURS[i % len(COLOURS)]},
+                line={"color": COLOURS[GATES.index(gate)], "dash": DASHES[extractor]},
             )
             figure.add_trace(line, row=1, col=column)
         figure.update_xaxes(title_text="experts picked, k", type="category", row=1, col=column)
     figure.update_yaxes(title_text="accuracy, %", row=1, col=1)
-    look(figure, 420, legend={"orientation": "h", "y": -0.25}, margin={"t": 60})
+    look(figure, 520, legend={"orientation": "h", "y": -0.2}, margin={"l": 45, "r": 10, "t": 60}, title="asking more experts")
     return figure
 
 

@@ -21,6 +21,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-size: 0.95rem; }
 th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 span.spread { color: #777; font-size: 0.8rem; white-space: nowrap; }
+div.wide { overflow-x: auto; }
 div.warning { border-left: 4px solid #d55e00; padding: 0.1rem 1rem; background: #fdf3ec; }
 details { margin: 0.5rem 0; } summary { cursor: pointer; }
 details th:nth-child(2) { text-align: left; }
@@ -47,7 +48,8 @@ def write_page(
         OSError: one of them cannot be written.
     """
     page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">{mark(beside.values())}<title>{html.escape(title)}</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+{mark(beside.values())}<title>{html.escape(title)}</title>
 <style>{STYLE}{style}</style><script>{get_plotlyjs()}</script></head><body>
 <h1>{html.escape(title)}</h1>
 {content}
@@ -74,8 +76,8 @@ def shown(figures: Iterable[go.Figure], **config: Any) -> str:
 
 
 def html_table(heads: Sequence[str], rows: Iterable[str]) -> str:
-    """A table of rows as `text_row` and `cell_row` make them."""
-    return f"<table><thead>{''.join(heads)}</thead><tbody>{''.join(rows)}</tbody></table>"
+    """A table of rows as `text_row` and `cell_row` make them; where it is wider than the page it scrolls by itself."""
+    return f"<div class='wide'><table><thead>{''.join(heads)}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def text_row(cells: Iterable[str], tag: str = "td", of: str = "") -> str:

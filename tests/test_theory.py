@@ -47,6 +47,24 @@ def test_the_slowest_group_decides_how_fast_it_falls() -> None:
     assert ems_fl_general(setting, K) > ems_fl_published(setting, K)
 
 
+def test_another_setting_by_hand_from_the_proofs() -> None:
+    """C = 2, γ_c = 2 and 1, T = 100, L = ½, F₀ − F* = 10, A = 2, B = 5, ζ² = 9; (64) and (77) added up over the cycles.
+
+    Equality, η^E = 1/10, η^U = 1/5: 5(η^Eγ)²C⁴LA = 3.2, 5(η^U)²C³LB = 4, so (3.2 + 4)/(2·0.1) + 10/(100·2·0.1); (52) moves
+    twice as far, (12.8 + 4)/(2·0.2), and the baseline 5(η^E)²C³L(A + ζ²) = 2.2. Steps of half of these: 1.8/0.1 and 1.55/0.1.
+    """
+    toy = Constants(smoothness=0.5, gap=10, grad_expert=1, grad_gate=2, sigma_expert=1, sigma_gate=1, zeta_expert=3)
+    found = bounds(Setting((2.0, 1.0), 100), toy)
+    assert found["ems_fl"]["published"] == pytest.approx(0.25 + 18)
+    assert found["ems_fl"]["corrected"] == pytest.approx(0.5 + 36)
+    assert found["ems_fl"]["scaled_twice"] == pytest.approx(0.25 + 42)
+    assert found["sync"]["published"] == pytest.approx(0.5 + 31)
+    assert found["sync"]["corrected"] == pytest.approx(0.5 + 31)
+    halved = bounds(Setting((2.0, 1.0), 100, eta_expert=0.05, eta_gate=0.1), toy)
+    assert halved["ems_fl"]["corrected"] == pytest.approx(1 + 18)
+    assert halved["sync"]["corrected"] == pytest.approx(1 + 15.5)
+
+
 def test_gamma_once_or_twice() -> None:
     """(52) on top of (42): steps of γη^E, so that m is still η^U, and groups move γ times as far."""
     found = bounds(HAND, K)
@@ -100,6 +118,17 @@ def test_where_ems_fl_overtakes(seed: int) -> None:
         lead = sync_published(setting, k) - ems_fl_published(setting, k)
         if abs(lead) > 1e-9 * sync_published(setting, k):
             assert any(a <= gamma <= b for a, b in ranges) == (lead > 0)
+
+
+@pytest.mark.parametrize("grad_gate", [1e-160, 1e-20, 1e30])
+def test_constants_of_any_size_have_a_crossing(grad_gate: float) -> None:
+    """A gate that weighs next to nothing changes nothing; one that weighs all leaves only γ(C·0 + B) against γ²·B."""
+    setting = Setting((2.0,) * 5, 10**12)
+    k = Constants(1.0, 1.0, 1.0, grad_gate, 1.0, 0.0, 9.0)
+    found = bounds(setting, k)
+    without = ahead(5, replace(k, grad_gate=0.0))
+    assert found["ems_fl_ahead"] == (without if grad_gate < 1 else [[pytest.approx(1.0), 5.0]])
+    assert all(map(math.isfinite, (found[name][kind] for name in ("ems_fl", "sync") for kind in ("published", "corrected"))))
 
 
 def test_without_gradients_nobody_is_ahead_and_curves_are_the_bounds() -> None:
@@ -166,7 +195,7 @@ def test_numbers_that_cannot_be() -> None:
         replace(K, smoothness=0.0)
     with pytest.raises(InputError, match=r"--smoothness = 0: must be a number above 0; it is L of \(40\)"):
         Constants.of(dict.fromkeys(MEANINGS, 0.0))
-    with pytest.raises(InputError, match=r"--sigma-gate = -1: must be a number from 0 up; it is σ_U of \(44\)"):
+    with pytest.raises(InputError, match=r"--sigma-gate = -1: must be a number from 0 to 1e\+30; it is σ_U of \(44\)"):
         replace(K, sigma_gate=-1.0)
     with pytest.raises(InputError, match=r"missing --gap, F₀ − F\*.*; --zeta-expert, ζ_E of \(47\)"):
         Constants.of({name: None if name in ("gap", "zeta_expert") else 1.0 for name in MEANINGS})
@@ -174,7 +203,7 @@ def test_numbers_that_cannot_be() -> None:
         Setting((0.0, 1.0), 3)
     with pytest.raises(InputError, match=r"--eta-gate = -1: must be a number above 0"):
         Setting((1.0, 1.0), 3, eta_gate=-1.0)
-    with pytest.raises(InputError, match=r"--cycles = 0: must be 1 or more"):
+    with pytest.raises(InputError, match=r"--cycles = 0: must be from 1 to 1e\+12"):
         Setting((1.0, 1.0), 0)
 
 

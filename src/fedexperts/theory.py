@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .reading import short
 
 MEANINGS = {
     "smoothness": "L of (40): how much the gradient of the global loss changes, at most, per distance",
@@ -39,6 +40,9 @@ MEANINGS = {
 """What each constant is; options of the command line have these names, with hyphens."""
 FACTOR = 5.0
 """Of (64) and (77)."""
+MOST = 1e30
+"""Of a constant; squares and products of all of them stay finite."""
+MOST_CYCLES = 10**12
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Constants:
     """Of Assumptions 1 to 4; see `MEANINGS`.
 
     Raises:
-        InputError: one is negative or no number, or smoothness is 0.
+        InputError: one is negative, above `MOST` or no number, or smoothness is 0.
     """
 
     smoothness: float
@@ -89,8 +93,8 @@ class Constants:
 
 
 def _check(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{option(name)} = {value:g}: must be a number from 0 up; it is {MEANINGS[name]}")
+    if not 0 <= value <= MOST:
+        raise InputError(f"{option(name)} = {value:g}: must be a number from 0 to {MOST:g}; it is {MEANINGS[name]}")
     if name == "smoothness" and value == 0:  # (40); or the term of the steps would be gone
         raise InputError(f"{option(name)} = 0: must be a number above 0; it is {MEANINGS[name]}")
 
@@ -122,17 +126,21 @@ class Setting:
         if not self.gammas:
             raise InputError("--clusters = 0: must be 1 or more")
         for gamma in self.gammas:
-            if not (math.isfinite(gamma) and gamma > 0):
+            if not 1e-6 <= gamma <= 1e6:
                 raise InputError(
-                    f"--gamma = {gamma:g}: must be a number above 0; it is the ratio γ_c of (35), as `assign` prints it"
+                    f"--gamma = {gamma:g}: must be a number above 0, from 1e-06 to 1e+06; it is the ratio γ_c of (35), as "
+                    "`assign` prints it"
                 )
-        if self.cycles < 1:
-            raise InputError(f"--cycles = {self.cycles}: must be 1 or more; it is T, the number of orbital cycles")
+        if not 1 <= self.cycles <= MOST_CYCLES:
+            raise InputError(
+                f"--cycles = {short(self.cycles)}: must be from 1 to {MOST_CYCLES:g}; it is T, the number of orbital cycles"
+            )
         for name in ("eta_expert", "eta_gate"):
             eta = getattr(self, name)
-            if eta is not None and not (math.isfinite(eta) and eta > 0):
+            if eta is not None and not 1e-30 <= eta <= 1e6:
                 raise InputError(
-                    f"{option(name)} = {eta:g}: must be a number above 0; it is a step size, or left out for equality"
+                    f"{option(name)} = {eta:g}: must be a number above 0, from 1e-30 to 1e+06; it is a step size, or left out "
+                    "for equality"
                 )
 
     @property
@@ -250,7 +258,9 @@ def ahead(clusters: int, k: Constants) -> list[list[float]]:
     C, five = clusters, FACTOR * k.smoothness * clusters**2
     d = k.gap / C
     linear = -d - five * (k.expert + k.zeta_expert**2)
-    cubic: NDArray[np.float64] = np.trim_zeros(np.array([-five * k.gate, five * (C * k.expert + k.gate), linear, d]), "f")
+    cubic: NDArray[np.float64] = np.array([-five * k.gate, five * (C * k.expert + k.gate), linear, d])
+    while len(cubic) > 1 and abs(cubic[0]) * float(C) ** (len(cubic) - 1) <= 1e-16 * np.abs(cubic[1:]).max():
+        cubic = cubic[1:]  # nothing beside the others for any γ up to C; for its sake roots would overflow
     roots = np.roots(cubic) if len(cubic) > 1 else np.array([])
     real = sorted(float(r.real) for r in roots if abs(r.imag) < 1e-9 * max(1.0, abs(r)) and 1 < r.real < C)
     edges = [1.0, *real, float(C)]

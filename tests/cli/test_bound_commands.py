@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from test_startup import loaded
 
 import fingerprints
 import small
-from fedexperts import Scenario
+from fedexperts import Scenario, run
+from fedexperts.cli.common import output
 from fedexperts.cli.main import main
 from fedexperts.errors import InputError
 from fedexperts.method.methods import prepare
@@ -82,7 +84,7 @@ def test_a_condition_that_fails_is_said(fedexperts: Any) -> None:
     [
         (
             ("--clusters", "3", "--gamma", "2", "--cycles", "16", "--gap", "-1"),
-            "--gap = -1: must be a number from 0 up; it is F₀ − F*",
+            "--gap = -1: must be a number from 0 to 1e+30; it is F₀ − F*",
         ),
         (("--clusters", "3", "--gamma", "2", "--cycles", "16", "--gap", "1"), "missing --smoothness, L of (40)"),
         (("--clusters", "3", "--cycles", "16", *CONSTANTS), "missing --gamma"),
@@ -92,7 +94,17 @@ def test_a_condition_that_fails_is_said(fedexperts: Any) -> None:
         (("--gamma", "1,2", "--clusters", "3", "--cycles", "16", *CONSTANTS), "--clusters = 3: --gamma has 2 numbers"),
         (("--gamma", "nan", "--clusters", "3", "--cycles", "16", *CONSTANTS), "--gamma = nan: must be a number above 0"),
         (("--gamma", "2", "--clusters", "0", "--cycles", "16", *CONSTANTS), "--clusters = 0: must be from 1 to 100,000"),
-        (("--gamma", "2", "--clusters", "3", "--cycles", "0", *CONSTANTS), "--cycles = 0: must be 1 or more"),
+        (("--gamma", "2", "--clusters", "3", "--cycles", "0", *CONSTANTS), "--cycles = 0: must be from 1 to 1e+12"),
+        (("--gamma", "2", "--clusters", "3", "--cycles", "9" * 40, *CONSTANTS), "must be from 1 to 1e+12; it is T"),
+        (
+            ("--gamma", "2", "--clusters", "3", "--cycles", "16", *CONSTANTS, "--grad-expert", "1e200"),
+            "--grad-expert = 1e+200: must be a number from 0 to 1e+30; it is G_E of (41)",
+        ),
+        (("--gamma", "1e300", "--clusters", "3", "--cycles", "16", *CONSTANTS), "--gamma = 1e+300: must be a number above 0"),
+        (
+            ("--gamma", "2", "--clusters", "3", "--cycles", "16", *CONSTANTS, "--eta-gate", "1e-300"),
+            "--eta-gate = 1e-300: must be a number above 0, from 1e-30 to 1e+06",
+        ),
     ],
 )
 def test_wrong_constants(words: tuple[str, ...], said: str, fedexperts: Any) -> None:
@@ -152,6 +164,88 @@ def test_plan_bound_as_json_and_page_without_torch(fedexperts: Any, tmp_path: Pa
     assert "the earliest updates in EMS-FL's order" in out
     assert "what would help" in out
     assert "torch" not in loaded("plan", str(path), "--bound")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, Path]:
+    """A scenario and a run of it."""
+    path = scenario(tmp_path, {"train": {"cycles": 3, "seconds_per_round": 60.0}})
+    run(path, tmp_path / "run")
+    return path, tmp_path / "run"
+
+
+def test_a_run_beside_its_bounds(made: tuple[Path, Path], fedexperts: Any, tmp_path: Path) -> None:
+    path, directory = made
+    code, out, _ = fedexperts("plan", path, "--bound", "--run", directory, "--json", "--out", tmp_path / "out")
+    bound = json.loads(out)["bound"]
+    lines = [json.loads(line) for line in (directory / "ledger.jsonl").read_text().splitlines()]
+    owned = next(line["assignment"] for line in lines if line["event"] == "assignment")
+    assert code == 0
+    assert bound["owners"] == {name: [f"expert:{m}" for m in row] for name, row in owned.items()}
+    for name, row in bound["clusters"].items():
+        came_s = bound["run"]["clusters"][name]["update_s"]
+        first = f"expert:{owned[name][0]}"
+        at_s = [
+            line["t_s"] for line in lines if line["event"] == "aggregate" and (line["cluster"], line["part"]) == (name, first)
+        ]
+        assert came_s == at_s
+        assert came_s == pytest.approx(row["schedule_s"][: len(came_s)], abs=1e-3)
+    page = (tmp_path / "out" / "plan.html").read_text()
+    assert "plain, the run" in page
+    assert "Circles: what came in the run, by ems-fl." in page
+    _, out, _ = fedexperts("plan", path, "--bound", "--run", directory)
+    assert re.search(
+        r"the run: plain 3 updates, the last after .* by when the plan allows 3 in EMS-FL's order and \d+ by any", out
+    )
+
+
+def test_a_run_of_the_baseline_has_rounds_and_no_owners(fedexperts: Any, tmp_path: Path) -> None:
+    path = scenario(tmp_path, {"protocol": "sync", "train": {"cycles": 2, "seconds_per_round": 60.0}})
+    run(path, tmp_path / "run")
+    code, out, _ = fedexperts("plan", path, "--bound", "--run", tmp_path / "run", "--json")
+    bound = json.loads(out)["bound"]
+    assert code == 0
+    for name, row in bound["run"]["clusters"].items():
+        assert len(row["update_s"]) == 2
+        assert row["update_s"] == pytest.approx(bound["sync"]["clusters"][name]["round_s"][:2], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--set", "plan.slot_s=50.0"), "was made over another plan (some of its contacts); give the scenario of the run"),
+        (("--set", "model.uplink=int8"), "B; give the scenario of the run, with the --set of it"),
+        (("--set", "cluster.0.name=oslo"), "was made over another plan (cluster oslo)"),
+        (("--owners", "o.json"), "--run has owners of its own; leave one out"),
+    ],
+)
+def test_a_run_of_something_else(words: tuple[str, ...], said: str, made: tuple[Path, Path], fedexperts: Any) -> None:
+    path, directory = made
+    code, _, err = fedexperts("plan", path, "--bound", "--run", directory, *words)
+    assert (code, said in err) == (2, True), err
+
+
+def test_no_run_to_show(made: tuple[Path, Path], fedexperts: Any, tmp_path: Path) -> None:
+    path, directory = made
+    for words, said in (
+        (("--run", directory), f"--run {directory}: is for --bound; add it"),
+        (("--bound", "--run", tmp_path), "holds no ledger.jsonl; give a run directory"),
+    ):
+        code, _, err = fedexperts("plan", path, *words)
+        assert (code, said in err) == (2, True), err
+    old = Path(__file__).parents[1] / "old_runs" / "aligned"
+    code, _, err = fedexperts("plan", path, "--bound", "--run", old)
+    assert (code, "bounds are of ems-fl, ems-fl-enhanced and sync" in err) == (2, True), err
+
+
+def test_names_are_whole_in_a_narrow_terminal(fedexperts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "width", 50)
+    words = ("--goal", "updates=1", "--by", "1 d", "--over", "assignment.trial_samples=11")
+    code, out, _ = fedexperts("advise", scenario(tmp_path), *words)
+    assert (code, "…" in out) == (0, False)
+    rows = [line.split() for line in out.splitlines()[2:]]
+    assert "".join(row[0] for row in rows if row).startswith("assignment.trial_samples=11")
+    assert f"{tmp_path / 's-advice-1.toml'}: assignment.trial_samples=11" in out
 
 
 def test_owners_are_for_bounds(fedexperts: Any, tmp_path: Path) -> None:
@@ -251,7 +345,11 @@ def test_the_baseline_is_advised_by_its_rounds(tmp_path: Path) -> None:
         ("updates=2", "3", (), (), "--by '3': must be a number with its unit, one of s, min, h, d"),
         ("updates=2", "3 weeks", (), (), "--by '3 weeks': must be a number with its unit"),
         ("updates=2", "0 d", (), (), "--by '0 d': must be a number above 0"),
+        ("updates=2", "1e300 d", (), (), "--by '1e300 d': must be at most 1e+10 s"),
         ("updates=2", "3 d", ("model.lora.rank",), (), "--over model.lora.rank: must look like"),
+        ("updates=2", "3 d", ("model.uplink=,",), (), "--over model.uplink=,: must look like"),
+        ("updates=2", "3 d", ("seed=1", "seed=2"), (), "--over seed=2: seed is given twice; give its values once"),
+        ("updates=2", "3 d", (), ("hours=3", "hours=4"), "--limit hours=4: hours is given twice"),
         ("updates=2", "3 d", ("seed=" + ",".join(map(str, range(600))),), (), "--over: 600 combinations; at most 500"),
         ("updates=2", "3 d", (), ("MB=3",), "--limit MB=3: unknown resource; known are hours"),
         ("updates=2", "3 d", (), ("uplink_MB=x",), "--limit uplink_MB=x: must be a number above 0"),

@@ -5,10 +5,14 @@ import math
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from fedexperts.contact import schedule
+from fedexperts.contact.budget import Segments
 from fedexperts.contact.interchange import load_plan, plan_text
 from fedexperts.contact.orbit import circular, walker
 from fedexperts.contact.passes import passes
@@ -16,7 +20,7 @@ from fedexperts.contact.plan import Contact, ContactPlan, PlanError, Rates
 from fedexperts.contact.presets import from_preset
 from fedexperts.contact.radio import uplink_bps
 from fedexperts.contact.schedule import Station, best_passes, contact_rows, orbital_plan, statistics, verdict
-from fedexperts.contact.site import Site, look
+from fedexperts.contact.site import Site, look, looks
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY_S = 86400.0
@@ -80,6 +84,55 @@ def test_a_cluster_talks_to_one_satellite_of_a_shell_at_a_time() -> None:
     assert len({c.satellite for c in plan.contacts}) > 5
     single = orbital_plan(STATIONS, shell[:1], RANGE, START, 0.25 * DAY_S)
     assert statistics(plan)["lisbon"]["idle_share"] < statistics(single)["lisbon"]["idle_share"]
+
+
+@pytest.mark.parametrize("devices", [4, 3000])
+def test_contacts_of_a_shell_are_those_of_each_pass_alone(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: what is propagated together, and how rates are cut into pieces, changes no number."""
+    shell = walker(24, 3, 1, 600, 80, epoch=START)
+    stations = [Station(site, devices) for site in (*SITES, Site("tromso", 69.65, 18.96, 40.0, 5))]
+    radio = from_preset("s-band-handheld", total_bandwidth_Hz=20e6)
+    plan = orbital_plan(stations, shell, radio, START, 0.3 * DAY_S)
+    assert len(plan.contacts) > 60
+    assert {len(contact.rates) for contact in plan.contacts} >= {5, 6}
+    monkeypatch.setattr(schedule, "TOGETHER", 1)
+    monkeypatch.setattr(schedule, "rate_segments", _segments_one_by_one)
+    assert orbital_plan(stations, shell, radio, START, 0.3 * DAY_S) == plan
+
+
+def _segments_one_by_one(time_s: NDArray[np.float64], rate_bps: NDArray[np.float64]) -> Segments:
+    """As `rate_segments` was written first."""
+    time, rate = _refined(time_s, rate_bps, 0.1)
+    limit = 1.1 * (1 + 1e-12)
+    cuts, low, high = [0], rate[0], rate[0]
+    for i in range(1, len(rate)):
+        low, high = min(low, rate[i]), max(high, rate[i])
+        if high > low * limit:
+            cuts.append(i - 1)
+            low, high = min(rate[i - 1], rate[i]), max(rate[i - 1], rate[i])
+    edges = time[[*cuts, len(time) - 1]]
+    bits = np.add.reduceat(np.diff(time) * (rate[1:] + rate[:-1]) / 2, cuts)
+    return Segments(edges[:-1], edges[1:], bits / np.diff(edges))
+
+
+def _refined(time: NDArray[np.float64], rate: NDArray[np.float64], tolerance: float) -> tuple[Any, Any]:
+    pieces = np.ceil(np.abs(np.diff(np.log(rate))) / math.log1p(tolerance)).astype(int).clip(1)
+    i = np.repeat(np.arange(len(pieces)), pieces)
+    step = (np.arange(len(i)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) / pieces[i]
+    new_rate = rate[i] * (rate[i + 1] / rate[i]) ** step
+    rise = rate[i + 1] - rate[i]
+    along = np.divide(new_rate - rate[i], rise, out=np.zeros_like(new_rate), where=step > 0)
+    new_time = time[i] + along * (time[i + 1] - time[i])
+    later = np.diff(new_time, append=time[-1]) > 0
+    return np.append(new_time[later], time[-1]), np.append(new_rate[later], rate[-1])
+
+
+def test_looks_at_once_are_looks_one_by_one() -> None:
+    times_s = [np.linspace(first_s, first_s + 600, many) for first_s, many in ((0, 7), (5e4, 121), (100, 2))]
+    sites = [*SITES, Site("dome-c", -75.1, 123.3, 3233)]
+    for view, site, own_s in zip(looks(LEO, sites, times_s, START), sites, times_s, strict=True):
+        alone = look(LEO, site, own_s, START)
+        assert all(np.array_equal(getattr(view, name), getattr(alone, name)) for name in vars(alone))
 
 
 def test_a_cluster_that_is_never_seen() -> None:

@@ -144,6 +144,29 @@ def test_mixtral_over_s_band_and_a_tiny_model_with_the_same_ratios(tmp_path: Pat
         assert len(came) >= 2
 
 
+def test_what_a_narrow_broadcast_costs_emsfl(tmp_path: Path) -> None:
+    """As Mixtral's adapters, 7 contacts up, at 4 times that rate down: Algorithm 2 uploads before the rest comes down.
+
+    What comes then was trained from an old version: 2 updates of 7 that the bound has (decision 152; the guide says so).
+    """
+    clusters = [{"name": name, "data": f"digits:{data}"} for name, data in zip("ab", ("plain", "inverted"), strict=True)]
+    train = {"cycles": 29, "seconds_per_round": 60.0, "max_rounds": 1, "gate_tail_cycles": 0}
+    tiny = small.document(
+        protocol="ems-fl-enhanced", model={"config": small.CONFIG, "lora": LORA}, train=train, cluster=clusters
+    )
+    owners = {"a": frozenset({"expert:0", "expert:2"}), "b": frozenset({"expert:1", "expert:3"})}
+    known, _ = sizes(prospect(tiny), owners)
+    up, down = (sum(size_B[part] for part in owners["a"]) / 226.5e6 for size_B in (known.upload_B, known.piece_B))
+    document = {**tiny, "plan": s_band(tmp_path, up, down / 2 * 4 / 60)}
+    bounds = bound_of(document, tmp_path, owners=owners, helps=False)["clusters"]
+    lines = list(read(run(Scenario.parse(document, tmp_path), tmp_path / "run").directory / "ledger.jsonl"))
+    split = next(line for line in lines if line["event"] == "assignment")["assignment"]
+    came = sum(len(updates_s(lines, name, [f"expert:{m}" for m in split[name]])) for name in "ab")
+    late = [line["behind"] > 0 for line in lines if line["event"] == "aggregate" and line["part"].startswith("expert")]
+    assert (came, sum(len(bounds[name]["schedule_s"]) for name in "ab")) == (2, 7)
+    assert (sum(late), len(late)) == (14, 18)
+
+
 @pytest.mark.parametrize("kind", ["json", "csv", "hdtn", "ion"])
 def test_plans_of_every_file(kind: str, tmp_path: Path) -> None:
     contacts = tuple(Contact("ab"[k % 2], 100.0 * k, 100.0 * k + 60, 8000.0, 80000.0) for k in range(12))
@@ -193,6 +216,10 @@ def test_notes_and_idle_clusters() -> None:
     again = bound_of(fingerprints.text({"assignment": {"every_cycles": 2}}), helps=False)
     assert again["notes"] == ["experts are split again during the run: these are bounds of owners that stay"]
     several = ContactPlan(("plain", "inverted"), (Contact("plain", 0, 9, satellite="x"), Contact("inverted", 0, 9)), 20)
+    part = {"plain": frozenset({"expert:0"}), "inverted": frozenset({"expert:2"})}
+    assert bound_of(fingerprints.text(), owners=part, helps=False)["notes"] == [
+        "nobody owns expert:1, expert:3: nobody trains them, and their bytes are in no update"
+    ]
     assert "decision 24" in allowed(prospect(fingerprints.text()), several)["notes"][0]
 
 
@@ -220,6 +247,7 @@ def test_without_a_model_there_are_no_bytes() -> None:
         ('{"plain": [0, 1], "oslo": [2]}', r"--owners: unknown cluster oslo; the scenario has plain, inverted"),
         ('{"plain": [0, 9]}', r"--owners: the model has no expert:9"),
         ('{"plain": [0, 1], "inverted": [1]}', r"--owners: expert:1 in two clusters"),
+        ('{"plain": [1, "expert:1"]}', r"plain: expert:1 twice; name it once"),
         ('{"plain": ["x"]}', r"plain: 'x' is no expert"),
         ('{"plain": [true]}', r"plain: True is no expert"),
         ("[1]", r"must be clusters with their experts"),

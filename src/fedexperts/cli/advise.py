@@ -52,11 +52,14 @@ def command(
     if json:
         print_json(document)
         return
-    heads = ("change", "hours", "up", "down", "J", "")
+    heads = ("change", "hours", "up", "down", "J")
     output.print(rows_table(f"{goal} of every cluster, at the earliest", heads, _rows(document["front"])))
     reaching = [row for row in document["others"] if not row["misses"]]
     if reaching:
         output.print(rows_table("these reach it too, and nothing of theirs is better", heads, _rows(reaching)))
+    for row in document["front"]:
+        if "file" in row:
+            say(f"{row['file']}: {_changes(row)}", output)
     for one in document["refused"]:
         say(f"{', '.join(one['changes'])}: {one['reason']}", output)
     say(document["note"], output)
@@ -83,12 +86,15 @@ def _check_free(texts: Mapping[Path, str], force: bool) -> None:
 def _rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [
         [
-            ", ".join(row["changes"]) or "as it is",
+            _changes(row),
             f"{row['hours']:.1f}",
             size(1e6 * row["uplink_MB"]),
             size(1e6 * row["downlink_MB"]),
             f"{row['device_J']:,.3g}",
-            Path(row["file"]).name if "file" in row else "",
         ]
         for row in rows
     ]
+
+
+def _changes(row: Mapping[str, Any]) -> str:
+    return ", ".join(row["changes"]) or "as it is"

@@ -10,18 +10,37 @@ from rich.table import Table
 from rich.text import Text
 
 from ..contact.plan import ContactPlan
+from ..errors import InputError
 from ..report.bound_text import ANY, CHANGES, ORDERED, any_rows, change_rows, ordered_rows, sentences
 from ..scenario import Prospect
 from ..setup.plan import Orbit
 from .common import output, say
 
 
-def bound_of(network: Prospect, plan: ContactPlan, found: Orbit | None, owners: Path | None) -> dict[str, Any]:
-    """What the plan allows, by the owners of a file or by experts dealt in turn."""
-    from ..runs.allowed import allowed
+def bound_of(
+    network: Prospect, plan: ContactPlan, found: Orbit | None, owners: Path | None, run: Path | None = None
+) -> dict[str, Any]:
+    """What the plan allows, by the owners of a file or of a run, or by experts dealt in turn; a run's updates beside it.
+
+    Raises:
+        InputError: as `allowed` and `arrived`; or the run has another model.
+    """
+    from ..runs.allowed import allowed, sizes
+    from ..runs.arrived import arrived
     from ..runs.owners_file import read_owners
 
-    return allowed(network, plan, found, None if owners is None else read_owners(owners))
+    if run is None:
+        return allowed(network, plan, found, None if owners is None else read_owners(owners))
+    came = arrived(run, plan)
+    for part, size_B in sizes(network)[0].upload_B.items():
+        if came.upload_B.get(part) != size_B:
+            raise InputError(
+                f"--run {run}: uploads {came.upload_B.get(part, 0):,} B of {part}, and the scenario {size_B:,} B; give the "
+                "scenario of the run, with the --set of it"
+            )
+    document = allowed(network, plan, found, came.owners)
+    clusters = {name: {"update_s": times_s} for name, times_s in came.update_s.items()}
+    return {**document, "run": {"protocol": came.protocol, "clusters": clusters}}
 
 
 def show_bound(document: Mapping[str, Any]) -> None:
@@ -39,8 +58,8 @@ def show_bound(document: Mapping[str, Any]) -> None:
 def rows_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Texts as they are, the first column to the left."""
     table = Table(title=Text(title), box=None)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left")
+    for i, head in enumerate(heads):  # names are for copying: what is too long goes on below
+        table.add_column(head, justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

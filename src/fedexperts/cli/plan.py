@@ -31,6 +31,9 @@ def command(
         bool, typer.Option("--bound", help="Say how early updates can be, what they wait for, what would help.")
     ] = False,
     owners: Annotated[Path | None, typer.Option(help="Who owns which expert, as assign --json says; for --bound.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run of this scenario: its owners, and its updates beside the bounds; for --bound.")
+    ] = None,
     force: Force = False,
     set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
     json: Json = False,
@@ -39,8 +42,11 @@ def command(
     export = [kind.strip() for given in export for kind in given.split(",") if kind.strip()]
     if unknown := set(export) - set(EXPORTS):
         raise InputError(f"--export {', '.join(sorted(unknown))}: unknown format; choose from {', '.join(EXPORTS)}")
-    if owners is not None and not bound:
-        raise InputError(f"--owners {owners}: is for --bound; add it")
+    for option, given in (("--owners", owners), ("--run", run)):
+        if given is not None and not bound:
+            raise InputError(f"{option} {given}: is for --bound; add it")
+    if owners is not None and run is not None:
+        raise InputError(f"--owners {owners}: --run has owners of its own; leave one out")
     if export and out is None:
         raise InputError("--export needs --out, the folder to write to")
     formats = {f"plan.{EXPORTS[kind]}": kind for kind in ("json", *export)}
@@ -56,7 +62,7 @@ def command(
         warn(warning)
     document = described(network, plan, found, cycles)
     if bound:
-        document["bound"] = bound_of(network, plan, found, owners)
+        document["bound"] = bound_of(network, plan, found, owners, run)
     if out is not None:
         texts = {name: plan_text(plan, kind, network.plan.start, network.plan.nodes) for name, kind in formats.items()}
         texts[ANSWER] = json_text(document) + "\n"

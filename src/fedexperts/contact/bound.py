@@ -181,7 +181,8 @@ def _meetings(contacts: Sequence[Contact], load: Load, from_start: bool) -> Iter
     trained_s, first = met_s + _round_s(load), 0 if from_start else 1
     waits: _Waits = [("contact", met_s), ("compute", trained_s)]
     while True:
-        first = next((i for i in range(first, len(contacts)) if contacts[i].start_s >= trained_s - TIGHT_S), len(contacts))
+        while first < len(contacts) and contacts[first].start_s < trained_s - TIGHT_S:
+            first += 1
         snapshot_s = contacts[first].start_s if first < len(contacts) else math.inf
         up = _moved(contacts, first, snapshot_s, "up", load.up_B)
         down = _moved(contacts, up.at, up.done_s, "down", load.down_B)
@@ -191,11 +192,9 @@ def _meetings(contacts: Sequence[Contact], load: Load, from_start: bool) -> Iter
         waits = [*_waited(down, "downlink"), ("compute", max(trained_s, down.done_s))]
 
 
-def _waited(moved: _Moved, cause: Cause) -> Iterator[tuple[Cause, float]]:
+def _waited(moved: _Moved, cause: Cause) -> _Waits:
     """A transfer waits to be met, and then for its bytes: a gap in the midst of it is the fault of the rate."""
-    begun_s = next((carry.from_s for carry in moved.carries), moved.done_s)
-    yield "contact", begun_s
-    yield cause, moved.done_s
+    return [("contact", moved.carries[0].from_s if moved.carries else moved.done_s), (cause, moved.done_s)]
 
 
 def _bound(steps: Iterator[tuple[Step, _Waits]], horizon_s: float, most: int) -> Bound:

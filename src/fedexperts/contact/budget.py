@@ -348,28 +348,34 @@ def rate_segments(time_s: ArrayLike, rate_bps: ArrayLike, tolerance: float = 0.1
     time, rate = _array(time_s), _array(rate_bps)
     if time.ndim != 1 or time.shape != rate.shape or len(time) < 2:
         raise InputError(f"time_s {time.shape} and rate_bps {rate.shape}: must be two lists of one length, 2 or more")
-    _need(np.all(np.diff(time) > 0), "smallest step of time_s", np.min(np.diff(time)), "above 0", "sort the samples by time")
+    shortest = np.min(time[1:] - time[:-1])
+    _need(shortest > 0, "smallest step of time_s", shortest, "above 0", "sort the samples by time")
     _need(tolerance > 0, "tolerance", tolerance, "above 0", "0.1 splits where the rate drifts by 10 %")
-    if np.all(np.isposinf(rate)):
+    lowest, highest = rate.min(), rate.max()
+    if lowest == math.inf:
         return Segments(time[:1], time[-1:], rate[:1])
-    positive = np.all((rate > 0) & np.isfinite(rate))
+    positive = lowest > 0 and highest < math.inf
     _need(positive, "rate_bps", rate, "above 0 and finite", "cut the window where the elevation passes the mask")
-    time, rate = _refined(time, rate, tolerance)
+    if highest > lowest:
+        time, rate = _refined(time, rate, tolerance)
     limit = (1 + tolerance) * (1 + 1e-12)
-    cuts, low, high = [0], rate[0], rate[0]
-    for i in range(1, len(rate)):
-        low, high = min(low, rate[i]), max(high, rate[i])
+    cuts, bps = [0], rate.tolist()  # plain numbers are faster one by one
+    low = high = bps[0]
+    for i in range(1, len(bps)) if highest > lowest * limit else ():
+        low, high = min(low, bps[i]), max(high, bps[i])
         if high > low * limit:
             cuts.append(i - 1)
-            low, high = min(rate[i - 1], rate[i]), max(rate[i - 1], rate[i])
+            low, high = min(bps[i - 1], bps[i]), max(bps[i - 1], bps[i])
     edges = time[[*cuts, len(time) - 1]]
-    bits = np.add.reduceat(np.diff(time) * (rate[1:] + rate[:-1]) / 2, cuts)
-    return Segments(edges[:-1], edges[1:], bits / np.diff(edges))
+    bits = np.add.reduceat((time[1:] - time[:-1]) * (rate[1:] + rate[:-1]) / 2, cuts)
+    return Segments(edges[:-1], edges[1:], bits / (edges[1:] - edges[:-1]))
 
 
 def _refined(time: Array, rate: Array, tolerance: float) -> tuple[Array, Array]:
     """Add samples on the straight lines until neighbours differ by no more than the tolerance."""
     pieces = np.ceil(np.abs(np.diff(np.log(rate))) / math.log1p(tolerance)).astype(int).clip(1)
+    if pieces.max() == 1:  # nothing to add, and what follows would give the same numbers
+        return time, rate
     i = np.repeat(np.arange(len(pieces)), pieces)
     step = (np.arange(len(i)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) / pieces[i]
     new_rate = rate[i] * (rate[i + 1] / rate[i]) ** step

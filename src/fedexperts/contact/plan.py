@@ -66,18 +66,25 @@ class Contact:
     uplink_share: float = 1.0
 
     @classmethod
-    def of(cls, cluster: str, start_s: float, rates: Sequence[Rates], satellite: str = "satellite") -> Contact:
+    def of(
+        cls,
+        cluster: str,
+        start_s: float,
+        rates: Sequence[Rates],
+        satellite: str = "satellite",
+        max_elevation_deg: float | None = None,
+        cut: bool = False,
+    ) -> Contact:
         """A contact whose rates change: ``rates`` follow one another to its end, and the two numbers are their means."""
         rates = tuple(rates)
+        end_s, told = rates[-1].until_s, (satellite, max_elevation_deg)
         if len(rates) == 1:
             (one,) = rates
-            return cls(
-                cluster, start_s, one.until_s, one.uplink_bps, one.downlink_bps, satellite, uplink_share=one.uplink_share
-            )
-        whole = cls(cluster, start_s, rates[-1].until_s, satellite=satellite, rates=rates)
-        length_s = max(whole.end_s - start_s, SHORTEST_S)
-        up_bps, down_bps = (whole.carried_B(d, start_s, whole.end_s) * 8 / length_s for d in ("up", "down"))
-        return cls(cluster, start_s, whole.end_s, up_bps, down_bps, satellite, rates=rates)
+            return cls(cluster, start_s, end_s, one.uplink_bps, one.downlink_bps, *told, (), cut, one.uplink_share)
+        whole = cls(cluster, start_s, end_s, rates=rates)
+        length_s = max(end_s - start_s, SHORTEST_S)
+        up_bps, down_bps = (whole.carried_B(d, start_s, end_s) * 8 / length_s for d in ("up", "down"))
+        return cls(cluster, start_s, end_s, up_bps, down_bps, *told, rates, cut)
 
     def pieces(self) -> Iterator[tuple[float, float, float, float]]:
         """(from_s, until_s, uplink_bps, downlink_bps) of each stretch of constant rates."""
@@ -141,6 +148,9 @@ class Contact:
 
     def _open(self, direction: Direction) -> list[tuple[float, float, float]]:
         """(from_s, until_s, rate) of the stretches that carry something."""
+        if not self.rates:
+            bps = self.uplink_bps if direction == "up" else self.downlink_bps
+            return [(self.start_s, self.end_s, bps)] if bps > 0 else []
         rows = ((a_s, b_s, up if direction == "up" else down) for a_s, b_s, up, down in self.pieces())
         return [row for row in rows if row[2] > 0]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,14 @@ from .orbit import Satellite
 from .passes import passes
 from .plan import Contact, ContactPlan, Rates, few_enough
 from .radio import Radio, downlink_bps, uplink_bps, uplink_share, uplink_snr_dB
-from .site import Look, Site, look, subpoint
+from .site import Look, Site, look, looks, subpoint
 
 SAMPLE_S = 5.0
 """Rates are sampled so often along a pass."""
 SHORTEST_S = 1.0
 """What is left of a pass after another satellite's is dropped below this."""
+TOGETHER = 500
+"""So many contacts of a satellite are propagated at once."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def orbital_plan(
     """
     masked = [replace(s.site, min_elevation_deg=max(s.site.min_elevation_deg, radio.min_elevation_deg)) for s in stations]
     found = passes(satellites, masked, start, duration_s)
-    chosen: list[tuple[int, int, float, float]] = []  # station, pass, begin, end
+    chosen: list[_Window] = []
     for i in range(len(stations)):
         free_s = 0.0
         mine = np.flatnonzero(found.site == i)
@@ -53,18 +56,46 @@ def orbital_plan(
             if end_s - begin_s < SHORTEST_S:
                 continue
             free_s = end_s
-            chosen.append((i, p, begin_s, end_s))
+            chosen.append(_Window(i, int(p), int(found.satellite[p]), begin_s, end_s))
     few_enough(len(chosen))
-    contacts: list[Contact] = []
     if sum(station.devices for station in stations) <= radio.sub_channels:  # nobody waits for anybody
-        crowds = [[(end_s, 1)] for _, _, _, end_s in chosen]
+        crowds = [[(window.end_s, 1)] for window in chosen]
     else:
-        crowds = _heard([(int(found.satellite[p]), begin_s, end_s, stations[i].devices) for i, p, begin_s, end_s in chosen])
-    for (i, p, begin_s, _), crowd in zip(chosen, crowds, strict=True):
-        contact = _contact(masked[i], satellites[found.satellite[p]], radio, start, begin_s, crowd)
-        cut = bool(found.cut_start[p] or found.cut_end[p])
-        contacts.append(replace(contact, max_elevation_deg=round(float(found.max_elevation_deg[p]), 3), cut=cut))
-    return ContactPlan(tuple(s.site.name for s in stations), tuple(contacts), duration_s)
+        crowds = _heard([(w.satellite, w.begin_s, w.end_s, stations[w.station].devices) for w in chosen])
+    made: dict[int, Contact] = {}
+    for together in _by_satellite(chosen):
+        sites, times_s = [masked[chosen[k].station] for k in together], [_samples_s(chosen[k]) for k in together]
+        satellite = satellites[chosen[together[0]].satellite]
+        views = looks(satellite, sites, times_s, start)
+        for k, site, time_s, view in zip(together, sites, times_s, views, strict=True):
+            pieces, p = _pieces(site, radio, time_s, view, crowds[k]), chosen[k].p
+            highest_deg, cut = round(float(found.max_elevation_deg[p]), 3), bool(found.cut_start[p] or found.cut_end[p])
+            made[k] = Contact.of(site.name, chosen[k].begin_s, pieces, satellite.name, highest_deg, cut)
+    return ContactPlan(tuple(s.site.name for s in stations), tuple(made[k] for k in range(len(chosen))), duration_s)
+
+
+class _Window(NamedTuple):
+    """A pass, or what another satellite's leaves of it: indices of station, pass and satellite."""
+
+    station: int
+    p: int
+    satellite: int
+    begin_s: float
+    end_s: float
+
+
+def _by_satellite(windows: Sequence[_Window]) -> Iterator[list[int]]:
+    """Which windows are looked at together: some of one satellite's, so that memory is bounded."""
+    mine: dict[int, list[int]] = {}
+    for k, window in enumerate(windows):
+        mine.setdefault(window.satellite, []).append(k)
+    for every in mine.values():
+        yield from (every[first : first + TOGETHER] for first in range(0, len(every), TOGETHER))
+
+
+def _samples_s(window: _Window) -> NDArray[np.float64]:
+    many = max(2, math.ceil((window.end_s - window.begin_s) / SAMPLE_S) + 1)
+    return np.linspace(window.begin_s, window.end_s, many)
 
 
 Crowd = list[tuple[float, int]]
@@ -85,30 +116,28 @@ def _heard(windows: Sequence[tuple[int, float, float, int]]) -> list[Crowd]:
     return crowds
 
 
-def _contact(site: Site, satellite: Satellite, radio: Radio, start: datetime, begin_s: float, crowd: Crowd) -> Contact:
-    """A contact with rates that drift by at most a tenth within a piece, the bytes over the window kept."""
-    end_s = crowd[-1][0]
-    time_s = np.linspace(begin_s, end_s, max(2, math.ceil((end_s - begin_s) / SAMPLE_S) + 1))
-    view = look(satellite, site, time_s, start)
+def _pieces(site: Site, radio: Radio, time_s: NDArray[np.float64], view: Look, crowd: Crowd) -> list[Rates]:
+    """Rates that drift by at most a tenth within a piece, the bytes over the window kept."""
     elevation_deg = np.maximum(view.elevation_deg, site.min_elevation_deg)  # the horizon itself is in view
     up_bps = uplink_bps(radio, elevation_deg, view.slant_range_m, site=site)
     down_bps = downlink_bps(radio, elevation_deg, view.slant_range_m, site=site)
-    up = rate_segments(time_s, up_bps)
-    down = rate_segments(time_s, down_bps) if np.all(np.isfinite(down_bps)) else None
-    edges_s = np.unique(np.concatenate([up.end_s, down.end_s if down else [], [until_s for until_s, _ in crowd]]))
-    edges_s = edges_s[np.append(np.diff(edges_s) > 1e-6, True)]
-    edges_s[-1] = end_s
+    ways = [rate_segments(time_s, up_bps), rate_segments(time_s, down_bps) if np.all(np.isfinite(down_bps)) else None]
+    ends_s = [way.end_s.tolist() if way else [] for way in ways]
+    edges_s = sorted({*ends_s[0], *ends_s[1], *(until_s for until_s, _ in crowd)})
+    edges_s = [*(a_s for a_s, b_s in pairwise(edges_s) if b_s - a_s > 1e-6), crowd[-1][0]]
     pieces = []
     for t in edges_s:
         share = uplink_share(radio, next(devices for until_s, devices in crowd if t - 1e-6 < until_s))
-        rate = [math.inf if way is None else float(way.rate_bps[_at(way.end_s, t)]) for way in (up, down)]
-        pieces.append(Rates(float(t), rate[0] * share, rate[1], share))
-    return Contact.of(site.name, begin_s, pieces, satellite.name)
+        rate = [
+            math.inf if way is None else float(way.rate_bps[_at(end_s, t)]) for way, end_s in zip(ways, ends_s, strict=True)
+        ]
+        pieces.append(Rates(t, rate[0] * share, rate[1], share))
+    return pieces
 
 
-def _at(end_s: NDArray[np.float64], t_s: float) -> int:
+def _at(end_s: list[float], t_s: float) -> int:
     """The segment that ends at a time or holds it."""
-    return min(int(np.searchsorted(end_s, t_s - 1e-6)), len(end_s) - 1)
+    return min(bisect.bisect_left(end_s, t_s - 1e-6), len(end_s) - 1)
 
 
 def statistics(plan: ContactPlan, stations: Sequence[Station] = ()) -> dict[str, dict[str, Any]]:

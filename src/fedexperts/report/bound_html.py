@@ -38,9 +38,10 @@ def bound_section(document: Mapping[str, Any]) -> str:
         f"<p class='note'>{title}:</p><div class='wide'>{html_table([text_row(heads, 'th')], map(text_row, of(bound)))}</div>"
         for title, heads, of in tables
     )
+    note = NOTE + (f" Circles: what came in the run, by {bound['run']['protocol']}." if "run" in bound else "")
     figure = shown([updates_figure(bound, 86400.0 if days else 3600.0, "days" if days else "hours")], responsive=True)
     return f"""<h2>What the plan allows</h2><ul>{told}</ul>
-<p class='note'>{html.escape(NOTE)}</p>{figure}
+<p class='note'>{html.escape(note)}</p>{figure}
 {rows}
 """
 
@@ -60,6 +61,16 @@ def updates_figure(bound: Mapping[str, Any], unit_s: float, unit: str) -> go.Fig
                 visible=True if i < MOST_CURVES else "legendonly",
                 mode="lines",
                 line={"shape": "hv", "dash": dash, "color": COLOURS[i % len(COLOURS)], "width": 2 if dash == "solid" else 1.2},
+            )
+        if came_s := bound.get("run", {"clusters": {}})["clusters"].get(name, {"update_s": []})["update_s"]:
+            figure.add_scatter(
+                x=[t_s / unit_s for t_s in came_s],
+                y=[*range(1, len(came_s) + 1)],
+                name=html.escape(f"{name}, the run"),
+                legendgroup=str(i),
+                visible=True if i < MOST_CURVES else "legendonly",
+                mode="markers",
+                marker={"color": COLOURS[i % len(COLOURS)], "size": 7, "line": {"color": "white", "width": 1}},
             )
     for round_s in sorted({row["round_s"] for row in bound["clusters"].values() if row["round_s"]}):
         last = min(most, end_s / round_s)

@@ -10,6 +10,8 @@ from .words import count, duration, size, utc
 ORDERED = ("cluster", "first", "last", "updates", "waits for", "upload", "contacts each")
 ANY = ("cluster", "first", "last", "updates", "waits for", "baseline")
 CHANGES = ("change", "that update stands", "updates of all clusters")
+MOST_TOLD = 10
+"""So many clusters of a run have a sentence."""
 CAUSES = {"compute": "local rounds", "uplink": "uplink", "downlink": "downlink", "contact": "contact", None: "–"}
 
 
@@ -64,4 +66,24 @@ def sentences(bound: Mapping[str, Any], start: str | None = None) -> list[str]:
         )
     if not bound["sync"]["round_s"]:
         told.append("the baseline never has a round: none of the contacts holds a download, a local round and an upload")
-    return [*told, *bound["notes"]]
+    return [*told, *_run_sentences(bound), *bound["notes"]]
+
+
+def _run_sentences(bound: Mapping[str, Any]) -> Iterator[str]:
+    """How many updates a run had, where there is one, and how many the bounds had by then."""
+    if "run" not in bound:
+        return
+    rows = list(bound["clusters"].items())
+    for name, row in rows[:MOST_TOLD]:
+        came_s = bound["run"]["clusters"][name]["update_s"]
+        many = f"the run: {name} {count(len(came_s), 'update')}"
+        if not came_s:
+            yield many
+            continue
+        told = []
+        for key, whose in (("schedule_s", "in EMS-FL's order"), ("update_s", "by any protocol")):
+            until = sum(t_s <= came_s[-1] for t_s in row[key])
+            told.append(f"{until} {whose}")
+        yield f"{many}, the last after {duration(came_s[-1])}, by when the plan allows {' and '.join(told)}"
+    if len(rows) > MOST_TOLD:
+        yield f"the run: {len(rows) - MOST_TOLD} more clusters in the figure, and in --json"

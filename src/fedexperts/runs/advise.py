@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contact.bound import MOST_UPDATES, synchronous
-from ..contact.plan import ContactPlan
+from ..contact.plan import LONGEST_S, ContactPlan
 from ..errors import InputError
 from ..scenario import Prospect
 from ..setup.plan import network_plan
@@ -61,9 +61,12 @@ def wish(goal: str, by: str, over: Sequence[str], limits: Sequence[str]) -> Wish
     tried: dict[str, tuple[str, ...]] = {}
     for text in over:
         key, equals, values = text.partition("=")
-        if not equals or not key.strip() or not values.strip():
+        key, found = key.strip(), tuple(dict.fromkeys(value.strip() for value in _split(values)))
+        if not equals or not key or not found:
             raise InputError(f"--over {text}: must look like section.key=value,value, for example model.lora.rank=4,8")
-        tried[key.strip()] = tuple(dict.fromkeys(value.strip() for value in _split(values)))
+        if key in tried:
+            raise InputError(f"--over {text}: {key} is given twice; give its values once, with commas between")
+        tried[key] = found
     if (many := math.prod(map(len, tried.values()))) > MOST_COMBINATIONS:
         raise InputError(f"--over: {many:,} combinations; at most {MOST_COMBINATIONS}: give fewer values")
     bounds: dict[str, float] = {}
@@ -72,6 +75,8 @@ def wish(goal: str, by: str, over: Sequence[str], limits: Sequence[str]) -> Wish
         if name.strip() not in RESOURCES:
             known = ", ".join(f"{one} ({meaning})" for one, meaning in RESOURCES.items())
             raise InputError(f"--limit {text}: unknown resource; known are {known}")
+        if name.strip() in bounds:
+            raise InputError(f"--limit {text}: {name.strip()} is given twice; give one limit")
         bounds[name.strip()] = _number(f"--limit {text}", number)
     return Wish(_updates(goal), _seconds(by), tried, bounds)
 
@@ -96,7 +101,10 @@ def _seconds(by: str) -> float:
     match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([a-z]*)\s*", by)
     if not match or match[2] not in UNITS_S:
         raise InputError(f'--by {by!r}: must be a number with its unit, one of {", ".join(UNITS_S)}, as "3 d" or "36 h"')
-    return _number(f"--by {by!r}", match[1]) * UNITS_S[match[2]]
+    by_s = _number(f"--by {by!r}", match[1]) * UNITS_S[match[2]]
+    if by_s > LONGEST_S:
+        raise InputError(f"--by {by!r}: must be at most {LONGEST_S:g} s; no plan is longer")
+    return by_s
 
 
 def _number(where: str, text: str) -> float:

@@ -165,6 +165,10 @@ def allowed(
     idle = [name for name, mine in dealt.items() if not mine]
     if idle:
         notes.append(f"{', '.join(idle)} own no expert: they have nothing to update")
+    owned = frozenset[str]().union(*dealt.values())
+    if nobody := [part for part in known.experts if part not in owned]:
+        few = ", ".join(nobody[:5]) + (f" and {len(nobody) - 5} more" if len(nobody) > 5 else "")
+        notes.append(f"nobody owns {few}: nobody trains them, and their bytes are in no update")
     if scenario.assignment.every_cycles:
         notes.append("experts are split again during the run: these are bounds of owners that stay")
     if not known.timed:

@@ -26,7 +26,11 @@ def read_owners(path: Path) -> dict[str, frozenset[str]]:
         raise InputError(
             f'{path}: must be clusters with their experts, as {{"lisbon": [0, 2], "oslo": [1]}}, or what assign --json prints'
         )
-    return {str(name): frozenset(_part(path, name, one) for one in row) for name, row in table.items()}
+    found = {str(name): [_part(path, name, one) for one in row] for name, row in table.items()}
+    for name, parts in found.items():
+        if twice := next((part for part in parts if parts.count(part) > 1), None):
+            raise InputError(f"{path}: {name}: {twice} twice; name it once")
+    return {name: frozenset(parts) for name, parts in found.items()}
 
 
 def _part(path: Path, name: str, one: Any) -> str:

@@ -1,33 +1,40 @@
 """A network of experts over gRPC: what asking a peer costs beside the bytes themselves, and what faults and links change.
 
 Ten clients of the network of ``fedexperts peer demo`` are processes of this machine; client 0 is this process. Asking is
-measured at 32 images, with that network and with random weights at ResNet-18's full width: the expert's own computing in this
-process, the bare round trip (a server of the same library that returns as many bytes), and ours, with messages written, read,
-checked and computed on; alternately, so that all see the same machine. With --faults all users ask their clients while nothing,
-one frozen or three dead clients are in the way. With --links client 0 asks the others over relays of this process: accuracy and
-latency against loss, rate and absence, and a gate that minds the channel beside one that does not; the figure is peers.html.
+measured at 32 images, with that network and with random weights at ResNet-18's full width, in the open and over mutual TLS: the
+expert's own computing in this process, the bare round trip (a server of the same library and credentials that returns as many
+bytes), the same with the expert computed there and nothing checked, and ours, with messages written, read, checked and computed
+on. Each round asks all of them once, in an order drawn anew, so that all see the same machine and nobody is always first. With
+--hivemind PYTHON, an environment where hivemind is installed, its server answers for the same expert right after.
+With --faults all users ask their clients while nothing, one frozen or three dead clients are in the way. With --links client 0
+asks the others over relays of this process: accuracy and latency against loss, rate and absence, and a gate that minds the
+channel beside one that does not; the figure is peers.html.
 
 Asserted: what the network answers has the bits of one process, for as long as nobody is away; every request is answered; the
 p95 with one frozen is at most twice the healthy one and one deadline. What asking costs against the bare round trip is printed,
 not asserted: it is a matter of the machine.
 Data: Fashion-MNIST in $FEDEXPERTS_DATA, else handwritten digits.
-Usage: python benchmarks/peers.py [--faults] [--links] [--run DIR] [--out DIR] [--toy]
+Usage: python benchmarks/peers.py [--faults] [--links] [--hivemind PYTHON] [--run DIR] [--out DIR] [--toy]
 """
 
 import argparse
 import asyncio
+import json
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import grpc
+import numpy as np
 import torch
 
 from fedexperts import run as run_scenario
@@ -37,34 +44,50 @@ from fedexperts.peer.ask import OPTIONS, channel
 from fedexperts.peer.demo import BATCH, PATIENCE, asked, demo_scenario, quantile, recovered, tests_of
 from fedexperts.peer.home import Home
 from fedexperts.peer.local import Local, free_ports
-from fedexperts.peer.network import peers_text
+from fedexperts.peer.network import init, peers_text
 from fedexperts.peer.peer import Peer
-from fedexperts.peer.peers_file import Patience
+from fedexperts.peer.peers_file import Network, Patience, Tls
 from fedexperts.peer.relay import Relay, Shape
 from fedexperts.peer.wire import encode
 from fedexperts.runs.ended import scenario_of
 
-IMAGES, AT_ONCE = 32, 16
+IMAGES, AT_ONCE, PARTS = 32, 16, 5
 LOSSES, RATES_BPS, AWAY = (0.0, 0.01, 0.05, 0.1), (1e5, 3e5, 1e6, 1e7), (0, 1, 3, 5, 7, 9)
 DELAY_S = 0.01
 TOLERANCES_S = (None, 0.2, 0.05)
 
 
-def echo(port: int, size_B: int) -> None:
-    """A server that returns so many bytes, whatever it is sent."""
+def echo(run: str, peers: str, port: str, size_B: str) -> None:
+    """A server that returns so many bytes, whatever it is sent; by its other method it computes on them, and checks nothing."""
 
     async def serve() -> None:
-        async def handle(data: bytes, context: Any) -> bytes:
+        async def nothing(data: bytes, context: Any) -> bytes:
             return reply
 
-        reply, server = bytes(size_B), grpc.aio.server(options=OPTIONS)
-        handlers = {"Echo": grpc.unary_unary_rpc_method_handler(handle)}
+        async def expert(data: bytes, context: Any) -> bytes:
+            size = IMAGES * home.latent_size
+            latents = np.frombuffer(data, np.float32, size, len(data) - 4 * size).reshape(IMAGES, -1).copy()
+            return reply[: -4 * IMAGES * home.labels] + home.answer(torch.from_numpy(latents)).numpy().tobytes()
+
+        home, reply, server = Home(run, 1), bytes(int(size_B)), grpc.aio.server(options=OPTIONS)
+        methods = {"Echo": nothing, "Expert": expert}
+        handlers = {name: grpc.unary_unary_rpc_method_handler(work) for name, work in methods.items()}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", handlers),))
-        server.add_insecure_port(f"127.0.0.1:{port}")
+        identity = Network(Path(peers), run=home.run, insecure=insecure(peers)).identity("client-1")
+        if identity is None:
+            server.add_insecure_port(f"127.0.0.1:{port}")
+        else:
+            server.add_secure_port(f"127.0.0.1:{port}", identity.server())
         await server.start()
         await server.wait_for_termination()
 
+    torch.set_num_threads(1)
     asyncio.run(serve())
+
+
+def insecure(peers: str | Path) -> bool:
+    """Whether a file of peers has no [tls]."""
+    return "[tls]" not in Path(peers).read_text()
 
 
 @dataclass
@@ -94,68 +117,112 @@ async def timed(work: Callable[[], Awaitable[Any]]) -> float:
     return time.perf_counter() - began_s
 
 
-async def asking(bench: Bench) -> None:
+async def asking(run: Path, file: Path, rounds: int, hivemind: Path | None) -> None:
     """One question after another, and then many at once."""
-    home = Home(bench.run, 0)
+    home = Home(run, 0)
     latents = torch.randn(IMAGES, home.latent_size, generator=torch.Generator().manual_seed(0))
     question = encode({"run": home.run, "client": 0, "expert": 1}, {"latents": latents})
     reply = encode({"run": home.run, "expert": 1}, {"log_p": torch.zeros(IMAGES, home.labels)})
     (port,) = free_ports(1)
-    server = subprocess.Popen([sys.executable, __file__, "--child", str(port), str(len(reply))])
+    server = subprocess.Popen([sys.executable, __file__, "--child", str(run), str(file), str(port), str(len(reply))])
     try:
-        async with Peer(bench.run, 0, bench.file, insecure=True) as peer, channel(f"127.0.0.1:{port}", None) as opened:
-            bare, remote = opened.unary_unary("/bare/Echo"), peer.remotes[1]
-            await bare(question, timeout=60.0, wait_for_ready=True)
+        async with Peer(run, 0, file, insecure=insecure(file)) as peer:
+            opened = channel(f"127.0.0.1:{port}", peer.identity, peer.network.name(1) if peer.identity else "")
+            async with opened:
+                echo, expert = (opened.unary_unary(f"/bare/{name}") for name in ("Echo", "Expert"))
+                await echo(question, timeout=60.0, wait_for_ready=True)
 
-            async def ours() -> None:
-                assert len(await remote.ask(latents, time.monotonic() + 10.0)) == IMAGES
+                async def ours() -> None:
+                    assert len(await peer.remotes[1].ask(latents, time.monotonic() + 10.0)) == IMAGES
 
-            async def here() -> None:
-                home.answer(latents)
+                async def here() -> None:
+                    home.answer(latents)
 
-            works = {
-                "the expert, in one process": here,
-                "bare round trip": lambda: bare(question, timeout=10.0),
-                "ours": ours,
-            }
-            took: dict[str, list[float]] = {name: [] for name in works}
-            for i in range(bench.rounds + 20):
-                for name, work in works.items():
-                    seconds = await timed(work)
-                    if i >= 20:
-                        took[name].append(seconds)
-            per_s = {}
-            for name, work in list(works.items())[1:]:
-                began_s = time.perf_counter()
-                for _ in range(max(1, bench.rounds // AT_ONCE)):
-                    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
-                per_s[name] = max(1, bench.rounds // AT_ONCE) * AT_ONCE / (time.perf_counter() - began_s)
+                works: dict[str, Callable[[], Awaitable[Any]]] = {
+                    "the expert, in one process": here,
+                    "bare round trip": lambda: echo(question, timeout=10.0),
+                    "bare, with the expert": lambda: expert(question, timeout=10.0),
+                    "ours": ours,
+                }
+                took: dict[str, list[float]] = {name: [] for name in works}
+                order = random.Random(0)
+                for i in range(rounds + 20):
+                    for name in order.sample(list(works), len(works)):
+                        seconds = await timed(works[name])
+                        if i >= 20:
+                            took[name].append(seconds)
+                per_s = {}
+                for name in list(works)[1:]:
+                    began_s, turns = time.perf_counter(), max(1, rounds // AT_ONCE)
+                    for _ in range(turns):
+                        await asyncio.gather(*(works[name]() for _ in range(AT_ONCE)))
+                    per_s[name] = turns * AT_ONCE / (time.perf_counter() - began_s)
     finally:
         server.kill()
         server.wait()
-    base = median(took["bare round trip"])
-    print(f"{IMAGES} images: {len(question):,} B there, {len(reply):,} B back; {bench.rounds} rounds")
-    print(f"{'':28}{'median ms':>10}{'p95 ms':>9}{'/ bare':>8}{f'{AT_ONCE} at once, /s':>18}")
+    print(
+        f"{IMAGES} images of {home.latent_size} numbers, {'in the open' if insecure(file) else 'mutual TLS'}: "
+        f"{len(question):,} B there, {len(reply):,} B back; {rounds} rounds"
+    )
+    if hivemind:
+        took["hivemind"], per_s["hivemind"] = beside(hivemind, Home(run, 1), latents, file.parent, rounds)
+    told_of(took, per_s)
+
+
+def told_of(took: dict[str, list[float]], per_s: dict[str, float]) -> None:
+    """The table; a ratio is of medians over all rounds, and its range that over fifths of them, one after another."""
+    print(f"{'':28}{'median ms':>10}{'p95 ms':>9}{'/ bare':>8}{f'{PARTS} parts':>13}{f'{AT_ONCE} at once, /s':>18}")
+    there = [s - b for s, b in zip(took["bare, with the expert"], took["bare round trip"], strict=True)]
+    took["ours, without the expert"] = [s - median(there) for s in took["ours"]]
+    base = took["bare round trip"]
     for name, values in took.items():
+        size = len(values) // PARTS
+        parts = [median(values[i * size : (i + 1) * size]) / median(base[i * size : (i + 1) * size]) for i in range(PARTS)]
+        spread = f"{min(parts):.2f}…{max(parts):.2f}"
         many = f"{per_s[name]:,.0f}" if name in per_s else ""
-        print(f"{name:28}{1e3 * median(values):10.3f}{1e3 * quantile(values, 95):9.3f}{median(values) / base:8.2f}{many:>18}")
-    rest = median(took["ours"]) - median(took["the expert, in one process"])
-    print(f"{'ours, without the expert':28}{1e3 * rest:10.3f}{'':9}{rest / base:8.2f}")
+        times = f"{1e3 * median(values):10.3f}{1e3 * quantile(values, 95):9.3f}{median(values) / median(base):8.2f}"
+        print(f"{name:28}{times}{spread:>13}{many:>18}")
 
 
-def wide(bench: Bench) -> None:
-    """The same with a model of the paper's size, whose weights do not matter here."""
-    folder = bench.out / "wide"
+def beside(python: Path, home: Home, latents: torch.Tensor, out: Path, rounds: int) -> tuple[list[float], float]:
+    """What hivemind's client waits for its server with the same expert: seconds each, and requests a second."""
+    numbers = {f"p{i}": p.detach().numpy() for i, p in enumerate(home.model.moe.experts[1].parameters())}
+    np.savez(out / "expert.npz", latents=latents.numpy(), **numbers)
+    script = Path(__file__).with_name("peers_hivemind.py")
+    words = [str(python), str(script), str(out / "expert.npz"), str(rounds), str(AT_ONCE)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{python} {script.name}: ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert torch.allclose(torch.tensor(found["log_p"]), home.answer(latents), atol=1e-5, rtol=0), "hivemind: another expert"
+    return found["took_s"], found["per_s"]
+
+
+def one_asked(bench: Bench, run: Path, name: str, hivemind: Path | None) -> None:
+    """Client 1 of a run is a process, and asked: in the open, and with certificates."""
+    home, ports = Home(run, None), dict(enumerate(free_ports(bench.home.experts)))
+    addresses = [f"127.0.0.1:{port}" for port in ports.values()]
+    for tls in (None, Tls()):
+        folder = bench.out / (f"{name}-tls" if tls else name)
+        if tls:
+            shutil.rmtree(folder, ignore_errors=True)
+            init(run, folder, ["127.0.0.1"], 7300, 1)
+        folder.mkdir(exist_ok=True)
+        file = folder / "peers.toml"
+        file.write_text(peers_text(home.run, addresses, tls, PATIENCE))
+        with Local(run, {1: file}, ports, insecure=tls is None) as local:
+            local.start([1])
+            asyncio.run(asking(run, file, bench.rounds, hivemind if tls else None))
+
+
+def wide(bench: Bench) -> Path:
+    """A model of the paper's size, whose weights do not matter here."""
+    folder = bench.out / "wide-model"
     config = load_full(bench.run / "model", AUTO["image-classifier"]).config.to_dict()
     labels = config["num_labels"] if "num_labels" in config else len(config["id2label"])
     changed = {"width": 64, "expert_hidden": 256, "stem_stride": 1}
     new_model({**config, **changed}, 0, kind="image-classifier", outputs=labels).save_pretrained(folder)
-    home, ports = Home(folder, None), dict(enumerate(free_ports(bench.home.experts)))
-    file = bench.out / "wide.toml"
-    file.write_text(peers_text(home.run, [f"127.0.0.1:{port}" for port in ports.values()], patience=PATIENCE))
-    with Local(folder, {1: file}, ports, insecure=True) as local:
-        local.start([1])
-        asyncio.run(asking(replace(bench, run=folder, home=home, local=local, file=file)))
+    return folder
 
 
 async def faults(bench: Bench) -> None:
@@ -257,9 +324,13 @@ def figure(found: dict[str, list[tuple[Any, Asked]]], path: Path) -> None:
         x = [at for at, _ in found[kind]]
         for row, values in ((1, [a.accuracy for _, a in found[kind]]), (2, [quantile(a.took_ms, 95) for _, a in found[kind]])):
             drawn.add_scatter(x=x, y=values, mode="lines+markers", showlegend=False, row=row, col=column)
-        drawn.update_xaxes(title_text=title, row=2, col=column, type="log" if kind == "rate" else "linear")
+        drawn.update_xaxes(type="log" if kind == "rate" else "linear", col=column)
+        drawn.update_xaxes(title_text=title, row=2, col=column)
+    drawn.update_yaxes(range=(0, 1), row=1)
+    drawn.update_yaxes(rangemode="tozero", row=2)
     drawn.update_yaxes(title_text="accuracy", row=1, col=1)
     drawn.update_yaxes(title_text="p95, ms", row=2, col=1)
+    drawn.update_layout(title=f"Client 0 asks for {BATCH} images at a time", width=1100, height=600)
     drawn.write_html(path, include_plotlyjs="inline")
     print(f"{path}: accuracy and latency against loss, rate and absence")
 
@@ -282,10 +353,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", action="store_true", help="one frozen, three dead")
     parser.add_argument("--links", action="store_true", help="loss, rate, absence, a gate that minds the channel")
+    parser.add_argument("--hivemind", type=Path, metavar="PYTHON", help="of an environment with hivemind, asked for the same")
     parser.add_argument("--run", type=Path, help="a run that has ended, instead of training one")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-peers"))
     parser.add_argument("--toy", action="store_true", help="smallest size, all parts; the figures mean nothing")
-    parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.child:
         return echo(*arguments.child)
@@ -307,9 +379,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         local.start(ports)
         bench = Bench(run, arguments.out, images, labels, local, home, file, 20 if arguments.toy else 500)
         same_bits(bench, asyncio.run(bits(bench)))
-        asyncio.run(asking(bench))
+        one_asked(bench, run, "asked", arguments.hivemind)
         if not arguments.toy:
-            wide(bench)
+            one_asked(bench, wide(bench), "wide", arguments.hivemind)
         if arguments.faults or arguments.toy:
             asyncio.run(faults(bench))
         if arguments.links:

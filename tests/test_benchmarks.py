@@ -19,7 +19,14 @@ from scripts import loaded
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
-MODULES = {"paper.py", "runs.py", "gpu_large.py", "gpu_same.py", "gpu_table.py"}  # other benchmarks import them
+MODULES = {
+    "paper.py",
+    "runs.py",
+    "gpu_large.py",
+    "gpu_same.py",
+    "gpu_table.py",
+    "peers_hivemind.py",
+}  # other benchmarks import or start them
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.name not in MODULES)
 TESTED_ELSEWHERE = {"rederive"}  # in test_rederive.py
 APART = {"alignment"}  # needs no torch, whose import is what a process of its own costs
@@ -84,6 +91,7 @@ ROWS = {  # beginnings of lines, in order
     "peers": [
         "the expert, in one process",
         "bare round trip",
+        "bare, with the expert",
         r"ours +\d",
         "ours, without the expert",
         *("healthy", "one of ten frozen", "three of ten dead"),

@@ -9,18 +9,22 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tomli_w
 import torch
 from conftest import CLIENTS, fedexperts, ports
 
 import pictures
+from fedexperts.errors import InputError
 from fedexperts.moe.auto import AUTO
 from fedexperts.moe.subset import load_full
 from fedexperts.peer.local import Local, free_ports
 from fedexperts.peer.peers_file import Network
 from fedexperts.peer.serve import serve
-from fedexperts.peer.user import User
+from fedexperts.peer.user import User, images_of
 from fedexperts.scenario import read_toml
 
 
@@ -60,6 +64,19 @@ def test_infer_answers_files_with_predictions_and_who_made_them(
     assert code == 0
     assert "21 images;" in " ".join(out.split())
     assert "warning: expert 0 " in err, "client 0 has ended"
+
+
+def test_images_to_infer_need_no_labels(tmp_path: Path) -> None:
+    x, _ = pictures.images(5, seed=9)
+    expected = torch.from_numpy(x).permute(0, 3, 1, 2)
+    np.savez(tmp_path / "a.npz", x=x)
+    rows = [{"bytes": pictures.encoded(one)} for one in x]
+    pq.write_table(pa.table({"image": pa.array(rows)}), tmp_path / "b.parquet")
+    for name in ("a.npz", "b.parquet"):
+        assert torch.equal(images_of([tmp_path / name]), expected)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"c.png, row 1: is not an image that can be read \(of no format that is known\)"):
+        images_of([tmp_path / "c.png"])
 
 
 def test_serve_listens_counts_and_ends_when_it_is_told(

@@ -102,8 +102,9 @@ def test_tls_is_not_left_out_unasked(
 
 
 def test_a_client_or_port_that_is_not_there_or_in_use_is_refused(
-    trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    capsys = capfd  # so that what gRPC itself prints is seen too
     words = ["peer", "serve", "--run", trained, "--peers", files]
     code, err = refused(monkeypatch, capsys, *words, "--client", CLIENTS)
     assert (code, f"experts 0…{CLIENTS - 1}" in err) == (2, True)
@@ -112,7 +113,16 @@ def test_a_client_or_port_that_is_not_there_or_in_use_is_refused(
         taken.listen()
         port = taken.getsockname()[1]
         code, err = refused(monkeypatch, capsys, *words, "--client", 0, "--listen", f"127.0.0.1:{port}")
-        assert (code, f"127.0.0.1:{port}: cannot be had, it is in use" in err) == (2, True), err
+        assert code == 2
+        assert err.startswith(f"error: --listen 127.0.0.1:{port}: cannot be had (Address already in use); name another port"), (
+            err
+        )
+    code, err = refused(monkeypatch, capsys, *words, "--client", 0, "--listen", "192.0.2.1:7300")
+    assert (code, "--listen 192.0.2.1:7300: cannot be had (Cannot assign requested address)" in err) == (2, True), err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
         (free,) = free_ports(1)
         metrics = f"127.0.0.1:{port}"
         code, err = refused(monkeypatch, capsys, *words, "--client", 0, "--listen", f"127.0.0.1:{free}", "--metrics", metrics)
@@ -138,8 +148,9 @@ def test_a_run_of_another_kind_is_refused(
         code, err = refused(monkeypatch, capsys, "peer", "init", "--run", other, "--out", tmp_path / "out")
         assert (code, said in err) == (2, True), err
         assert not (tmp_path / "out").exists()
-    code, err = refused(monkeypatch, capsys, "peer", "init", "--run", tmp_path / "nowhere", "--out", tmp_path / "out")
-    assert code == 2
+    for nowhere in (tmp_path / "nowhere", tmp_path):
+        code, err = refused(monkeypatch, capsys, "peer", "init", "--run", nowhere, "--out", tmp_path / "out")
+        assert (code, f"error: {nowhere}: is no run directory" in err) == (2, True), err
     conv = tmp_path / "conv"
     from fedexperts.moe.auto import new_model
 
@@ -152,7 +163,9 @@ def test_a_run_of_another_kind_is_refused(
     ("words", "said"),
     [
         (["--host", "a", "--host", "b"], "2 given"),
-        (["--host", "a b"], "peer[0].address"),
+        (["--host", "a b"], "--host 'a b': must be a name or an address"),
+        (["--host", ""], "--host '': must be"),
+        (["--host", "::1"], "--host '::1': must be"),
         (["--port", "65535"], "--port 65535"),
         (["--days", "0"], "--days 0"),
         (["--ca", "ca.pem"], "belong together"),

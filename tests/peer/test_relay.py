@@ -1,9 +1,14 @@
 """Links: what a relay does to bytes, by its own account of time, and over real sockets; and plans as windows."""
 
 import asyncio
+import gc
 import math
+import socket
 import time
+import warnings
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -182,3 +187,51 @@ def test_a_file_of_links_gives_each_pair_its_numbers_and_windows(tmp_path: Path)
     assert [(relay.listen, relay.to) for relay in links.relays()] == [(("127.0.0.1", 1), ("127.0.0.1", 2))]
     with pytest.raises(InputError, match=r"place\.9: is missing"):
         links.windows("0", "9")
+
+
+def left_open(work: Coroutine[Any, Any, None]) -> list[str]:
+    """Run it, and say which connections nobody has closed."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        asyncio.run(work)
+        gc.collect()
+    return [str(one.message) for one in found if "unclosed" in str(one.message)]
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_relay_that_closes_as_a_connection_comes_leaves_none_open(turns: int) -> None:
+    async def closed() -> None:
+        async with Relay(AT, AT) as relay:
+            caller = socket.create_connection(("127.0.0.1", relay.port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        caller.close()
+
+    assert left_open(closed()) == []
+
+
+def test_a_relay_that_closes_as_a_connection_ends_leaves_none_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One end is closing, which can take a while, and the other must not wait for it."""
+    opened, connect = [], asyncio.open_connection
+
+    async def seen(*to: Any) -> Any:
+        opened.append(await connect(*to))
+        return opened[-1]
+
+    async def closed() -> None:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        closing = asyncio.Event()
+
+        async def slow(writer: asyncio.StreamWriter) -> None:
+            closing.set()
+            await asyncio.sleep(60)
+
+        async with server, Relay(AT, server.sockets[0].getsockname()) as relay:
+            monkeypatch.setattr(asyncio, "open_connection", seen)
+            socket.create_connection(("127.0.0.1", relay.port)).close()
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncio.StreamWriter, "wait_closed", slow)
+                await asyncio.wait_for(closing.wait(), 30)
+            assert [writer.transport.is_closing() for _, writer in opened] == [True]
+
+    asyncio.run(closed())

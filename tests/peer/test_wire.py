@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from fedexperts.peer.wire import MOST_HEADER_B, Message, WireError, decode, encode, number, payload_B, text
+from fedexperts.peer.wire import MOST_HEADER_B, Message, WireError, decode, encode, number, payload_B, said, text
 
 WANTED = {"a": (torch.float32, (None, 3)), "b": (torch.uint8, (None,))}
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([7, 8], dtype=torch.uint8)}
@@ -49,6 +49,22 @@ def test_tensors_are_aligned_wherever_they_lie_in_a_message() -> None:
         tensor = decode(encode({"x": "y" * more}, {"a": torch.ones(2, 3)}), {"a": (torch.float32, (None, 3))}, 2).tensors["a"]
         assert tensor.data_ptr() % 64 == 0
         assert tensor.is_contiguous()
+
+
+def test_a_head_can_be_written_once_and_is_shared_by_messages_that_cannot_change_it() -> None:
+    data = encode(said(HEAD), TENSORS)
+    assert data == encode(HEAD, TENSORS)
+    one, other = decode(data, WANTED, 2), decode(encode(HEAD, TENSORS), WANTED, 2)
+    with pytest.raises(TypeError):
+        one.head["run"] = "y"  # type: ignore[index]
+    assert other.head == HEAD
+    assert one.tensors["a"].data_ptr() != other.tensors["a"].data_ptr()
+
+
+def test_a_tensor_that_is_no_block_of_memory_is_written_in_its_order() -> None:
+    across = torch.arange(6.0).view(3, 2).T
+    assert not across.is_contiguous()
+    assert torch.equal(decode(encode({}, {"a": across}), {"a": WANTED["a"]}, 2).tensors["a"], across)
 
 
 def test_no_samples_is_a_message_too() -> None:

@@ -79,9 +79,7 @@ def serve(
 
 @app.command("infer")
 def infer(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Images: .npz with x and y, .parquet, or single ones.")
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images: .npz with x, .parquet, or single ones.")],
     client: Annotated[str, typer.Option(metavar="HOST:PORT", help="The client to ask.")],
     peers: Peers = Path("peers.toml"),
     k: Annotated[

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # which make their formats known
+from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401  # plugins make formats known
 from torch import Tensor
 
 from ..errors import InputError
@@ -54,17 +54,17 @@ class ImageFile:
     labels: list[Any]
 
 
-def read_images(spec: str, base: Path, image: str, label: str) -> list[ImageFile]:
-    """The files that ``spec`` names; ``image`` and ``label`` are columns of Parquet files.
+def read_images(spec: str, base: Path, image: str, label: str | None) -> list[ImageFile]:
+    """The files that ``spec`` names; ``image`` and ``label`` are columns of Parquet files. Without a label none are read.
 
     Raises:
         InputError: a file cannot be read, is not what its name says, lacks a column or array, or holds no images.
     """
     paths = files.files(spec, base)
-    found = [_npz(path) if path.suffix.lower() == ".npz" else _parquet(path, image, label) for path in paths]
+    found = [_npz(path, label is not None) if path.suffix.lower() == ".npz" else _parquet(path, image, label) for path in paths]
     for file in found:
         if not file.labels:
-            raise InputError(f"data = {str(file.path)!r}: holds no images; every cluster needs data")
+            raise InputError(f"data = {str(file.path)!r}: holds no images; give a file that does")
     return found
 
 
@@ -145,29 +145,32 @@ def _check_pixels(image: Image.Image, where: str) -> None:
         raise InputError(f"{where}: an image of mode {image.mode}; channels must have 8 bits (a palette may be there)")
 
 
-def _parquet(path: Path, image: str, label: str) -> ImageFile:
+def _parquet(path: Path, image: str, label: str | None) -> ImageFile:
     if path.suffix.lower() != ".parquet":
         raise InputError(f"data = {str(path)!r}: of unknown kind; images must come from .parquet or .npz files")
-    rows = read_parquet(path, [image, label])
-    labels = [row[label] for row in rows]
-    if None in labels:
+    rows = read_parquet(path, [image] if label is None else [image, label])
+    labels = [None if label is None else row[label] for row in rows]
+    if label is not None and None in labels:
         raise InputError(
             f"{path}, row {labels.index(None) + 1}: column {label!r} has no value; fill it in, or leave the row out"
         )
     return ImageFile(path, [row[image] for row in rows], labels)
 
 
-def _npz(path: Path) -> ImageFile:
+def _npz(path: Path, labelled: bool) -> ImageFile:
     where, most_B = f"data = {str(path)!r}", unpacked_most_B(check(path))
     try:
         with zipfile.ZipFile(path) as archive:
-            x, y = (_member(archive, name, most_B, where) for name in ("x", "y"))
+            x = _member(archive, "x", most_B, where)
+            y = _member(archive, "y", most_B, where) if labelled else None
     except InputError:
         raise
     except Exception as error:  # zipfile and numpy raise whatever their parsing runs into
         raise InputError(f"{where}: cannot be read as .npz ({_reason(error)}); correct the path, or write it again") from error
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3):
         raise InputError(f"{where}: x is {x.dtype} {list(x.shape)}; it must be uint8 [N, H, W] or [N, H, W, 3]")
+    if y is None:
+        return ImageFile(path, list(x), [None] * len(x))
     if y.ndim != 1 or len(y) != len(x):
         raise InputError(f"{where}: y has shape {list(y.shape)} beside {len(x)} images; it must hold one label for each")
     return ImageFile(path, list(x), y.tolist())
@@ -195,5 +198,7 @@ def _member(archive: zipfile.ZipFile, name: str, most_B: int, where: str) -> NDA
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose text names an object in memory
+        return "of no format that is known"
     text = str(getattr(error, "strerror", None) or error)
     return text.splitlines()[0] if text else type(error).__name__

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from typing import Annotated
 
 from pydantic import Field
 
 from ..errors import InputError
+from ..writing import reason
 
-Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.\-]+):[0-9]{1,5}$")]
+HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.\-]+")
+Address = Annotated[str, Field(pattern=f"^({HOST.pattern}):[0-9]{{1,5}}$")]
+
+
+def check_free(where: str, address: str) -> None:
+    """Whether one can listen at HOST:PORT.
+
+    Raises:
+        InputError: no, and why.
+    """
+    host, port = split_address(where, address)
+    try:
+        family, kind, _, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(at)
+            listening.listen(1)
+    except OSError as error:
+        raise InputError(
+            f"{where} {address}: cannot be had ({reason(error)}); name another port or address, or end what listens there"
+        ) from error
 
 
 def split_address(where: str, address: str, least: int = 0) -> tuple[str, int]:

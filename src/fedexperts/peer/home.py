@@ -37,6 +37,10 @@ class Home:
     """
 
     def __init__(self, run: str | Path, own: int | None):
+        if not is_run(Path(run)) and not Path(run, "config.json").is_file():
+            raise InputError(
+                f"{run}: is no run directory, nor a model's folder; give the --out of a fedexperts run that has ended"
+            )
         folder = model_folder(str(run))
         self._gate = _gate_of(Path(run)) if is_run(Path(run)) else None
         self.own = own
@@ -106,7 +110,7 @@ class Home:
         weights_TK = logits_TE.float().softmax(dim=-1).gather(-1, indices_TK)
         return latents_TD, weights_TK / weights_TK.sum(dim=-1, keepdim=True).clamp_min(1e-30), indices_TK
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def answer(self, latents_PD: Tensor) -> Tensor:
         """log q_PL of the own expert."""
         log_q_PL: Tensor = self.model.moe.experts[self.own](latents_PD)

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from ..errors import InputError
 from ..writing import reason
 
+METHODS = ("Answer", "Infer", "Health")
 LATENCIES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -27,6 +28,9 @@ class Metrics:
         )
         self._fallbacks = Counter("fallbacks", "Images that the own expert answered alone, for no pick did.", **given)
         self._suspected = Gauge("suspected", "Whether a peer is skipped.", ["expert"], **given)
+        # children that every request needs, looked up once
+        self._sent, self._received = self._bytes.labels("sent"), self._bytes.labels("received")
+        self._methods = {name: (self._requests.labels(name), self._latency.labels(name)) for name in METHODS}
 
     def serve(self, host: str, port: int) -> Any:
         """Answer at http://host:port/metrics; returns the server, whose ``shutdown`` ends it.
@@ -42,8 +46,9 @@ class Metrics:
 
     def answered(self, method: str, seconds: float) -> None:
         """A request was."""
-        self._requests.labels(method).inc()
-        self._latency.labels(method).observe(seconds)
+        requests, latency = self._methods[method]
+        requests.inc()
+        latency.observe(seconds)
 
     def refused(self, why: str) -> None:
         """A request was."""
@@ -51,11 +56,11 @@ class Metrics:
 
     def sent(self, size_B: int) -> None:
         """Bytes, to peers."""
-        self._bytes.labels("sent").inc(size_B)
+        self._sent.inc(size_B)
 
     def received(self, size_B: int) -> None:
         """Bytes, from peers."""
-        self._bytes.labels("received").inc(size_B)
+        self._received.inc(size_B)
 
     def expert(self, expert: int, outcome: str, images: int) -> None:
         """What came of picking an expert: "home", "answered" or "absent"."""

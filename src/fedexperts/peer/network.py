@@ -16,7 +16,7 @@ import tomli_w
 from ..errors import InputError
 from ..scenario import table_of
 from ..writing import check_empty, filled
-from .address import split_address
+from .address import HOST, split_address
 from .home import Home
 from .peers_file import PeersTable, Tls, default_name
 from .tls import Authority, key_pem, pem
@@ -40,12 +40,14 @@ def addresses(experts: int, hosts: Sequence[str], port: int) -> list[str]:
     """HOST:PORT of each client: with one host all are on it, with ports that follow one another.
 
     Raises:
-        InputError: there are neither one host nor one for each client, or ports end.
+        InputError: there are neither one host nor one for each client, one of them is none, or ports end.
     """
     if len(hosts) not in (1, experts):
         raise InputError(
             f"--host: {len(hosts)} given; give one for all clients, or one for each of the {experts}, in their order"
         )
+    if wrong := [host for host in hosts if not HOST.fullmatch(host)]:
+        raise InputError(f"--host {wrong[0]!r}: must be a name or an address, as laptop-a, 192.0.2.7 or [2001:db8::7]")
     if not 1 <= port <= 65535 - experts:
         raise InputError(f"--port {port}: must lie in 1…{65535 - experts}, so that {experts} clients have one each")
     if len(hosts) == 1:

@@ -18,7 +18,7 @@ import random
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -104,6 +104,7 @@ class Relay:
         self._rng = random.Random(seed)
         self._free_s = [0.0, 0.0]  # when the queue of each direction is empty
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ends: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         """Listen.
@@ -121,34 +122,45 @@ class Relay:
 
     async def __aexit__(self, *_: object) -> None:
         """Cut all connections."""
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening)
+        await asyncio.sleep(
+            0
+        )  # asyncio forgets a connection that it has just accepted when it stops to listen, and leaves it open
         self._server.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._closed(self._ends)
         await self._server.wait_closed()
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A connection is there, and known, also if the relay closes before its task begins."""
+        self._ends.add(writer)
+        task = asyncio.get_running_loop().create_task(self._carried(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        other: asyncio.StreamWriter | None = None
+
+    async def _closed(self, ends: set[asyncio.StreamWriter]) -> None:
+        for end in ends:
+            end.transport.abort()
+        await asyncio.gather(*(end.wait_closed() for end in ends), return_exceptions=True)
+        self._ends -= ends
+
+    async def _carried(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends = {writer}
         try:
             await self._contact(0)
             back, other = await asyncio.open_connection(*self.to)
+            ends.add(other)
+            self._ends.add(other)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(reader, other, 0))
                 both.create_task(self._pump(back, writer, 1))
         except (OSError, ExceptionGroup):
             pass  # an end has gone; the other is told below
-        except asyncio.CancelledError:
-            pass  # the relay closes; asyncio's streams would log the cancellation of a connection as an error
         finally:
-            for end in (writer, other):
-                if end is not None:
-                    end.transport.abort()
-                    with suppress(Exception):
-                        await end.wait_closed()
+            await self._closed(ends)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int) -> None:
         """Carry one direction, until its sender has no more."""

@@ -16,10 +16,11 @@ import torch
 
 from .. import __version__
 from ..errors import InputError
+from .address import check_free
 from .ask import MOST_SAMPLES, OPTIONS, SERVICE
 from .home import MOST_IMAGES
 from .peer import ROUNDING_S, Peer
-from .wire import WireError, decode, encode, number, text
+from .wire import WireError, decode, encode, number, said, text
 
 MOST_ANSWERS, MOST_INFERENCES = 64, 128
 """Requests of a kind that are admitted at once; others are refused, and may come again."""
@@ -68,11 +69,13 @@ class Door:
         self.peer, self.listen = peer, listen
         self.port = 0
         self._answers, self._inferences = _Turn(MOST_ANSWERS), _Turn(MOST_INFERENCES)
+        self._head = said({"run": peer.home.run, "expert": peer.client})
         self._began_s = time.monotonic()
         self._server: Any = None
 
     async def __aenter__(self) -> Self:
         """Listen."""
+        check_free("--listen", self.listen)  # gRPC says less of it, and logs it beside
         options = [*OPTIONS, ("grpc.so_reuseport", 0)]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MOST_RPCS)
         methods = {"Answer": self._answer, "Infer": self._infer, "Health": self._health}
@@ -85,8 +88,7 @@ class Door:
                 self.port = self._server.add_secure_port(self.listen, self.peer.identity.server())
         except RuntimeError as error:
             raise InputError(
-                f"--listen {self.listen}: cannot be had, it is in use or no address of this machine; name another port, "
-                "or end what listens there"
+                f"--listen {self.listen}: cannot be had; name another port or address, or end what listens there"
             ) from error
         await self._server.start()
         return self
@@ -133,7 +135,7 @@ class Door:
         with self._answers.taken(len(latents_PD)) as in_hand:
             log_p_PL = await self.peer.say(latents_PD)
         self._answers.took(time.monotonic() - began_s, in_hand)
-        return encode({"run": home.run, "expert": self.peer.client}, {"log_p": log_p_PL})
+        return encode(self._head, {"log_p": log_p_PL})
 
     async def _infer(self, data: bytes, context: Any) -> bytes:
         home = self.peer.home

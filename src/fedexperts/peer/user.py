@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class User:
         self._infer = self._channel.unary_unary(f"/{SERVICE}/Infer")
         try:
             reply = await self._channel.unary_unary(f"/{SERVICE}/Health")(b"", timeout=HEALTH_S)
-            self.health = decode(reply, {}, 0).head
+            self.health = dict(decode(reply, {}, 0).head)
             self._shape = tuple(int(n) for n in self.health["image"])
             self._labels, self._k = int(self.health["labels"]), int(self.health["k"])
         except grpc.aio.AioRpcError as error:
@@ -113,7 +114,7 @@ class User:
         if not isinstance(facts, dict) or not facts.keys() >= FACTS:
             raise RunError(f"{self.address}: says not all of how it answered; is it of another version of fedexperts?")
         log_p_TL, indices_TK, weights_TK = (message.tensors[name] for name in wanted)
-        return Reply(log_p_TL, indices_TK, weights_TK, facts, time.monotonic() - began_s, len(data), len(reply))
+        return Reply(log_p_TL, indices_TK, weights_TK, copy.deepcopy(facts), time.monotonic() - began_s, len(data), len(reply))
 
     async def _asked(self, data: bytes, until_s: float) -> bytes:
         for attempt in range(ATTEMPTS):
@@ -133,13 +134,15 @@ class User:
 
 def _told(error: grpc.aio.AioRpcError) -> str:
     details = " ".join(str(error.details()).split())[:300]
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "did not answer in time; give it longer (--deadline), or send fewer images at once"
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return f"cannot be reached ({details}); is it started, and of the same [tls]? Name its --peers file, or --insecure"
     return f"{details} ({error.code().name})"
 
 
 def images_of(paths: Sequence[Path]) -> Tensor:
-    """Images of files: arrays ``x`` of .npz, columns of .parquet, or single images in a format of their own.
+    """Images of files: ``x`` of .npz, the column ``image`` of .parquet, or single ones in a format of their own; no labels.
 
     Raises:
         InputError: a file cannot be read, or its images are not all alike.
@@ -150,7 +153,7 @@ def images_of(paths: Sequence[Path]) -> Tensor:
     found = []
     for path in paths:
         if path.suffix.lower() in (".npz", ".parquet"):
-            read = read_images(str(path), Path(), "image", "label")
+            read = read_images(str(path), Path(), "image", None)
         else:
             read = [ImageFile(path, [read_bytes(path, "")], [None])]
         found.append(pixels(read, range(sum(len(file.labels) for file in read))))

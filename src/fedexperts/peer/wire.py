@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ KEPT = 256
 """Headers of messages that are kept, written and read."""
 DTYPES = {"F32": torch.float32, "U8": torch.uint8, "I64": torch.int64}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_KINDS = {torch.empty(0, dtype=dtype).numpy().dtype: name for name, dtype in DTYPES.items()}
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 Kind = tuple[torch.dtype, tuple[int | None, ...]]
 Wanted = Mapping[str, Kind]
@@ -37,20 +40,30 @@ class WireError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """A head of plain values, and tensors; ``size_B`` is its length on the wire."""
+    """A head of plain values, which messages with the same one share, and tensors; ``size_B`` is its length on the wire."""
 
-    head: dict[str, Any]
+    head: Mapping[str, Any]
     tensors: dict[str, Tensor]
     size_B: int
 
 
-def encode(head: Mapping[str, Any], tensors: Mapping[str, Tensor] = {}) -> bytes:
-    """The bytes of a message, as safetensors would write them: what has larger numbers first, and then by name."""
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    arrays = [(name, NAMES[tensors[name].dtype], tensors[name].contiguous().numpy()) for name in order]
-    text = json.dumps(head, separators=(",", ":"), allow_nan=False)
-    header = _written(text, tuple((name, kind, array.shape) for name, kind, array in arrays))
-    return b"".join((header, *(array.tobytes() for _, _, array in arrays)))
+def said(head: Mapping[str, Any]) -> str:
+    """A head as text, for who sends the same one again and again."""
+    return _JSON.encode(dict(head))
+
+
+def encode(head: Mapping[str, Any] | str, tensors: Mapping[str, Tensor] = {}) -> bytes:
+    """The bytes of a message, as safetensors would write them: what has larger numbers first, and then by name.
+
+    Args:
+        head: plain values, or what `said` made of them.
+        tensors: of types in ``DTYPES``.
+    """
+    arrays = [(name, tensor.numpy()) for name, tensor in tensors.items()]
+    arrays.sort(key=lambda row: (-row[1].itemsize, row[0]))
+    rows = tuple([(name, _KINDS[array.dtype], array.shape) for name, array in arrays])
+    header = _written(head if isinstance(head, str) else said(head), rows)
+    return b"".join([header, *[array.data if array.flags.c_contiguous else array.tobytes() for _, array in arrays]])
 
 
 @lru_cache(KEPT)
@@ -86,7 +99,7 @@ def decode(data: bytes, wanted: Wanted, most_samples: int) -> Message:
     length = int.from_bytes(data[:8], "little")
     if length > min(MOST_HEADER_B, len(data) - 8):
         raise WireError(f"a header of {length:,} bytes in a message of {len(data):,}; at most {MOST_HEADER_B:,}")
-    text, rows, size_B = _read(data[8 : 8 + length], tuple(wanted.items()), most_samples)
+    head, rows, size_B = _read(data[8 : 8 + length], tuple(wanted.items()), most_samples)
     if 8 + length + size_B != len(data):
         raise WireError(f"{len(data) - 8 - length:,} bytes of numbers; by the header there are {size_B:,}")
     tensors = {}
@@ -94,7 +107,7 @@ def decode(data: bytes, wanted: Wanted, most_samples: int) -> Message:
         tensors[name] = out = torch.empty(shape, dtype=dtype)
         array = out.numpy()
         array[...] = np.frombuffer(data, array.dtype, array.size, 8 + length + begin).reshape(shape)
-    return Message(_object(text, "head"), tensors, len(data))
+    return Message(head, tensors, len(data))
 
 
 Rows = tuple[tuple[str, torch.dtype, tuple[int, ...], int], ...]
@@ -104,7 +117,7 @@ Rows = tuple[tuple[str, torch.dtype, tuple[int, ...], int], ...]
 @lru_cache(KEPT)
 def _read(
     data: bytes, wanted: tuple[tuple[str, tuple[torch.dtype, tuple[int | None, ...]]], ...], most: int
-) -> tuple[str, Rows, int]:
+) -> tuple[Mapping[str, Any], Rows, int]:
     """What a header says: our head, the tensors, which are those wanted, and the bytes of all numbers."""
     header = _object(data, "header")
     metadata = header.pop("__metadata__", None)
@@ -118,7 +131,7 @@ def _read(
         if row["data_offsets"] != [begin, end]:
             raise WireError(f"tensor {name!r} lies at {row['data_offsets']}, and should at {[begin, end]}")
         rows.append((name, dtype, shape, begin))
-    return text, tuple(rows), end
+    return MappingProxyType(_object(text, "head")), tuple(rows), end
 
 
 def _object(data: bytes | str, what: str) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Clients in two network namespaces, joined by a link that the kernel shapes (tbf): a second opinion on what the relay does."""
+
+import asyncio
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from conftest import CLIENTS
+
+from fedexperts.moe.auto import AUTO
+from fedexperts.moe.subset import load_full
+from fedexperts.peer.peer import Peer
+from fedexperts.peer.peers_file import Patience
+from fedexperts.peer.serve import serve
+from fedexperts.scenario import read_toml
+from processes import exit_code, started
+
+RATE_BPS, BURST_B = 200e3, 4000
+HOSTS, PORT = ("10.218.77.1", "10.218.77.2"), 7300
+CLONE_NEWNET = 0x40000000
+PATIENT = Patience(deadline_s=120.0, timeout_after_k_min_s=120.0)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[list[str]]:
+    """Two, with a shaped link between them; nothing of this machine's own network is touched."""
+    if lost := [tool for tool in ("ip", "tc") if shutil.which(tool) is None]:
+        pytest.skip(f"{' and '.join(lost)} not installed (iproute2)")
+    names = [f"fedexperts-{os.getpid()}-{i}" for i in range(2)]
+    a, b = names
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, check=False)
+            allowed("ip", "netns", "add", name)
+        allowed("ip", "-n", a, "link", "add", "link0", "type", "veth", "peer", "name", "link0", "netns", b)
+        for name, host in zip(names, HOSTS, strict=True):
+            rate, burst = f"{RATE_BPS:.0f}bit", f"{BURST_B}b"
+            allowed(
+                "tc", "-n", name, "qdisc", "add", "dev", "link0", "root", "tbf", "rate", rate, "burst", burst, "latency", "10s"
+            )
+            for words in (["addr", "add", f"{host}/24", "dev", "link0"], ["link", "set", "link0", "up"]):
+                subprocess.run(["ip", "-n", name, *words], check=True)
+        yield names
+
+
+def allowed(*words: str) -> None:
+    """Do it, or say why it cannot be done here."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs root, network namespaces and tbf: {' '.join(words)}: {done.stderr.strip()}")
+
+
+def enter(namespace: str) -> None:
+    with open(f"/run/netns/{namespace}") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+
+
+def served(namespace: str, run: Path, client: int, peers: Path) -> None:
+    enter(namespace)
+    asyncio.run(serve(run, client, peers))
+
+
+def asked(namespace: str, run: Path, peers: Path, images: np.ndarray, out: Path) -> None:
+    async def found() -> None:
+        async with Peer(run, 0, peers, patience=PATIENT) as peer:
+            assert [await remote.healthy(60.0) for remote in peer.remotes.values()] == [None] * (CLIENTS - 1)
+            answer = await peer.infer(images, k=CLIENTS)
+            assert answer.absent == {}
+            np.savez(out, log_p=answer.log_p_TL.numpy(), seconds=answer.seconds, sent_B=answer.sent_B)
+
+    enter(namespace)
+    torch.set_num_threads(1)
+    asyncio.run(found())
+
+
+def test_a_network_behind_a_link_of_the_kernel_answers_as_fast_as_it_carries(
+    namespaces: list[str], trained: Path, files: Path, images: torch.Tensor, tmp_path: Path
+) -> None:
+    document = read_toml(files)
+    for row in document["peer"]:
+        row["address"] = f"{HOSTS[min(row['client'], 1)]}:{PORT + row['client']}"
+    peers = files.parent / "namespaces.toml"
+    peers.write_text(tomli_w.dumps(document))
+    servers = [started(served, namespaces[1], trained, client, peers) for client in range(1, CLIENTS)]
+    try:
+        assert exit_code(started(asked, namespaces[0], trained, peers, images.numpy(), tmp_path / "answer.npz")) == 0
+    finally:
+        for server in servers:
+            server.terminate()
+        assert [exit_code(server) for server in servers] == [0] * len(servers)
+    answer = np.load(tmp_path / "answer.npz")
+    model = load_full(trained / "model", AUTO["image-classifier"]).eval()
+    model.moe.router.top_k = CLIENTS
+    with torch.no_grad():
+        assert np.array_equal(answer["log_p"], model(images).logits.numpy())
+    assert answer["seconds"] > (answer["sent_B"] - BURST_B) * 8 / RATE_BPS > 0.5, "the link did not shape"

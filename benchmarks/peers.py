@@ -48,8 +48,8 @@ from fedexperts.peer.network import init, peers_text
 from fedexperts.peer.peer import Peer
 from fedexperts.peer.peers_file import Network, Patience, Tls
 from fedexperts.peer.relay import Relay, Shape
-from fedexperts.peer.wire import encode
 from fedexperts.runs.ended import scenario_of
+from fedexperts.train.message import encode
 
 IMAGES, AT_ONCE, PARTS = 32, 16, 5
 LOSSES, RATES_BPS, AWAY = (0.0, 0.01, 0.05, 0.1), (1e5, 3e5, 1e6, 1e7), (0, 1, 3, 5, 7, 9)

@@ -39,6 +39,7 @@ from fedexperts.moe.answer import answers
 from fedexperts.moe.checkpoint import Checkpoint, Store
 from fedexperts.moe.gate_rows import prompts_of
 from fedexperts.moe.lora import A, B
+from fedexperts.moe.parts import Piece
 from fedexperts.moe.peft import parts_of, peft_adapter
 from fedexperts.moe.size import Training, Work, describe
 from fedexperts.moe.sized import named
@@ -46,16 +47,18 @@ from fedexperts.moe.subset import load_full
 from fedexperts.moe.tasks import read_tasks
 from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes
 from fedexperts.moe.view import View
-from fedexperts.peer import wire
 from fedexperts.peer.links import Links, best
 from fedexperts.peer.peers_file import Network
 from fedexperts.peer.tls import Authority, certificate_of, pem
-from fedexperts.peer.wire import WireError
 from fedexperts.runs import checkpoint
 from fedexperts.runs.ended import scenario_of, what_lacks
 from fedexperts.runs.owners_file import read_owners
 from fedexperts.runs.sums import write_sums
 from fedexperts.setup.experts_from import check_layers, choice_report, read_choice
+from fedexperts.train import message as wire
+from fedexperts.train import upload
+from fedexperts.train.message import WireError
+from fedexperts.train.task import Update
 from mutate import Form, Reader, as_json, on_lines
 from pictures import images
 
@@ -479,11 +482,22 @@ def message(path: Path) -> None:
         wire.decode(path.read_bytes(), {"a": (torch.float32, (None, 3)), "b": (torch.uint8, (None,))}, 100)
 
 
+WEIGHTS = {"a": torch.ones(2, 3), "b": torch.tensor(2.0)}
+UPLOAD = upload.pack(Update("a/0", Piece("gate", 1, {}), 2, 3, 4), WEIGHTS, "int8")
+
+
+def uploaded(path: Path) -> None:
+    """An upload of a node; so is what is wrong with it."""
+    with contextlib.suppress(WireError):
+        upload.opened(path.read_bytes(), {"gate": upload.promised(WEIGHTS, "int8")})
+
+
 MESSAGE = wire.encode({"run": "x", "client": 1}, {"a": torch.ones(2, 3), "b": torch.ones(2, dtype=torch.uint8)})
 PEERS = (
     Reader("peers.toml", _peers("peers.toml"), lambda path: Network(path, insecure=True), "toml"),
     Reader("links.toml", _peers("links.toml"), linked, "toml"),
     Reader("message between peers", file("message", MESSAGE), message),
+    Reader("upload of a node", file("upload", UPLOAD), uploaded),
     Reader("certificate", file("ca.pem", pem(Authority.new("x", 1).certificate)), certificate_of),
 )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fedexperts.caveats import caveats, never_trained, who_never_trained
+from fedexperts.caveats import caveats, never_trained, refused_updates, who_never_trained
 
 RUN = {"event": "run", "clusters": {"a": [4], "b": [4]}, "links": "clients"}
 USUAL = {"event": "baselines", "clusters": {"a": {"majority": 0.5, "tfidf": None}, "b": {"majority": 0.25, "tfidf": None}}}
@@ -45,3 +45,18 @@ def test_who_never_trained_and_why() -> None:
     assert who_never_trained({"c": "memory"}, 5, "clients") == "1 of 5 clients never trained (memory)"
     two = {"c": "memory", "d": "memory", "e": "away"}
     assert who_never_trained(two, 5, "clients") == "3 of 5 clients never trained (memory 2, away 1)"
+
+
+def test_updates_that_were_not_let_in() -> None:
+    def refused(device: str, reason: str) -> dict[str, Any]:
+        return {"event": "refuse", "t_s": 1.0, "cluster": "a", "device": device, "part": "gate", "reason": reason}
+
+    lines = [refused("a/0", "is not finite"), refused("a/0", "comes twice"), refused("a/1", "is not finite")]
+    assert refused_updates(lines) == {"a/0": 2, "a/1": 1}
+    assert caveats([RUN, USUAL, *lines, end()], RUN, end()) == [
+        "a/0: 2 of its updates not let in, first gate: is not finite",
+        "a/1: 1 of its updates not let in, first gate: is not finite",
+    ]
+    many = [refused(f"a/{i}", "is not finite") for i in range(9) for _ in range(2)]
+    assert caveats([RUN, USUAL, *many, end()], RUN, end())[4:] == ["10 updates of 5 other devices not let in"]
+    assert refused_updates([{"event": "refuse", "cluster": "a", "part": "gate", "version": 1}]) == {}

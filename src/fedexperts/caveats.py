@@ -27,18 +27,36 @@ def caveats(lines: Lines, run: dict[str, Any], end: dict[str, Any]) -> list[str]
         found.append(f"up to {end['unsent_rounds']} local rounds of a device were never uploaded; the plan ended before")
     broken: Counter[tuple[str, str]] = Counter()
     for line in lines:
-        if line["event"] == "refuse" and "device" in line:
+        if line["event"] == "refuse" and "parts" in line:
             broken[str(line["device"]), ", ".join(map(str, line["parts"]))] += 1
         if line["event"] == "rates":
             own = ", ".join(f"{key} = {value:g}" for key, value in line.items() if "." in key)
             found.append(f"from {line['t_s']:g} s on the run went on with {own}")
     found += [f"{device} has given up {parts}, as not finite{_times(n)}" for (device, parts), n in broken.items()]
+    found += not_let_in(lines)
     links = list(run["clusters"])
     if end["steps"] and (never := never_trained(lines, links)):
         judged = "; `personal`, like `final`, judges who can hold no expert with the global model"
         covered = end.get("personal_by_client") and never.keys() <= end["personal_by_client"].keys()
         found.append(who_never_trained(never, len(links), links_of(run, lines)) + (judged if covered else ""))
     return found + _below_majority(lines, end) + _never_asked(end)
+
+
+def refused_updates(lines: Lines) -> dict[str, int]:
+    """Of each device how many of its updates the server did not let in, if it did not."""
+    return dict(Counter(str(line["device"]) for line in lines if line["event"] == "refuse" and {"device", "part"} <= set(line)))
+
+
+def not_let_in(lines: Lines) -> list[str]:
+    """Devices whose updates the server did not let in, each with the first reason."""
+    why: dict[str, str] = {}
+    for line in lines:
+        if line["event"] == "refuse" and {"device", "part"} <= set(line):
+            why.setdefault(str(line["device"]), f"{line['part']}: {line['reason']}")
+    counts = refused_updates(lines)
+    said = [f"{device}: {counts[device]} of its updates not let in, first {why[device]}" for device in list(why)[:NAMED]]
+    more = sum(counts[device] for device in list(why)[NAMED:])
+    return said + ([f"{more} updates of {len(why) - NAMED} other devices not let in"] if more else [])
 
 
 def _below_majority(lines: Lines, end: dict[str, Any]) -> list[str]:

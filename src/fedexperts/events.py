@@ -222,6 +222,13 @@ class RefuseNumbers(OfCluster):
     reason: Annotated[str, "In words."]
 
 
+class RefuseUpdate(Part):
+    """An update that the server does not let in (`Admission`); the run goes on without it."""
+
+    device: Annotated[str, "That was asked for it."]
+    reason: Annotated[str, "In words, the bound among them."]
+
+
 class Lost(OfCluster):
     """A contact ends before the protocol is done with it."""
 
@@ -321,7 +328,7 @@ EVENTS: dict[str, tuple[type[Line], ...]] = {
     "trial": (Trial,),
     "collect": (Collect,),
     "aggregate": (Aggregate, AggregateRound, AggregateLate),
-    "refuse": (Refuse, RefuseLate, RefuseNumbers),
+    "refuse": (Refuse, RefuseLate, RefuseNumbers, RefuseUpdate),
     "lost": (Lost,),
     "split": (Split,),
     "hand_over": (HandOver,),

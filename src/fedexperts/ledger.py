@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .caveats import caveats, links_of, never_trained
+from .caveats import caveats, links_of, never_trained, refused_updates
 from .errors import Diverged, InputError
 from .events import EVENTS
 from .lines import check, parsed
@@ -166,7 +166,8 @@ def summary(path: Path) -> dict[str, Any]:
     first evaluation that reaches the target, None if none does. Steps are gradient steps
     summed over all devices, joules are means over them. What arrives after the last cycle, in the final flush say,
     counts as one more cycle. ``metric`` is what the accuracies are, where they are none. ``links`` says whether what is kept by
-    cluster is kept by client, ``warnings`` what a reader should know, ``never_trained`` who made no gradient step, and why.
+    cluster is kept by client, ``warnings`` what a reader should know, ``never_trained`` who made no gradient step, and why,
+    ``refused_updates`` how many updates of which device the server did not let in.
     ``training_loss`` of a point, by what is learnt and by link, is what the steps since the point before began with.
     Clients have what `OF_CLIENTS` names.
 
@@ -227,6 +228,7 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
         **_alignment(lines, list(run["clusters"]), end),
         "privacy": next((line["note"] for line in lines if line["event"] == "privacy"), None),
         "never_trained": never_trained(lines, list(run["clusters"])),
+        "refused_updates": refused_updates(lines),
         "warnings": caveats(lines, run, end),
         "history": [{key: p[key] for key in (*HISTORY, *OWN) if key in p} for p in points],
     }

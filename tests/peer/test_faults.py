@@ -21,7 +21,7 @@ from fedexperts.peer.peers_file import Network
 from fedexperts.peer.server import _Turn
 from fedexperts.peer.tls import Authority, Identity, pem
 from fedexperts.peer.user import User
-from fedexperts.peer.wire import MOST_B, encode
+from fedexperts.train.message import MOST_B, encode
 
 Reply = Callable[[str, int], bytes]
 

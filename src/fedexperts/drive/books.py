@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
 from ..moe.parts import in_order
+from ..protocol.admission import MAX_UPDATE_NORM, Admission
 from ..train.task import Task
 from .classes import PHONE, DeviceClass
 from .cluster import ClusterState, Pace, whole_rounds
@@ -36,6 +37,7 @@ class Books:
         trial_B: what a device uploads for a trial pass.
         first_uplink_B: what was uploaded before the first contact.
         owners: who answers for which expert, where clients ask each other.
+        max_update_norm: see `Admission`.
     """
 
     def __init__(
@@ -48,10 +50,13 @@ class Books:
         trial_B: Callable[[Trial], int],
         first_uplink_B: int,
         owners: Mapping[str, Host],
+        max_update_norm: float = MAX_UPDATE_NORM,
     ):
         self.clusters = {name: ClusterState(host, kinds.get(name, PHONE)) for name, host in hosts.items()}
         self.pace, self.ledger, self.faults, self.trial_B = pace, ledger, faults, trial_B
         self.owners = owners
+        declared = {name: dict(zip(host.devices, host.samples, strict=True)) for name, host in hosts.items()}
+        self.gate = Admission(declared, max_update_norm)
         self.cycle = 0  # whole cycles so far
         self.totals = {"steps": 0, "uplink_B": first_uplink_B, "downlink_B": 0}
         self.finite: dict[str, dict[str, bool]] = {}  # part -> cluster -> whether a device had finite numbers of it last
@@ -71,6 +76,7 @@ class Books:
             return
         self._book(cluster, task, rounds)
         cluster.booked = 0
+        self.gate.ordered(name, task, rounds)
         peers = {part: host.own(part) for part, host in self.owners.items()} if task.peers else {}
         done = cluster.host.train(task, rounds, round_s, peers)
         self._keep_finite(name, task, done, t_s)
@@ -147,6 +153,7 @@ class Books:
             "clusters": {name: cluster.state() for name, cluster in self.clusters.items()},
             "cycle": self.cycle,
             "finite": self.finite,
+            "gate": self.gate.state(),
             "totals": self.totals,
         }
 
@@ -154,4 +161,19 @@ class Books:
         """Inverse of `state`."""
         for name, saved in state.pop("clusters").items():
             self.clusters[name].restore(saved)
+        if gate := state.pop("gate", None):
+            self.gate.restore(gate)
+        else:
+            self._owed_before()
         vars(self).update(state)
+
+    def _owed_before(self) -> None:
+        """A checkpoint from before there was a gate: what devices hold, and have not delivered, is what they may deliver."""
+        for name, cluster in self.clusters.items():
+            for device, saved in cluster.host.state().get("devices", {}).items():
+                self.gate.held[name] = {part: [piece] for part, piece in saved["held"].items()}
+                self.gate.accounts[device].ordered = dict(saved["pending"])
+                for update, _ in cluster.outbox.get(device, ()):
+                    part = update.piece.part
+                    self.gate.accounts[device].asked[part] = update.rounds, update.size_B
+                    self.gate.accounts[device].coming.add(part)

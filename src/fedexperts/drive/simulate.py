@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..contact.plan import TIGHT_S, Contact, ContactPlan
 from ..errors import Diverged, warn_input
 from ..moe.parts import Piece, in_order, is_expert
+from ..protocol.admission import MAX_UPDATE_NORM
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.host import Host, Trial
 from ..train.task import Task
@@ -59,6 +60,7 @@ class Simulator:
         first_uplink_B: what was uploaded before the first contact.
         owners: who answers for which expert, where clients ask each other.
         alike: first cycles in which the protocol would do the same in a longer run.
+        max_update_norm: how far an update may lie from what was sent, see `Admission`.
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class Simulator:
         first_uplink_B: int = 0,
         owners: Mapping[str, Host] = types.MappingProxyType({}),
         alike: int = 0,
+        max_update_norm: float = MAX_UPDATE_NORM,
     ):
         self.plan, self.ledger, self.evaluate = plan, ledger, evaluate
-        self.books = Books(hosts, kinds, pace, ledger, faults, trial_B, first_uplink_B, owners)
+        self.books = Books(hosts, kinds, pace, ledger, faults, trial_B, first_uplink_B, owners, max_update_norm)
         lost_s = {**faults.closes_s(plan), **(closes_s or {})}
         self.closes_s = {plan.contacts[i]: t_s for i, t_s in lost_s.items()}
         ends_s = plan.cycle_ends_s[:cycles]
@@ -139,6 +142,7 @@ class Simulator:
         if self.fresh:
             if foretell:
                 self._warn_of_many_steps(protocol.model)
+            self.books.gate.begin(protocol.model)
             self._first_orders()
         self.heap: list[tuple[float, int, int, Callable[[float], None]]] = []
         self.counter = 0

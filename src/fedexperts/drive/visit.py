@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..contact.plan import Contact
 from ..moe.parts import Piece, in_order
+from ..protocol.admission import Refusal
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.task import Task, Update
 from .books import Books
@@ -98,6 +99,7 @@ class SimulatedLink:
         left_B = {p.part: whole_B[p.part] - state.heard_B.get((p.part, p.version), 0) for p in missing}
         tried_B, in_vain = _tried((left_B[p.part], p.size_B) for p in missing)
         began_s = self.now_s
+        self.books.gate.sent(self.cluster, missing)
 
         def arrive(room_B: float) -> None:
             state.meter.rx_s += len(self.host.devices) * (self.now_s - began_s)  # everybody listens to a broadcast
@@ -111,6 +113,7 @@ class SimulatedLink:
                 complete.append(piece)
                 state.heard_B.pop((piece.part, piece.version), None)
             self.host.receive(complete)
+            self.books.gate.arrived(self.cluster, complete)
             self._count("send", "downlink_B", [p.part for p in complete], carried_B, [p.version for p in complete])
 
         def done() -> SignalLost | None:
@@ -168,7 +171,7 @@ class SimulatedLink:
             self.host.delivered(updates, parts)
             state.outbox, state.sent_B = {}, {}
             self._upload(parts, sum(left_B.values()), updates)
-            return updates
+            return self._let_in(updates)
 
         began_s = self.now_s
 
@@ -246,9 +249,27 @@ class SimulatedLink:
                 kept.append((update, sends))
             offset += update.size_B * sends
         begun = {update.piece.part for update, _ in kept}
-        fresh = self.host.snapshot(device, set(parts) - begun)
+        fresh = self._announced(device, set(parts) - begun, begun)
         state.outbox[device] = kept + [(u, self.books.faults.sends(device, u.piece.part, self.now_s)) for u in fresh]
         state.sent_B.setdefault(device, 0)
+
+    def _announced(self, device: str, parts: Collection[str], under_way: Collection[str]) -> list[Update]:
+        """What a device has of these parts, but for what the server does not let in: no byte of that travels."""
+        gate = self.books.gate
+        gate.asked(device, {part: self.host.upload_B(part) for part in gate.may_send(device, parts)}, under_way)
+        updates = self.host.snapshot(device, parts)
+        return [update for update in updates if not self._refused(gate.announced(device, update))]
+
+    def _let_in(self, updates: list[Update]) -> list[Update]:
+        """Those of the updates that have arrived which the protocol may see."""
+        found = [update for update in updates if not self._refused(self.books.gate.arrived_whole(update.device, update))]
+        self.books.gate.closed(self.cluster)
+        return found
+
+    def _refused(self, refusal: Refusal | None) -> bool:
+        if refusal is not None:
+            self.log("refuse", device=refusal.device, part=refusal.part, reason=refusal.reason)
+        return refusal is not None
 
     def _upload(self, parts: Collection[str], size_B: int, updates: list[Update]) -> None:
         complete = in_order({update.piece.part for update in updates})

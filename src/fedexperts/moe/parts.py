@@ -65,6 +65,11 @@ class Piece:
         return sha256(self.tensors)[:16]
 
     @cached_property
+    def norm(self) -> float:
+        """Euclidean norm of all its numbers."""
+        return norm(self.tensors)
+
+    @cached_property
     def size_B(self) -> int:
         """Bytes on the link: a safetensors file."""
         return file_B(self.tensors)
@@ -88,6 +93,19 @@ def _bytes(tensor: Tensor) -> bytes:
 def finite(tensors: Tensors) -> bool:
     """Whether all numbers are."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def norm(tensors: Tensors) -> float:
+    """Euclidean norm of all numbers together; infinite above what float32 holds, and not a number where one is none."""
+    return math.hypot(*(_norm(tensor) for tensor in tensors.values()))
+
+
+def _norm(tensor: Tensor) -> float:
+    import torch
+
+    if tensor.dtype is torch.float16 or not tensor.is_floating_point():
+        tensor = tensor.float()  # float16 overflows at once, and whole numbers have no norm
+    return float(torch.linalg.vector_norm(tensor))
 
 
 def tensors_B(tensors: Tensors) -> int:

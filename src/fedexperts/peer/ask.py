@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..train.message import MOST_B, Message, WireError, decode, encode, payload_B, said
 from .breaker import Breaker
 from .metrics import Metrics
 from .peers_file import Patience
 from .tls import Identity
-from .wire import MOST_B, Message, WireError, decode, encode, payload_B, said
 
 SERVICE = "fedexperts.Peer"
 MOST_SAMPLES = 4096

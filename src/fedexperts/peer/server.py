@@ -16,11 +16,11 @@ import torch
 
 from .. import __version__
 from ..errors import InputError
+from ..train.message import WireError, decode, encode, number, said, text
 from .address import check_free
 from .ask import MOST_SAMPLES, OPTIONS, SERVICE
 from .home import MOST_IMAGES
 from .peer import ROUNDING_S, Peer
-from .wire import WireError, decode, encode, number, said, text
 
 MOST_ANSWERS, MOST_INFERENCES = 64, 128
 """Requests of a kind that are admitted at once; others are refused, and may come again."""

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, RunError
+from ..train.message import MOST_B, WireError, decode, encode
 from .address import split_address
 from .answer import FACTS
 from .ask import SERVICE, busy, channel
 from .home import MOST_IMAGES
 from .peers_file import Network
 from .tls import Identity
-from .wire import MOST_B, WireError, decode, encode
 
 HEALTH_S = 5.0
 ATTEMPTS, BACKOFF_S = 4, 0.05

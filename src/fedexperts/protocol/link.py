@@ -66,7 +66,8 @@ class Link(Protocol):
         """Upload what the devices have trained of ``parts`` and not delivered yet; complete for all devices.
 
         Snapshots whose upload began in an earlier contact come along, whatever parts are named. Collect before you send: a
-        piece that is sent takes the place of what the devices have trained of that part.
+        piece that is sent takes the place of what the devices have trained of that part. What the server does not let in
+        (`admission`) is left out: a device may be missing.
         """
 
     async def trial(self, samples: int) -> tuple[NDArray[np.int64], int]:

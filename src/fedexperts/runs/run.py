@@ -37,6 +37,7 @@ from ..moe.parts import Piece, in_order
 from ..moe.tasks import write_tasks
 from ..moe.tokenizer import copy_tokenizer
 from ..own import named
+from ..protocol.admission import MAX_UPDATE_NORM
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
 from ..setup.baselines import of_links
@@ -160,6 +161,7 @@ def simulator(
         first_uplink_B=first_uplink_B,
         owners=prepared.owners,
         alike=alike,
+        max_update_norm=train.max_update_norm or MAX_UPDATE_NORM,
     )
 
 

@@ -193,6 +193,9 @@ class Train(Table):
     """Whether devices weigh alike or by their samples in (26), (31) and (32); sync, ems-fl and ems-fl-enhanced."""
     overlap: Literal["add", "mean"] | None = None
     """Changes of clusters that train one version at once add up, or are averaged; sync, ems-fl and ems-fl-enhanced."""
+    max_update_norm: Positive | None = None
+    """An update is refused whose change of a part has a larger root mean square, in units of that of the part as it was
+    sent, of at least 1; left out, 100, which lets all training that works through."""
 
 
 def _validation(value: Any) -> Any:

@@ -20,12 +20,16 @@ def encode(tensors: Tensors, codec: Codec) -> bytes:
     ``"int8"`` gives every slice along the shorter of a matrix's outer dimensions a scale of its own, the largest magnitude
     over 127: for LoRA's factors, one for each rank-one component.
     """
-    return save({name: part.contiguous() for name, part in _wire(tensors, codec).items()})
+    return save({name: part.contiguous() for name, part in wire(tensors, codec).items()})
 
 
 def decode(payload: bytes) -> dict[str, Tensor]:
-    """Inverse of `encode`, up to rounding: quantised tensors come back in float32."""
-    tensors = load(payload)
+    """Inverse of `encode`, up to rounding: quantised tensors come back in float32. Of a file of one's own."""
+    return decoded(load(payload))
+
+
+def decoded(tensors: Tensors) -> dict[str, Tensor]:
+    """Inverse of `wire`, up to rounding."""
     return {
         name: _expand(tensor, tensors[name + SCALE]) if name + SCALE in tensors else tensor
         for name, tensor in tensors.items()
@@ -33,22 +37,28 @@ def decode(payload: bytes) -> dict[str, Tensor]:
     }
 
 
+def moved_by(start: Tensors, coded: Tensors, like: Tensors) -> dict[str, Tensor]:
+    """What the server has of a part sent as ``start`` once the file of its change is decoded; in the types of ``like``."""
+    return {n: (start[n].float() + coded[n].float()).to(t.dtype) for n, t in like.items()}
+
+
 def payload_B(tensors: Tensors, codec: Codec) -> int:
     """Size of the file that `encode` would make of tensors of these shapes and types; their values do not matter."""
     return wire_B({n: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in tensors.items()}, codec)
 
 
-def _wire(tensors: Tensors, codec: Codec) -> dict[str, Tensor]:
+def wire(tensors: Tensors, codec: Codec) -> dict[str, Tensor]:
+    """What travels of tensors: as they are, in bf16, or in int8 with their scales."""
     if codec == "exact":
         return dict(tensors)
     if codec == "bf16":
         return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    wire = {}
+    found = {}
     for name, tensor in tensors.items():
         scale = _scale(tensor.float())
-        wire[name] = torch.round(tensor.float() / scale).to(torch.int8)
-        wire[name + SCALE] = scale
-    return wire
+        found[name] = torch.round(tensor.float() / scale).to(torch.int8)
+        found[name + SCALE] = scale
+    return found
 
 
 def _scale(tensor: Tensor) -> Tensor:

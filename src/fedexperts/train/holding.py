@@ -10,7 +10,7 @@ from ..data.objective import Objective
 from ..moe.lora import combined, projections
 from ..moe.parts import BESIDE, GATE, Piece, Tensors, finite, in_order, is_expert
 from ..moe.view import Batch, View
-from .codec import decode, encode, payload_B
+from .codec import decode, encode, moved_by, payload_B
 from .task import Update
 from .wire import Codec
 
@@ -98,7 +98,7 @@ class Holding:
             change = {n: t.float() - start[n].float() + carry.get(n, 0.0) for n, t in trained.items()}
             payload = encode(change, self.codec)
             coded = decode(payload)
-            arrived = {n: (start[n].float() + coded[n].float()).to(t.dtype) for n, t in trained.items()}
+            arrived = moved_by(start, coded, trained)
             lost = {n: change[n] - coded[n] for n in change} if self._feeds_back(part, trained) else {}
         self.frozen[part] = trained, lost
         if self.view.lora and self.view.lora.average == "merge" and projections(trained):

@@ -1,4 +1,4 @@
-"""What travels between peers: one safetensors file a message, with a JSON head in its metadata. Never a pickle.
+"""What travels between processes: one safetensors file a message, with a JSON head in its metadata. Never a pickle.
 
 What arrives is measured before anything is built from it: its length, the length of its header, and of each tensor
 the type, the shape and the bytes that it claims, against what the receiver asked for.
@@ -16,17 +16,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import InputError
+
 MOST_B = 16 * 2**20
-"""Of a message; a batch of 500 images of 64 × 64 in colour has 6 MB."""
+"""Of a message where nothing else is said; a batch of 500 images of 64 × 64 in colour has 6 MB."""
 MOST_HEADER_B = 2**16
 HEAD = "fedexperts"
 KEPT = 256
 """Headers of messages that are kept, written and read."""
-DTYPES = {"F32": torch.float32, "U8": torch.uint8, "I64": torch.int64}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_KINDS = {torch.empty(0, dtype=dtype).numpy().dtype: name for name, dtype in DTYPES.items()}
+_KINDS = {torch.empty(0, dtype=dtype).numpy().dtype: name for name, dtype in DTYPES.items() if dtype is not torch.bfloat16}
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 Kind = tuple[torch.dtype, tuple[int | None, ...]]
@@ -34,7 +45,7 @@ Wanted = Mapping[str, Kind]
 """Tensors that a message must hold, and no others: type and shape, of which None is the number of samples, one for all."""
 
 
-class WireError(ValueError):
+class WireError(InputError):
     """A message is not what it must be; the text says why, in words for the one who sent it."""
 
 
@@ -59,11 +70,24 @@ def encode(head: Mapping[str, Any] | str, tensors: Mapping[str, Tensor] = {}) ->
         head: plain values, or what `said` made of them.
         tensors: of types in ``DTYPES``.
     """
-    arrays = [(name, tensor.numpy()) for name, tensor in tensors.items()]
-    arrays.sort(key=lambda row: (-row[1].itemsize, row[0]))
-    rows = tuple([(name, _KINDS[array.dtype], array.shape) for name, array in arrays])
+    arrays = [(name, *_numbers(tensor)) for name, tensor in tensors.items()]
+    arrays.sort(key=lambda row: (-DTYPES[row[1]].itemsize, row[0]))
+    rows = tuple([(name, kind, shape) for name, kind, shape, _ in arrays])
     header = _written(head if isinstance(head, str) else said(head), rows)
-    return b"".join([header, *[array.data if array.flags.c_contiguous else array.tobytes() for _, array in arrays]])
+    return b"".join([header, *[array.data if array.flags.c_contiguous else array.tobytes() for *_, array in arrays]])
+
+
+def _numbers(tensor: Tensor) -> tuple[str, tuple[int, ...], NDArray[Any]]:
+    """Type, shape and memory of a tensor; numpy has no name for bfloat16."""
+    if tensor.dtype is torch.bfloat16:
+        return NAMES[tensor.dtype], tuple(tensor.shape), _bytes(tensor)
+    array = tensor.numpy()
+    return _KINDS[array.dtype], array.shape, array
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    found: NDArray[np.uint8] = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return found
 
 
 @lru_cache(KEPT)
@@ -84,7 +108,18 @@ def payload_B(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def decode(data: bytes, wanted: Wanted, most_samples: int) -> Message:
+def head_of(data: bytes, most_header_B: int = MOST_HEADER_B) -> dict[str, Any]:
+    """The head alone, to know what the rest must be.
+
+    Raises:
+        WireError: there is none.
+    """
+    return _object(_head_text(_object(_header(data, most_header_B), "header")), "head")
+
+
+def decode(
+    data: bytes, wanted: Wanted, most_samples: int = 0, most_B: int = MOST_B, most_header_B: int = MOST_HEADER_B
+) -> Message:
     """Read a message that must hold these tensors, of at most so many samples.
 
     Tensors are copied into memory of their own, which is aligned: elsewhere products of matrices differ in their last bit.
@@ -92,22 +127,36 @@ def decode(data: bytes, wanted: Wanted, most_samples: int) -> Message:
     Raises:
         WireError: it is too long, no safetensors file, or its tensors are not those wanted.
     """
-    if len(data) > MOST_B:
-        raise WireError(f"a message of {len(data):,} bytes; at most {MOST_B:,}")
-    if len(data) < 8:
-        raise WireError(f"a message of {len(data)} bytes is no safetensors file")
-    length = int.from_bytes(data[:8], "little")
-    if length > min(MOST_HEADER_B, len(data) - 8):
-        raise WireError(f"a header of {length:,} bytes in a message of {len(data):,}; at most {MOST_HEADER_B:,}")
-    head, rows, size_B = _read(data[8 : 8 + length], tuple(wanted.items()), most_samples)
-    if 8 + length + size_B != len(data):
-        raise WireError(f"{len(data) - 8 - length:,} bytes of numbers; by the header there are {size_B:,}")
+    if len(data) > most_B:
+        raise WireError(f"a message of {len(data):,} bytes; at most {most_B:,}")
+    header = _header(data, most_header_B)
+    head, rows, size_B = _read(header, tuple(wanted.items()), most_samples)
+    begins = 8 + len(header)
+    if begins + size_B != len(data):
+        raise WireError(f"{len(data) - begins:,} bytes of numbers; by the header there are {size_B:,}")
     tensors = {}
     for name, dtype, shape, begin in rows:
         tensors[name] = out = torch.empty(shape, dtype=dtype)
-        array = out.numpy()
-        array[...] = np.frombuffer(data, array.dtype, array.size, 8 + length + begin).reshape(shape)
+        array = _bytes(out) if dtype is torch.bfloat16 else out.numpy()
+        array[...] = np.frombuffer(data, array.dtype, array.size, begins + begin).reshape(array.shape)
     return Message(head, tensors, len(data))
+
+
+def _header(data: bytes, most_B: int) -> bytes:
+    if len(data) < 8:
+        raise WireError(f"a message of {len(data)} bytes is no safetensors file")
+    length = int.from_bytes(data[:8], "little")
+    if length > min(most_B, len(data) - 8):
+        raise WireError(f"a header of {length:,} bytes in a message of {len(data):,}; at most {most_B:,}")
+    return data[8 : 8 + length]
+
+
+def _head_text(header: dict[str, Any]) -> str:
+    metadata = header.pop("__metadata__", None)
+    text = metadata.get(HEAD) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise WireError(f"no head {HEAD!r} in the metadata")
+    return text
 
 
 Rows = tuple[tuple[str, torch.dtype, tuple[int, ...], int], ...]
@@ -120,10 +169,7 @@ def _read(
 ) -> tuple[Mapping[str, Any], Rows, int]:
     """What a header says: our head, the tensors, which are those wanted, and the bytes of all numbers."""
     header = _object(data, "header")
-    metadata = header.pop("__metadata__", None)
-    text = metadata.get(HEAD) if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
-        raise WireError(f"no head {HEAD!r} in the metadata")
+    text = _head_text(header)
     samples, end, rows, kinds = _samples(header, dict(wanted), most), 0, [], dict(wanted)
     for name, row in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape = kinds[name][0], tuple(samples if n is None else n for n in kinds[name][1])

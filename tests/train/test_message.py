@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from fedexperts.peer.wire import MOST_HEADER_B, Message, WireError, decode, encode, number, payload_B, said, text
+from fedexperts.train.message import MOST_HEADER_B, Message, WireError, decode, encode, number, payload_B, said, text
 
 WANTED = {"a": (torch.float32, (None, 3)), "b": (torch.uint8, (None,))}
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([7, 8], dtype=torch.uint8)}

@@ -482,14 +482,14 @@ def message(path: Path) -> None:
         wire.decode(path.read_bytes(), {"a": (torch.float32, (None, 3)), "b": (torch.uint8, (None,))}, 100)
 
 
-WEIGHTS = {"a": torch.ones(2, 3), "b": torch.tensor(2.0)}
-UPLOAD = upload.pack(Update("a/0", Piece("gate", 1, {}), 2, 3, 4), WEIGHTS, "int8")
+CHANGE = {"a": torch.ones(2, 3), "b": torch.tensor(2.0)}
+UPLOAD = upload.pack(Update("a/0", Piece("gate", 1, {}), 2, 3, 4), CHANGE, "int8")
 
 
 def uploaded(path: Path) -> None:
     """An upload of a node; so is what is wrong with it."""
     with contextlib.suppress(WireError):
-        upload.opened(path.read_bytes(), {"gate": upload.promised(WEIGHTS, "int8")})
+        upload.opened(path.read_bytes(), {"gate": upload.promised(CHANGE, "int8")})
 
 
 MESSAGE = wire.encode({"run": "x", "client": 1}, {"a": torch.ones(2, 3), "b": torch.ones(2, dtype=torch.uint8)})

@@ -218,7 +218,7 @@ class RefuseNumbers(OfCluster):
     """What has left the finite numbers on a device is given up there."""
 
     device: Annotated[str, "Its name."]
-    parts: Annotated[Names, "Those that are not finite."]
+    parts: Annotated[Names, "Those that are not finite, or further from what was sent than any update may be."]
     reason: Annotated[str, "In words."]
 
 

@@ -15,6 +15,7 @@ import fingerprints
 import pictures
 import small
 from fedexperts import Scenario, run
+from fedexperts.errors import Diverged
 from fedexperts.events import RefuseUpdate
 from fedexperts.ledger import read
 from fedexperts.moe.parts import finite
@@ -110,12 +111,12 @@ def test_a_run_is_another_when_the_device_is_heard(tmp_path: Path) -> None:
     assert models[0] != models[1]
 
 
-def test_a_bound_of_ones_own_refuses_what_the_usual_one_lets_in(tmp_path: Path) -> None:
-    strict = run(small.scenario(train={"cycles": 1, "max_update_norm": 1e-6}), tmp_path / "strict")
-    assert set(strict.summary["refused_updates"]) == {f"{name}/{j}" for name in strict.summary["gamma"] for j in range(2)}
-    refused = [line for line in read(tmp_path / "strict" / "ledger.jsonl") if line["event"] == "refuse"]
-    assert all("at most 1e-06" in line["reason"] for line in refused)
-    assert not [line for line in read(tmp_path / "strict" / "ledger.jsonl") if line["event"] == "aggregate"]
+def test_honest_devices_know_the_bound_and_stop_a_run_that_passes_it(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"further from what was sent than train\.max_update_norm"):
+        run(small.scenario(train={"cycles": 1, "max_update_norm": 1e-6}), tmp_path / "strict")
+    lines = list(read(tmp_path / "strict" / "ledger.jsonl"))
+    assert [line["reason"] for line in lines if line["event"] == "refuse"] == ["diverged", "diverged"]
+    assert not [line for line in lines if line["event"] == "aggregate"]
 
 
 @pytest.mark.parametrize("lie", ["not a number", "a file of a terabyte"])

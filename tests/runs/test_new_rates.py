@@ -13,7 +13,7 @@ from fedexperts.ledger import read
 from fedexperts.runs import checkpoint
 from fedexperts.runs.parallel import run_many
 
-BAD, GOOD = 1e3, 1e-3
+BAD, GOOD = 30.0, 1e-3
 
 
 def scenario(rate: float, **train: Any) -> Any:
@@ -58,7 +58,7 @@ def test_a_run_that_diverged_goes_on_from_its_checkpoint_with_smaller_rates(
     assert line == {"t_s": found[1]["simulator"]["now_s"], "event": "rates", "train.lr_expert": GOOD}
     assert b'"event":"rates"' in after[before_B:].splitlines()[0]
     assert (copy / "scenario.toml").read_text().endswith(scenario(GOOD).to_toml())
-    assert "going on with train.lr_expert = 0.001 (1000 before)" in caplog.text
+    assert "going on with train.lr_expert = 0.001 (30 before)" in caplog.text
     assert result.summary["steps"] > 0
 
 
@@ -127,5 +127,5 @@ def test_a_run_that_has_ended_keeps_its_rates(copy: Path) -> None:
 
 
 def test_runs_of_a_comparison_keep_their_rates(copy: Path) -> None:
-    with pytest.raises(InputError, match=r"was begun with train\.lr_expert = 1000; runs that are compared keep"):
+    with pytest.raises(InputError, match=r"was begun with train\.lr_expert = 30; runs that are compared keep"):
         run_many({copy.name: scenario(GOOD)}, copy.parent, resume=True)

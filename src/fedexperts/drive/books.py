@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
-from ..moe.parts import in_order
-from ..protocol.admission import MAX_UPDATE_NORM, Admission
+from ..moe.parts import MAX_UPDATE_NORM, in_order
+from ..protocol.admission import Admission
 from ..train.task import Task
 from .classes import PHONE, DeviceClass
 from .cluster import ClusterState, Pace, whole_rounds
@@ -91,21 +91,24 @@ class Books:
         self.ledger.write("train", t_s, **facts)
 
     def _keep_finite(self, name: str, task: Task, done: Trained, t_s: float) -> None:
-        """What has left the finite numbers stays on its device and is given up there; the others go on.
+        """What has left the finite numbers, or all bounds, stays on its device and is given up there; the others go on.
 
         Raises:
             Diverged: that has happened to all devices that trained a part last.
         """
         for device, parts in done.broken.items():
             if parts:
-                self.ledger.write("refuse", t_s, cluster=name, device=device, parts=parts, reason="not finite")
+                self.ledger.write("refuse", t_s, cluster=name, device=device, parts=parts, reason="diverged")
         for part in in_order(task.parts):
             links = self.finite.setdefault(part, {})
             links[name] = not all(part in parts for parts in done.broken.values())
             if not any(links.values()):
                 self.ledger.flush()
                 where = f"cluster {', '.join(links)}, cycle {self.cycle + 1}"
-                raise Diverged(f"{part} is not finite after local training on any device ({where}): {LOWER}")
+                raise Diverged(
+                    f"{part} has diverged in local training on all devices ({where}): it is not finite, or further from what "
+                    f"was sent than train.max_update_norm lets it be; {LOWER}"
+                )
 
     def _book(self, cluster: ClusterState, task: Task, rounds: int) -> None:
         """Count steps and FLOPs of the first ``rounds`` rounds of the phase under way, less what was counted before."""

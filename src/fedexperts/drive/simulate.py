@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contact.plan import TIGHT_S, Contact, ContactPlan
 from ..errors import Diverged, warn_input
-from ..moe.parts import Piece, in_order, is_expert
-from ..protocol.admission import MAX_UPDATE_NORM
+from ..moe.parts import MAX_UPDATE_NORM, Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.host import Host, Trial
 from ..train.task import Task

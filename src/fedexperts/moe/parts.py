@@ -90,6 +90,10 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
+MAX_UPDATE_NORM = 100.0
+"""How far an update may lie from what was sent where nothing else is said, see `protocol.admission`."""
+
+
 def finite(tensors: Tensors) -> bool:
     """Whether all numbers are."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
@@ -106,6 +110,21 @@ def _norm(tensor: Tensor) -> float:
     if tensor.dtype is torch.float16 or not tensor.is_floating_point():
         tensor = tensor.float()  # float16 overflows at once, and whole numbers have no norm
     return float(torch.linalg.vector_norm(tensor))
+
+
+def too_far(tensors: Tensors, start: Tensors, most: float, start_norm: float | None = None) -> str | None:
+    """Why tensors cannot be what training makes of others, by root mean squares; None if they can.
+
+    What is near nothing, as weights are, is near what was sent, so that the change need not be computed; one pass is enough.
+    """
+    began = norm(start) if start_norm is None else start_norm
+    root = math.sqrt(sum(value.numel() for value in start.values()))
+    if not root or (norm(tensors) + began) / root <= most:
+        return None
+    if not finite(tensors):
+        return "is not finite"
+    change, bound = norm({name: value - start[name] for name, value in tensors.items()}) / root, most * max(1.0, began / root)
+    return None if change <= bound else f"changes the part by {change:.3g} (root mean square); at most {bound:.3g}"
 
 
 def tensors_B(tensors: Tensors) -> int:

@@ -22,11 +22,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..moe.parts import Piece, Tensors, finite, norm
+from ..moe.parts import MAX_UPDATE_NORM, Piece, Tensors, too_far
 from ..train.task import Task, Update
 
-MAX_UPDATE_NORM = 100.0
-"""How far an update may lie from what was sent where nothing else is said: see `Admission`."""
 MOST_QUOTED = 60
 """Characters of what a device says of itself that a reason repeats."""
 
@@ -208,21 +206,7 @@ def differs(tensors: Tensors, sent: Piece, max_update_norm: float = MAX_UPDATE_N
         if any(getattr(given, what, None) != getattr(of, what) for what in ("dtype", "shape", "layout", "device")):
             kind = f"{getattr(given, 'dtype', type(given).__name__)} {list(getattr(given, 'shape', ()))}"
             return f"tensor {quoted(name)} is {quoted(kind)}; must be {of.dtype} {list(of.shape)}"
-    return _too_far(tensors, sent, max_update_norm)
-
-
-def _too_far(tensors: Tensors, sent: Piece, max_update_norm: float) -> str | None:
-    """Root mean squares; what is near nothing, as weights are, is near what was sent, and the change need not be computed."""
-    root = math.sqrt(sum(value.numel() for value in sent.tensors.values()))
-    if not root or (norm(tensors) + sent.norm) / root <= max_update_norm:
-        return None
-    if not finite(tensors):
-        return "is not finite"
-    change = norm({name: value - sent.tensors[name] for name, value in tensors.items()}) / root
-    most = max_update_norm * max(1.0, sent.norm / root)
-    if change <= most:
-        return None
-    return f"changes the part by {change:.3g} (root mean square); at most {most:.3g}"
+    return too_far(tensors, sent.tensors, max_update_norm, sent.norm)
 
 
 def _whole(value: Any, least: int, most: int) -> bool:

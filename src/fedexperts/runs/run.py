@@ -33,11 +33,10 @@ from ..method.elsewhere import check_loads
 from ..method.method import Beginning, Method, start
 from ..method.methods import of, own
 from ..moe.checkpoint import resolve
-from ..moe.parts import Piece, in_order
+from ..moe.parts import MAX_UPDATE_NORM, Piece, in_order
 from ..moe.tasks import write_tasks
 from ..moe.tokenizer import copy_tokenizer
 from ..own import named
-from ..protocol.admission import MAX_UPDATE_NORM
 from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
 from ..setup.baselines import of_links

@@ -10,7 +10,7 @@ from ..data.objective import Objective
 from ..data.partition import TestPartition, deal, deal_test
 from ..data.source import Samples
 from ..errors import InputError
-from ..moe.parts import Piece
+from ..moe.parts import MAX_UPDATE_NORM, Piece
 from ..moe.view import View
 from ..own import imported, label
 from ..scenario import Scenario
@@ -86,6 +86,7 @@ def _local_training(scenario: Scenario) -> LocalTraining:
         weight_decay=table.weight_decay,
         bucketing=table.bucketing,
         loss=_local_loss(scenario),
+        max_update_norm=table.max_update_norm or MAX_UPDATE_NORM,
         cache_B=int(table.cache_MB * 1e6) // sum(cluster.devices for cluster in scenario.cluster),
     )
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
 from ..errors import InputError
-from ..moe.parts import BESIDE, GATE, Piece, Tensors, expert_index, in_order, is_expert
+from ..moe.parts import BESIDE, GATE, MAX_UPDATE_NORM, Piece, Tensors, expert_index, in_order, is_expert
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
 from .batches import epoch_batches
@@ -44,6 +44,7 @@ class LocalTraining:
     gradient step (4)-(5). ``lr_gate`` is η^U and serves every shared part; ``lr_expert`` is η^E. ``bucketing`` makes batches of
     samples of similar length; it changes nothing where all have one length. ``cache_B`` bounds what a device keeps of the
     outputs of frozen layers (see `frozen`); 0 computes them in every step. ``loss`` makes of a batch's loss what is minimised.
+    What changes a part by more than ``max_update_norm`` has diverged, see `protocol.admission`.
     """
 
     local_steps: int = 1
@@ -55,6 +56,7 @@ class LocalTraining:
     bucketing: bool = True
     cache_B: int = 10**9
     loss: LocalLoss | None = None
+    max_update_norm: float = MAX_UPDATE_NORM
 
 
 class Device(Holding):
@@ -72,7 +74,7 @@ class Device(Holding):
         codec: Codec = "exact",
     ):
         super().__init__(name, view, data, model, seed, objective, codec)
-        self.local = local
+        self.local, self.max_update_norm = local, local.max_update_norm
         self.member: Member | None = None  # what it is in a Networked MoE, if it is a client of one
         self.loss: float | None = None  # of the last call of `train`
         self.flops: dict[tuple[frozenset[str], frozenset[str] | None, str, int], int] = {}  # see `flops_per_step`

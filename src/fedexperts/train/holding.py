@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.objective import Objective
 from ..moe.lora import combined, projections
-from ..moe.parts import BESIDE, GATE, Piece, Tensors, finite, in_order, is_expert
+from ..moe.parts import BESIDE, GATE, MAX_UPDATE_NORM, Piece, Tensors, finite, in_order, is_expert, too_far
 from ..moe.view import Batch, View
 from .codec import decode, encode, moved_by, payload_B
 from .task import Update
@@ -42,6 +42,7 @@ class Holding:
         self.lost: dict[str, Tensors] = {}  # what the codec lost of delivered ones
         self.residual: dict[str, Tensors] = {}  # what it lost before the held version; goes with the next upload
         self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
+        self.max_update_norm = MAX_UPDATE_NORM
         self.steps = 0
         self.round_s = 0.0
         self.appraisals: dict[str, tuple[float, float]] = {}  # expert -> loss and share, see `Update`
@@ -145,9 +146,13 @@ class Holding:
             self.lost.pop(part, None)
             self.residual.pop(part, None)
 
+    def _lost(self, part: str) -> bool:
+        trained, start = self.trained[part], self.view.start(part, self.held[part].tensors)
+        return not finite(trained) or too_far(trained, start, self.max_update_norm) is not None
+
     def diverged(self, parts: Iterable[str]) -> list[str]:
-        """Which of these parts training has led out of the finite numbers; they are given up, and what is held counts again."""
-        broken = [part for part in in_order(parts) if part in self.trained and not finite(self.trained[part])]
+        """Which of these parts training has led out of all bounds; they are given up, and what is held counts again."""
+        broken = [part for part in in_order(parts) if part in self.trained and self._lost(part)]
         for part in broken:
             for state in (self.trained, self.pending, self.snapshots, self.optimizer_state):
                 state.pop(part, None)

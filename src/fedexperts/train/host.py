@@ -29,7 +29,7 @@ class Trained:
     Attributes:
         steps: gradient steps of all devices.
         peer_B: bytes that went to and from other clients.
-        broken: parts that left the finite numbers, by device; these gave them up.
+        broken: parts that left the finite numbers, or all bounds, by device; these gave them up.
         loss: what the steps began with, each on its batch: the mean over steps and those devices where it is finite, if any.
     """
 

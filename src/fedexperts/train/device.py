@@ -322,7 +322,10 @@ class Device(Holding):
 
     def _seed_round(self) -> None:
         seed = torch_seed(Stream.ROUND, self.key, self.steps)
-        torch.manual_seed(seed)
+        if self.view.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # to seed all devices' takes a quarter of a small step
+        else:
+            torch.manual_seed(seed)
         self.view.seed_noise(seed)
 
     def _frozen_layers(self, task: Task, leaves: list[tuple[str, str, Tensor]], rounds: int) -> Kept | None:

@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: env demo test check slow bench faults fuzz clean
+.PHONY: env demo test check slow deploy-test bench faults fuzz clean
 
 env: $(STAMP)  ## create .venv with the pinned set, development extras included
 
@@ -25,6 +25,9 @@ test: $(STAMP)  ## the tests, without network
 
 slow: $(STAMP)  ## the tests that take minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+deploy-test: $(STAMP)  ## deployments of real processes; minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m '' tests/deploy
 
 faults: $(STAMP)  ## signals lost at every await, uploads cut in two, processes killed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m '' -k 'cut or kill or lost or longer_than or ctrl_c or any_plan' -v
@@ -48,6 +51,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/lora.py
+	$(BIN)/python benchmarks/deploy.py --throughput --memory --rehearsal
 	-$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/uplink.py
 	$(BIN)/python benchmarks/tasks.py

@@ -20,6 +20,9 @@ from scripts import loaded
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
 MODULES = {
+    "deploy_flower.py",
+    "deploy_memory.py",
+    "deploy_rehearsal.py",
     "paper.py",
     "runs.py",
     "gpu_large.py",
@@ -50,6 +53,7 @@ ROWS = {  # beginnings of lines, in order
         ),
     ],
     "demo": [*(rf"{name} +γ \d" for name in DEMO), "ratio", "ems-fl / sync  ", *["ems-fl[^/]* / sync"] * 4],
+    "deploy": ["links of this machine", "bare transfer", "our nodes, no network"],
     "extractor": ["never trained", *["one client"] * 4, *["ten clients"] * 3],
     "gpu": [
         "layer, ",

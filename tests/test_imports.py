@@ -1,4 +1,4 @@
-"""Imports run one way: contact, assign, moe ← data ← train ← protocol ← drive ← setup ← method ← runs ← peer ← cli.
+"""Imports run one way: contact, assign, moe ← data ← train ← protocol ← drive ← setup ← method ← runs ← peer ← deploy ← cli.
 
 report knows the ledger only.
 """
@@ -42,13 +42,14 @@ MAY = {
     | LOWER
     | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "caveats", "events", "lines"}
     | {"theory"},
+    "deploy": BASE | LOWER | {"protocol", "setup", "method", "scenario", "tables", "ledger", "runs", "peer"},
     "peer": BASE | LOWER | {"setup", "method", "scenario", "tables", "runs"},
     "report": BASE | {"caveats", "ledger"},
     "works": BASE | {"contact", "moe", "report"},
     "planned": BASE | LOWER | {"scenario", "setup", "runs", "report", "works"},
     "cli": BASE
     | LOWER
-    | {"planned", "theory", "peer", "caveats"}
+    | {"planned", "theory", "peer", "deploy", "caveats"}
     | {"scenario", "tables", "ledger", "setup", "method", "runs", "report", "reference"},
 }
 OUTSIDE = {
@@ -109,10 +110,10 @@ def test_only_peers_know_the_libraries_of_their_extra(library: str) -> None:
     assert users == {"peer"}
 
 
-def test_only_models_know_hugging_face_and_nobody_flower() -> None:
+def test_only_models_know_hugging_face_and_deployments_flower() -> None:
     for path in MODULES:
         known = {module.split(".")[0] for _, module in imports(path)}
-        assert "flwr" not in known
+        assert not known & {"flwr", "httpx"} or package(path) == "deploy", path
         assert not known & {"transformers", "peft", "tokenizers"} or package(path) == "moe", path
 
 

@@ -29,7 +29,7 @@ PATHS = frozenset(
 _BESIDE = re.compile(rb'<meta name="fedexperts-beside" content="([0-9a-f ]*)">')
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | bytes) -> None:
     """Write a file that appears when it is complete; a link in its place is replaced, not followed.
 
     Raises:
@@ -38,7 +38,7 @@ def write_whole(path: Path, text: str) -> None:
     write_together({path: text})
 
 
-def write_together(texts: Mapping[Path, str]) -> None:
+def write_together(texts: Mapping[Path, str | bytes]) -> None:
     """Write files that appear when all of them are complete; links in their place are replaced, not followed.
 
     Raises:
@@ -49,8 +49,8 @@ def write_together(texts: Mapping[Path, str]) -> None:
     try:
         for at, text in texts.items():
             waiting[at].unlink(missing_ok=True)  # left by a process that was killed
-            with waiting[at].open("x", encoding="utf-8") as file:
-                file.write(text)
+            with waiting[at].open("xb") as file:
+                file.write(text if isinstance(text, bytes) else text.encode())
         for at, temporary in waiting.items():
             temporary.replace(at)
     except BaseException as error:

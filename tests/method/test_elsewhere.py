@@ -1,6 +1,7 @@
 """Devices in a process of their own, built there from the scenario: with all experts, their own alone, or others streamed."""
 
 import json
+import warnings
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -121,3 +122,42 @@ def test_weights_that_are_in_no_file_cannot_be_loaded_in_part() -> None:
     )
     with pytest.raises(InputError, match=r"device\.load = 'own': needs model\.path and no \[warmup\]"):
         host(given, "plain", ["expert:0"])
+
+
+def written(folder: Path) -> dict[str, Path]:
+    """Token sequences of each cluster, in a file of its own."""
+    paths = {}
+    for at, name in enumerate(("a", "b")):
+        rows = [{"input_ids": [(at + 3 * i + j) % 90 for j in range(6 + i % 3)], "label": (i + at) % 10} for i in range(24)]
+        paths[name] = folder / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths
+
+
+@pytest.mark.parametrize("protocol", ["ems-fl", "aligned"])
+def test_devices_elsewhere_need_no_data_of_others(protocol: str, tmp_path: Path) -> None:
+    paths = written(tmp_path)
+    table = {"devices": 2} | ({"test_partition": "iid"} if protocol == "aligned" else {})
+    given = small.scenario(
+        protocol=protocol,
+        cluster=[{"name": n, "data": str(p), "test": str(p), **table} for n, p in paths.items()],
+        evaluation={"validation": 0.25, "target": None},
+        warmup={"data": ["digits:plain"], "samples": 16, "steps": 1},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # trained on and judged by the same
+        whole = prepare(given)
+    whole.begin()
+    paths["b"].unlink()
+    for link, right in whole.hosts.items():
+        if not link.startswith("a"):
+            continue
+        assert isinstance(right, LocalHost)
+        found = host(given, link)
+        assert isinstance(found, LocalHost)
+        assert found.devices == right.devices
+        for mine, theirs in zip(found.group.values(), right.group.values(), strict=True):
+            assert mine.data.keys() == theirs.data.keys()
+            assert all(torch.equal(mine.data[key], theirs.data[key]) for key in mine.data)
+            for part, piece in theirs.held.items():
+                assert mine.held[part].digest == piece.digest

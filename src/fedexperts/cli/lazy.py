@@ -18,7 +18,7 @@ PANELS = {
     "train": ("demo", "run", "compare", "assign"),
     "judge": ("eval", "try"),
     "look": ("report", "export"),
-    "network": ("peer",),
+    "network": ("peer", "deploy"),
 }
 """What people come for, and the commands for it."""
 MODULES = {"try": "try_"}

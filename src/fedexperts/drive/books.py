@@ -127,18 +127,22 @@ class Books:
                 rounds = whole_rounds(t_s - phase.since_s, self.round_s(name, phase.task))
                 self._book(cluster, phase.task, min(rounds, phase.rounds))
             elif cluster.order is not None and cluster.order.parts:
-                self._book(cluster, cluster.order, self._rounds_away(name, cluster.order, t_s))
+                self._book(cluster, cluster.order, self.rounds_away(name, cluster.order, t_s))
 
     def catch_up(self, name: str, until_s: float) -> None:
         """Disconnected phase: the rounds of the standing order between the last contact and now."""
         cluster = self.clusters[name]
         if cluster.order is not None:
-            self.train(name, cluster.order, self._rounds_away(name, cluster.order, until_s), until_s, "disconnected")
+            self.train(name, cluster.order, self.rounds_away(name, cluster.order, until_s), until_s, "disconnected")
         cluster.order = None
 
-    def _rounds_away(self, name: str, order: Task, until_s: float) -> int:
+    def rounds_away(self, name: str, order: Task, until_s: float) -> int:
         """Rounds of the standing order between the last contact and a time."""
-        rounds = self.pace.rounds(until_s - self.clusters[name].since_s, self.round_s(name, order))
+        return self.rounds_between(name, order, self.clusters[name].since_s, until_s)
+
+    def rounds_between(self, name: str, order: Task, from_s: float, until_s: float) -> int:
+        """Rounds of an order that is followed out of contact."""
+        rounds = self.pace.rounds(until_s - from_s, self.round_s(name, order))
         return rounds if order.rounds is None else min(rounds, order.rounds)
 
     def read_meters(self, t_s: float, cycle: int) -> None:

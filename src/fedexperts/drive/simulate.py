@@ -11,6 +11,7 @@ import heapq
 import math
 import types
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..contact.plan import TIGHT_S, Contact, ContactPlan
@@ -196,6 +197,13 @@ class Simulator:
         first_order: Callable[[str], Task | None] = getattr(self.protocol, "first_order", lambda name: None)
         for name, cluster in self.books.clusters.items():
             cluster.order = cluster.last = first_order(name)
+            cluster.host.part(partial(self._at_first, name))
+
+    def _at_first(self, name: str) -> tuple[Task, int, float] | None:
+        order, until_s = self.books.clusters[name].order, self._until_s(name, 0.0)
+        if order is None or not order.parts:
+            return None
+        return order, self.books.rounds_away(name, order, until_s), self.books.round_s(name, order)
 
     def _at(self, t_s: float, kind: int, action: Callable[[float], None]) -> None:
         self.counter += 1
@@ -244,11 +252,14 @@ class Simulator:
         kind, contact = self.visits[self.next_visit]
         self.next_visit += 1
         standing = self.books.clusters[contact.cluster].order  # holds until a new one has arrived
+        self.books.clusters[contact.cluster].host.meet(contact.start_s, contact.end_s)
         self.books.catch_up(contact.cluster, t_s)
         self.ledger.write(kind, t_s, cluster=contact.cluster, satellite=contact.satellite, until_s=round(contact.end_s, 6))
-        link = SimulatedLink(self.books, self.protocol, self._visit(contact), standing)
+        until_s = partial(self._until_s, contact.cluster, contact.end_s)
+        link = SimulatedLink(self.books, self.protocol, self._visit(contact), standing, until_s)
         verb = self.protocol.contact if kind == "contact" else getattr(self.protocol, "flush", None)
         if verb is None:
+            link.host.part(lambda: None)
             return
         self.open += 1
         self._step(link, verb(link), t_s, None)
@@ -264,13 +275,15 @@ class Simulator:
         try:
             effect = coroutine.throw(value) if isinstance(value, SignalLost) else coroutine.send(value)
         except StopIteration:
-            self.open -= 1
+            self._over(link)
             return
         except SignalLost as lost:
-            self.open -= 1
+            self._over(link)
             self.ledger.write("lost", t_s, cluster=link.cluster, **({"reason": str(lost)} if lost.args else {}))
             return
         done_s = t_s + effect.duration_s
+        if link.host.away:  # as the ledger will say, so that a simulation can be told to lose the same
+            link.closes_s = min(link.closes_s, math.ceil(t_s * 1e6) / 1e6)
 
         def complete(now_s: float) -> None:
             link.now_s = now_s
@@ -279,9 +292,17 @@ class Simulator:
         def lose(now_s: float) -> None:
             link.now_s = now_s
             effect.lost(now_s - t_s)
-            self._step(link, coroutine, now_s, SignalLost())
+            self._step(link, coroutine, now_s, SignalLost(*filter(None, (link.host.away,))))
 
-        if done_s <= link.closes_s + TIGHT_S:
+        if done_s <= link.closes_s + TIGHT_S and not link.host.away:
             self._at(max(t_s, min(done_s, link.closes_s)), COMPLETION, complete)  # not a rounding error after the end
         else:
             self._at(max(t_s, link.closes_s), COMPLETION, lose)
+
+    def _over(self, link: SimulatedLink) -> None:
+        self.open -= 1
+        link.host.part(lambda: link.goes_on(link.state.order, link.state.since_s))
+
+    def _until_s(self, name: str, from_s: float) -> float:
+        """When a cluster that is out of contact from then on stops what it does: at its next contact, or with training."""
+        return min(self.plan.next_start_s(name, from_s), self.end_s)

@@ -11,6 +11,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,10 @@ class Visit:
 class SimulatedLink:
     """`Link` to the devices of one cluster, which stand behind a Host."""
 
-    def __init__(self, books: Books, protocol: ServerProtocol, visit: Visit, standing: Task | None):
-        self.books, self.protocol, self.visit, self.standing = books, protocol, visit, standing
+    def __init__(
+        self, books: Books, protocol: ServerProtocol, visit: Visit, standing: Task | None, until_s: Callable[[], float]
+    ):
+        self.books, self.protocol, self.visit, self.standing, self.until_s = books, protocol, visit, standing, until_s
         self.contact, self.cycle, self.cluster = visit.contact, visit.cycle, visit.contact.cluster
         self.state = books.clusters[self.cluster]
         self.host = self.state.host
@@ -99,6 +102,9 @@ class SimulatedLink:
         left_B = {p.part: whole_B[p.part] - state.heard_B.get((p.part, p.version), 0) for p in missing}
         tried_B, in_vain = _tried((left_B[p.part], p.size_B) for p in missing)
         began_s = self.now_s
+        duration_s = self.contact.finish_s("down", began_s, tried_B) - began_s
+        if missing:
+            self.host.foresee("receive", (missing,), partial(self.goes_on, order, began_s + duration_s))
         self.books.gate.sent(self.cluster, missing)
 
         def arrive(room_B: float) -> None:
@@ -127,7 +133,7 @@ class SimulatedLink:
             arrive(self.contact.carried_B("down", began_s, self.now_s))
             self._follow(self.now_s)
 
-        await _wait(Effect(self.contact.finish_s("down", began_s, tried_B) - began_s, done, lost))
+        await _wait(Effect(duration_s, done, lost))
 
     async def train(self, task: Task) -> None:
         """See `Link`; rounds that end before a loss are done, and then the standing order counts."""
@@ -137,6 +143,9 @@ class SimulatedLink:
         pace_s = self.books.round_s(self.cluster, task) if rounds and task.parts else 0.0  # 0 rounds of ∞ s take no time
         began_s = self.now_s
         self.state.training = Phase(task, began_s, rounds)
+        if rounds and task.parts and not task.peers:  # whose experts may change until then
+            ahead = partial(self.goes_on, self.standing, began_s + rounds * pace_s)
+            self.host.foresee("train", (task, rounds, pace_s, {}), ahead)
 
         def run(rounds: int) -> None:
             self.state.training = None
@@ -191,23 +200,31 @@ class SimulatedLink:
         return updates
 
     async def trial(self, samples: int) -> tuple[NDArray[np.int64], int]:
-        """See `Link`; counts are a few numbers per layer and travel in no time to speak of."""
+        """See `Link`; each device uploads its counts on its own sub-channel, as in `collect`."""
+        results = self.host.trial(samples)
+        sizes_B = list(map(self.books.trial_B, results))
 
         def done() -> tuple[NDArray[np.int64], int]:
-            results = self.host.trial(samples)
             counts_LM, tokens = np.sum([one.counts_LM for one in results], axis=0), sum(one.tokens for one in results)
-            size_B = sum(map(self.books.trial_B, results))
-            self.books.totals["uplink_B"] += size_B
-            self.log("trial", tokens=tokens, uplink_B=size_B)
+            self.books.totals["uplink_B"] += sum(sizes_B)
+            self.log("trial", tokens=tokens, uplink_B=sum(sizes_B))
             return counts_LM, tokens
 
-        counts: tuple[NDArray[np.int64], int] = await self._wait(0.0, done)
+        duration_s = self.contact.finish_s("up", self.now_s, max(sizes_B, default=0)) - self.now_s
+        counts: tuple[NDArray[np.int64], int] = await self._wait(duration_s, done)
         return counts
 
     async def leave(self, task: Task | None) -> None:
         """See `Link`."""
         self._stand(task)
         self._follow(self.now_s)
+
+    def goes_on(self, order: Task | None, from_s: float) -> tuple[Task, int, float] | None:
+        """What the devices do until their next contact, or until training is over, if they follow an order from then on."""
+        if order is None or not order.parts:
+            return None
+        rounds = self.books.rounds_between(self.cluster, order, from_s, self.until_s())
+        return order, rounds, self.books.round_s(self.cluster, order)
 
     def log(self, event: str, **facts: Any) -> None:
         """See `Link`."""

@@ -12,7 +12,7 @@ from ..errors import InputError, warn_input
 from ..moe.auto import AUTO
 from ..moe.checkpoint import Checkpoint, resolve
 from ..moe.kinds import FOR_TASK
-from ..moe.parts import Piece, expert_index
+from ..moe.parts import Piece, expert, expert_index, is_expert
 from ..moe.subset import load_streamed, load_subset
 from ..moe.view import View
 from ..scenario import Scenario
@@ -20,6 +20,7 @@ from ..setup.devices import dealt, devices
 from ..setup.model import accelerator, lora_of
 from ..setup.samples import datasets
 from ..tables import Load
+from ..train.device import Device
 from ..train.host import Host, LocalHost
 from .method import Method
 from .methods import of, prepare
@@ -46,31 +47,65 @@ def check_loads(scenario: Scenario, method: Method, here: bool = True) -> None:
             )
 
 
-def host(scenario: Scenario, link: str, owned: Collection[str] = ()) -> Host:
-    """The devices behind a link, for the process that calls this: θ_0 is theirs, as everybody's.
+def host(scenario: Scenario, link: str, owned: Collection[str] | None = None) -> Host:
+    """The devices behind a link, for the process that calls this: θ_0 is theirs, as everybody's. Others' data are not read.
 
     Args:
         scenario: as the server has it.
         link: a cluster, or a client where the protocol treats devices one by one.
-        owned: the link's experts, which are those that are loaded where not all are.
+        owned: the link's experts, which are those that are loaded where not all are; None: not known yet. Then experts
+            are streamed, as for a trial pass, until it is told which to train.
 
     Raises:
         InputError: as `methods.prepare`; or experts alone are to be loaded of a model that is in no checkpoint.
     """
     check_loads(scenario, of(scenario), here=False)
-    load = load_of(scenario, link)
+    at = cluster_of(scenario, link)
+    load = load_of(scenario, at)
     if load == "all":
-        prepared = prepare(scenario)
+        prepared = prepare(scenario, at)
         prepared.begin()
-        return prepared.hosts[link]
-    data = datasets(scenario)
-    view = partial_view(scenario, owned, load)
-    if lora := lora_of(scenario.model):
-        view.adapt(lora, scenario.seed)
-    model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
-    (cluster,) = (cluster for cluster in scenario.cluster if cluster.name == link)
-    shares = {link: dealt(cluster, data.splits[link].train, scenario.seed)}
-    return LocalHost(devices(scenario, view, model, data.objectives, shares)[link])
+        found = prepared.hosts[link]
+        assert isinstance(found, LocalHost)
+        lend(scenario, found.group.values())
+        return found
+    (cluster,) = (cluster for cluster in scenario.cluster if cluster.name == at)
+    data = datasets(scenario, at)
+    shares = {at: dealt(cluster, data.splits[at].train, scenario.seed)}
+
+    number = Checkpoint(resolve(scenario.model.path, scenario.base)).experts if scenario.model.path else 0
+
+    def group(experts: Collection[str]) -> list[Device]:
+        view = partial_view(scenario, experts, load if experts else "stream")
+        if lora := lora_of(scenario.model):
+            view.adapt(lora, scenario.seed)
+        layers = range(len(view.blocks)) if view.granularity == "layer" else (None,)
+        model = {name: Piece(name, 0, {}) for m in range(number) for name in (expert(m, layer) for layer in layers)}
+        model |= {
+            part: Piece(part, 0, tensors if stays(scenario, part) else view.export(part))
+            for part, tensors in view.parts.items()
+        }
+        return devices(scenario, view, model, data.objectives, shares)[at]
+
+    return LocalHost(group(()), group) if owned is None else LocalHost(group(owned))
+
+
+def stays(scenario: Scenario, part: str) -> bool:
+    """Whether it is certain that a part is never trained, and so never sent."""
+    known = scenario.protocol in ("sync", "ems-fl", "ems-fl-enhanced")
+    return known and not is_expert(part) and part not in scenario.train.shared
+
+
+def lend(scenario: Scenario, group: Collection[Device]) -> None:
+    """Of parts that stay as they are devices hold the model's own tensors, which nobody writes to then, and no copies."""
+    for device in group:
+        parts = device.view.parts
+        device.held |= {part: Piece(part, 0, parts[part]) for part in device.held if part in parts and stays(scenario, part)}
+
+
+def cluster_of(scenario: Scenario, link: str) -> str:
+    """The cluster that a link's devices are of."""
+    return link if any(cluster.name == link for cluster in scenario.cluster) else link.rpartition("/")[0]
 
 
 def load_of(scenario: Scenario, link: str) -> Load:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ..data.objective import evaluate
 from ..ledger import Ledger
@@ -25,6 +25,13 @@ class Beginning:
 
     owned: Mapping[str, frozenset[str]] = field(default_factory=dict)
     uplink_B: int = 0
+
+
+class Prepare(Protocol):
+    """Plan, model, data and devices of a scenario; with ``only`` devices of that cluster, see `setup.prepare.prepare`."""
+
+    def __call__(self, scenario: Scenario, *, only: str | None = None) -> Prepared:
+        """Raises: InputError, where it cannot work."""
 
 
 def nothing(prepared: Prepared) -> None:
@@ -66,7 +73,7 @@ class Method:
         finish: called before the model in the view is saved.
     """
 
-    prepare: Callable[[Scenario], Prepared]
+    prepare: Prepare
     protocol: Callable[[Prepared, Start], ServerProtocol]
     check: Callable[[Prepared], None] = nothing
     begin: Callable[[Prepared, Ledger], Beginning] = at_once

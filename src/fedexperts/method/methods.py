@@ -26,13 +26,17 @@ METHODS: dict[str, Method] = {
 }
 
 
-def prepare(scenario: Scenario) -> Prepared:
+def prepare(scenario: Scenario, only: str | None = None) -> Prepared:
     """Everything that a scenario's own method needs, loaded and checked; nothing is trained and nothing is written.
+
+    Args:
+        scenario: what is to be prepared.
+        only: a cluster whose devices alone are wanted, see `setup.prepare.prepare`.
 
     Raises:
         InputError: with the field, the value, the bound and the remedy.
     """
-    return of(scenario).prepare(scenario)
+    return of(scenario).prepare(scenario, only=only)
 
 
 def of(scenario: Scenario) -> Method:

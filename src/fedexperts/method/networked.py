@@ -38,8 +38,8 @@ from .method import Beginning, Method
 CLIENT_FIELDS = ("norm", "sigma", "correlation_samples", "balance", "gate_top_k", "gate_lr", "expert_cache")
 
 
-def prepare(scenario: Scenario) -> Prepared:
-    """Clients of a network: each has its expert, by its place, and answers for it.
+def prepare(scenario: Scenario, only: str | None = None) -> Prepared:
+    """Clients of a network: each has its expert, by its place, and answers for it; all are there, whoever is asked for.
 
     Raises:
         InputError: as `setup.prepare.prepare`; the model is of another kind, has not one expert for each client, or picks more

@@ -47,8 +47,8 @@ def check(prepared: Prepared) -> None:
         check_caps(prepared.scenario.assignment.policy, list(most.values()), sum(map(is_expert, prepared.view.parts)))
 
 
-def _prepare_enhanced(scenario: Scenario) -> Prepared:
-    prepared = prepare(scenario)
+def _prepare_enhanced(scenario: Scenario, only: str | None = None) -> Prepared:
+    prepared = prepare(scenario, only=only)
     tail, cycles = scenario.train.gate_tail_cycles, len(prepared.plan.cycle_ends_s)
     if tail >= min(scenario.train.cycles, cycles):
         raise InputError(

@@ -89,7 +89,7 @@ class View:
         self._fresh: dict[str, Tensors] = {}  # adapters as they start, where pieces do not hold them
         self._resident: dict[str, tuple[Tensors, Tensors | None]] = {}  # which tensors a part was last copied from
         self._dirty: set[str] = set()  # parts that may have been trained since
-        self._granularity = granularity
+        self.granularity = granularity
         self.lora: LoRA | None = None
         self.freeze()
 
@@ -205,7 +205,7 @@ class View:
         return full
 
     def _part(self, m: int, layer: int) -> str:
-        return expert(m) if self._granularity == "global" else expert(m, layer)
+        return expert(m) if self.granularity == "global" else expert(m, layer)
 
     def _adapters(self, part: str) -> list[Adapter]:
         at, m = expert_index(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from typing import Annotated
@@ -46,3 +47,13 @@ def split_address(where: str, address: str, least: int = 0) -> tuple[str, int]:
     if not least <= int(port) <= 65535:
         raise InputError(f"{where} {address!r}: the port must lie in {least}…65535")
     return host.strip("[]"), int(port)
+
+
+def everywhere(address: str) -> str:
+    """Where a client listens: at all addresses of its machine, or at itself alone if others reach it so."""
+    host, port = split_address("--host", address)
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return address if host == "localhost" else f"0.0.0.0:{port}"
+    return address if ip.is_loopback else f"0.0.0.0:{port}" if ip.version == 4 else f"[::]:{port}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import ipaddress
 import os
 import shlex
 import sys
@@ -16,7 +15,7 @@ import tomli_w
 from ..errors import InputError
 from ..scenario import table_of
 from ..writing import check_empty, filled
-from .address import HOST, split_address
+from .address import HOST, everywhere, split_address
 from .home import Home
 from .peers_file import PeersTable, Tls, default_name
 from .tls import Authority, key_pem, pem
@@ -86,7 +85,7 @@ def init(
         folder.mkdir()
         (folder / "ca.pem").write_bytes(pem(authority.certificate))
         if ca is None:
-            _secret(folder / "ca.key", key_pem(authority.key))
+            secret(folder / "ca.key", key_pem(authority.key))
         for i, address in enumerate(at):
             host, _ = split_address("--host", address)
             _leaf(folder, authority, f"client-{i}", default_name(f"client-{i}", home.run), (host,), days)
@@ -101,10 +100,10 @@ def init(
 def _leaf(folder: Path, authority: Authority, who: str, name: str, hosts: tuple[str, ...], days: int) -> None:
     certificate, key = authority.leaf(name, hosts, days)
     (folder / f"{who}.pem").write_bytes(certificate)
-    _secret(folder / f"{who}.key", key)
+    secret(folder / f"{who}.key", key)
 
 
-def _secret(path: Path, data: bytes) -> None:
+def secret(path: Path, data: bytes) -> None:
     """A file that only its owner can read, from its first byte on."""
     path.touch(0o600)
     path.write_bytes(data)
@@ -115,36 +114,26 @@ def ways_to_start(run: Path, out: Path, at: Sequence[str]) -> Mapping[str, str]:
     found = {}
     for i, address in enumerate(at):
         words = [sys.executable, "-m", "fedexperts", "peer", "serve", "--run", str(run), "--client", str(i)]
-        words += ["--listen", _everywhere(address), "--peers", str(out / FILE)]
+        words += ["--listen", everywhere(address), "--peers", str(out / FILE)]
         mend = f"# Client {i}; on its own machine correct {{}}. It needs ca.pem and its own pair, and no other key.\n"
         found[f"client-{i}.sh"] = f'#!/bin/sh\n{mend.format("the three paths")}exec {shlex.join(words)} "$@"\n'
         found[f"client-{i}.service"] = (
             f"{mend.format('User and the three paths')}"
             f"[Unit]\nDescription=FedExperts client {i}\nAfter=network-online.target\nWants=network-online.target\n\n"
-            f"[Service]\nExecStart={' '.join(map(_systemd, words))}\nUser={_user()}\nRestart=on-failure\nRestartSec=2\n"
+            f"[Service]\nExecStart={' '.join(map(systemd, words))}\nUser={user()}\nRestart=on-failure\nRestartSec=2\n"
             "RestartPreventExitStatus=2\nEnvironment=OMP_NUM_THREADS=1\n"
             "NoNewPrivileges=true\nProtectSystem=strict\n\n[Install]\nWantedBy=multi-user.target\n"
         )
     return found
 
 
-def _everywhere(address: str) -> str:
-    """Where a client listens: at all addresses of its machine, or at itself alone if others reach it so."""
-    host, port = split_address("--host", address)
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return address if host == "localhost" else f"0.0.0.0:{port}"
-    return address if ip.is_loopback else f"0.0.0.0:{port}" if ip.version == 4 else f"[::]:{port}"
-
-
-def _systemd(word: str) -> str:
+def systemd(word: str) -> str:
     """A word of a command in a unit: quoted, and without the variables and specifiers that systemd would put in."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if escaped == word and not set(word) & set(" \t';") else f'"{escaped}"'
 
 
-def _user() -> str:
+def user() -> str:
     """Whose keys they are; where nobody has a name, as in a container, the number."""
     try:
         return getpass.getuser()

@@ -135,6 +135,28 @@ def key_pem(key: Key) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
+def ssh_pair() -> tuple[bytes, bytes]:
+    """A new key as OpenSSH writes it, not encrypted, and its public half: what Flower knows a node by."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+    return private, key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+def ssh_public(path: Path) -> bytes:
+    """The public half of a private key that `ssh_pair` has made.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        key = serialization.load_ssh_private_key(read_bytes(path, "", MOST_B), None)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: holds no private key of OpenSSH that is not encrypted ({error}); copy it again") from error
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
 def certificate_of(path: Path) -> x509.Certificate:
     """The first certificate of a file.
 

@@ -151,6 +151,8 @@ class Admission:
     def _fault(self, device: str, update: Update) -> str | None:
         account, piece = self.accounts[device], update.piece
         part, version = piece.part, piece.version
+        if update.fault is not None:
+            return update.fault
         if update.device != device:
             return f"calls itself device {quoted(update.device)}"
         if type(part) is not str or part not in account.asked:

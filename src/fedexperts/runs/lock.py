@@ -34,6 +34,21 @@ def is_free(directory: Path) -> bool:
     return not directory.exists() or {path.name for path in directory.iterdir()} <= LEFTOVERS
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a process is at work in a run directory; False where that cannot be told."""
+    try:
+        file = os.open(directory / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # which the end of this process's hold gives back
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(file)
+    return False
+
+
 def check_usable(directory: Path, resume: bool) -> None:
     """Refuse what is no folder, and to begin in one with files; asked before anything is loaded.
 

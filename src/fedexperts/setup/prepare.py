@@ -110,35 +110,38 @@ def trial_B(scenario: Scenario, trial: Trial) -> int:
     return trial.counts_LM.nbytes if scenario.assignment.trial == "device" else trial.samples_B
 
 
-def prepare(scenario: Scenario, by_client: bool = False, even: bool = False) -> Prepared:
+def prepare(scenario: Scenario, by_client: bool = False, even: bool = False, only: str | None = None) -> Prepared:
     """Load and check everything; nothing is trained and nothing is written.
 
     Args:
         scenario: what is to be prepared.
         by_client: whether each device has a link of its own.
         even: whether models are also judged by even shares of all data.
+        only: a cluster whose devices alone are wanted, where others' data are not, see `samples.datasets`; nothing is judged.
 
     Raises:
         InputError: with the field, the value, the bound and the remedy.
     """
     if by_client and scenario.assignment.granularity == "layer":
         raise InputError('assignment.granularity = "layer": is for EMS-FL; clients are assigned whole experts, use "global"')
-    classes, plan, data = device_classes(scenario), contact_plan(scenario), datasets(scenario)
+    classes, plan, data = device_classes(scenario), contact_plan(scenario), datasets(scenario, only)
     view = model_view(scenario, data.outputs)
     name_outputs(view.model.config, scenario, data)
     _check_data(view, data)
     _check_time(scenario, plan, classes)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
-    shares = {cluster.name: dealt(cluster, data.splits[cluster.name].train, scenario.seed) for cluster in scenario.cluster}
+    wanted = [cluster for cluster in scenario.cluster if cluster.name in data.splits and only in (None, cluster.name)]
+    shares = {cluster.name: dealt(cluster, data.splits[cluster.name].train, scenario.seed) for cluster in wanted}
     groups = devices(scenario, view, model, data.objectives, shares)
     plan, hosts, kinds, objectives = _links(scenario, plan, groups, classes, data, by_client)
 
     def judged(held: dict[str, Samples], what: str) -> Judges:
         return judges(scenario, held, shares, list(hosts), even, what) if by_client else Judges(held, {})
 
-    tests = judged({name: test_of(splits) for name, splits in data.splits.items()}, "test")
-    validation = tests
-    if any(splits.validation is not None for splits in data.splits.values()):
+    tests = validation = Judges({}, {})
+    if only is None:
+        tests = validation = judged({name: test_of(splits) for name, splits in data.splits.items()}, "test")
+    if only is None and any(splits.validation is not None for splits in data.splits.values()):
         validation = judged({name: validation_of(splits) for name, splits in data.splits.items()}, "validation")
     prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives, by_client)
     if prepared.lora:
@@ -160,21 +163,28 @@ def _links(
 ) -> Links:
     """Clusters are links, or each device has one of its own."""
     if not by_client:
-        kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster}
+        kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster if cluster.name in groups}
         return plan, {name: LocalHost(group) for name, group in groups.items()}, kinds, data.objectives
-    names, group = list(groups), clients(scenario, classes)
-    every = [device for name in names for device in groups[name]]
+    names = [cluster.name for cluster in scenario.cluster]
+    group = [client for client in clients(scenario, classes) if names[client.at] in groups]
+    every = [device for name in names if name in groups for device in groups[name]]
     hosts: dict[str, Host] = {client.name: LocalHost([device]) for client, device in zip(group, every, strict=True)}
     kinds = {client.name: client.kind for client in group}
-    return client_plan(plan, group, scenario), hosts, kinds, {one.name: data.objectives[names[one.at]] for one in group}
+    return (
+        client_plan(plan, clients(scenario, classes), scenario),
+        hosts,
+        kinds,
+        {one.name: data.objectives[names[one.at]] for one in group},
+    )
 
 
 def _check_data(view: View, data: Datasets) -> None:
     """Raises: InputError, where the model does not fit the data."""
     for name, splits in data.splits.items():
         check_fit(view, f"cluster {name!r}", splits.train, data.objectives[name])
-        check_fit(view, f"test data of cluster {name!r}", test_of(splits), data.objectives[name])
-        check_fit(view, f"validation data of cluster {name!r}", validation_of(splits), data.objectives[name])
+        if splits.test is not None:
+            check_fit(view, f"test data of cluster {name!r}", splits.test, data.objectives[name])
+            check_fit(view, f"validation data of cluster {name!r}", validation_of(splits), data.objectives[name])
     for i, (samples, objective) in enumerate(data.shared):
         check_fit(view, f"warmup.data[{i}]", samples, objective)
     name, splits = next(iter(data.splits.items()))

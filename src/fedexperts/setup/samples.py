@@ -35,7 +35,8 @@ class Datasets:
 
     Attributes:
         objectives: of each cluster.
-        splits: of each cluster; every test set is there, and every validation set unless the scenario wants none.
+        splits: of each cluster; every test set is there, and every validation set unless the scenario wants none. Of a cluster
+            that was asked for alone there are training data only.
         shared: samples and objective of each entry of ``warmup.data``.
         outputs: what the data need of a classifier's head; None where samples are token numbers and the model decides.
         labels: of each cluster with classes, in the order of its outputs, as its data or ``task.labels`` have them.
@@ -48,23 +49,43 @@ class Datasets:
     labels: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def datasets(scenario: Tasks) -> Datasets:
+def datasets(scenario: Tasks, only: str | None = None) -> Datasets:
     """Read, check and tokenise all data of a scenario, and hold out what it is to be validated on; the model is not needed.
+
+    Args:
+        scenario: whose data.
+        only: a cluster that trains, and is not judged, where others' data are not: its own training data are read, and what the
+            model is warmed up on. Where no ``labels`` are given, classes are learnt from everybody's data, which must be there.
 
     Raises:
         InputError: with the file, row, field, value and remedy.
     """
+    if only is not None and not labels_are_told(scenario):
+        try:
+            return datasets(scenario)
+        except InputError as error:
+            raise InputError(f"{error}; or give task.labels, with which cluster {only!r} needs no data but its own") from error
     with as_given(named(scenario), scenario.base):
-        data, share = _read(scenario), scenario.evaluation.validation
-        warn_of_leaks(scenario)
-    warn_of_unseen(scenario, data.splits, data.objectives, data.shared, data.labels)
+        data, share = _read(scenario, only), scenario.evaluation.validation
+        if only is None:
+            warn_of_leaks(scenario)
+    if only is None:
+        warn_of_unseen(scenario, data.splits, data.objectives, data.shared, data.labels)
     if not isinstance(share, float) or not share:
         return data
     for cluster in scenario.cluster:
-        if cluster.validation is None:
+        if cluster.validation is None and cluster.name in data.splits:
             splits = data.splits[cluster.name]
             data.splits[cluster.name] = hold_out(splits, share, scenario.seed, by_label=cluster.partition != "iid")
     return data
+
+
+def labels_are_told(scenario: Tasks) -> bool:
+    """Whether the scenario itself says what outputs there are for, so that no data must be read to know it."""
+    tasks = [scenario.task, *map(scenario.task_of, range(len(scenario.cluster)))]
+    if not any(task.kind == "image" or reads_text(task) for task in tasks):
+        return True  # samples are token numbers, and labels outputs
+    return all(task.labels or not task.classifies or task.metric in OF_SCORES for task in tasks)
 
 
 def named(scenario: Tasks) -> list[str]:
@@ -80,23 +101,21 @@ def validation_file(scenario: Tasks, i: int) -> str | None:
     return scenario.cluster[i].validation or (given if isinstance(given, str) else None)
 
 
-def _read(scenario: Tasks) -> Datasets:
+def _read(scenario: Tasks, only: str | None) -> Datasets:
     if scenario.task.kind == "image":
-        return _Images(scenario).datasets()
+        return _Images(scenario).datasets(only)
     tasks = [scenario.task_of(i) for i in range(len(scenario.cluster))]
     if not reads_text(scenario.task) and not any(map(reads_text, tasks)):
-        return _numbered(scenario)
+        return _numbered(scenario, only)
     if blind := [scenario.cluster[i].name for i, task in enumerate(tasks) if not reads_text(task)]:
         raise InputError(
             f"task.text: is missing for cluster {', '.join(blind)}, and others have text; name the column in [task] or in the "
             "cluster's task"
         )
     reader = _Reader(scenario)
-    train = [read_rows(cluster.data, scenario.base) for cluster in scenario.cluster]
-    test = [_test_rows(scenario, i) for i in range(len(scenario.cluster))]
-    takes = [taken(scenario, i, len(rows), "samples") for i, rows in enumerate(train)]
-    tested = [taken(scenario, i, len(rows), "test_samples") for i, rows in enumerate(test)]
-    valid = [_validation_rows(scenario, i) for i in range(len(scenario.cluster))]
+    train = [read_rows(one.data, scenario.base) if only in (None, one.name) else None for one in scenario.cluster]
+    test = [_test_rows(scenario, i) if only is None else None for i in range(len(scenario.cluster))]
+    valid = [_validation_rows(scenario, i) if only is None else None for i in range(len(scenario.cluster))]
     warm = [_shared_rows(scenario, i) for i in range(len(scenario.warmup.data))] if scenario.warmup else []
     warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
     if warm and not all(map(reads_text, warm_tasks)):
@@ -106,24 +125,32 @@ def _read(scenario: Tasks) -> Datasets:
         )
     names = [f"{of} of cluster {cluster.name!r}" for of in ("data", "test", "validation") for cluster in scenario.cluster]
     names += [f"warmup.data[{i}]" for i in range(len(warm))]
-    read = zip([*tasks, *tasks, *tasks, *warm_tasks], [*train, *test, *(rows or [] for rows in valid), *warm], strict=True)
+    read = zip([*tasks, *tasks, *tasks, *warm_tasks], [*train, *test, *valid, *warm], strict=True)
     reader.learn_labels(
-        [(name, task, _column(rows, task.label_column)) for name, (task, rows) in zip(names, read, strict=True)]
+        [(name, task, _column(rows or [], task.label_column)) for name, (task, rows) in zip(names, read, strict=True)]
     )
     objectives: dict[str, Objective] = {}
     splits = {}
     for i, cluster in enumerate(scenario.cluster):
-        where = f"cluster {cluster.name!r}"
-        samples = reader.encode(train[i], tasks[i], f"data of {where}", takes[i])
-        tests = reader.encode(test[i], tasks[i], f"test of {where}", tested[i])
-        rows = valid[i]
-        validation = None if rows is None else reader.encode(rows, tasks[i], f"validation of {where}")
-        splits[cluster.name] = Splits(samples, tests, samples, validation)
+        where, rows, judging, deciding = f"cluster {cluster.name!r}", train[i], test[i], valid[i]
         objectives[cluster.name] = reader.objective(tasks[i])
-    asked = [
-        splits[cluster.name] for cluster, task in zip(scenario.cluster, tasks, strict=True) if task.kind == "multiple-choice"
-    ]
-    warn_of_no_zero(_labels(asked), "answers of all clusters")
+        if rows is None:
+            continue
+        samples = reader.encode(rows, tasks[i], f"data of {where}", taken(scenario, i, len(rows), "samples"))
+        tests = validation = None
+        if judging is not None:
+            chosen = taken(scenario, i, len(judging), "test_samples")
+            tests = reader.encode(judging, tasks[i], f"test of {where}", chosen)
+        if deciding is not None:
+            validation = reader.encode(deciding, tasks[i], f"validation of {where}")
+        splits[cluster.name] = Splits(samples, tests, samples, validation)
+    if only is None:
+        asked = [
+            splits[cluster.name]
+            for cluster, task in zip(scenario.cluster, tasks, strict=True)
+            if task.kind == "multiple-choice"
+        ]
+        warn_of_no_zero(_labels(asked), "answers of all clusters")
     shared = [
         (reader.encode(rows, task, f"warmup.data[{i}]"), reader.objective(task))
         for i, (rows, task) in enumerate(zip(warm, warm_tasks, strict=True))
@@ -223,31 +250,42 @@ class _Images(_Heads):
         self.read: dict[tuple[str, str, str], list[ImageFile]] = {}
         self.decoded: dict[tuple[Any, ...], Samples] = {}
 
-    def datasets(self) -> Datasets:
-        """Of all clusters and the warm-up."""
+    def datasets(self, only: str | None) -> Datasets:
+        """Of all clusters and the warm-up, or of one that is not judged, and the warm-up."""
         scenario, tasks, table = self.scenario, self.tasks, self.scenario.warmup
         warm = table.data if table else ()
         warm_tasks = [tasks[i] if len(warm) == len(tasks) else scenario.task for i in range(len(warm))]
-        tests = [self._test(i) for i in range(len(tasks))]
-        valid = [validation_file(scenario, i) for i in range(len(tasks))]
-        named = [*zip(tasks, [c.data for c in scenario.cluster], strict=True), *zip(tasks, tests, strict=True)]
-        named += zip(warm_tasks, warm, strict=True)
-        named += [(task, spec) for task, spec in zip(tasks, valid, strict=True) if spec is not None]
-        self.learn_labels([(str(file.path), task, file.labels) for task, spec in named for file in self._files(task, spec)])
+        train = [cluster.data if only in (None, cluster.name) else None for cluster in scenario.cluster]
+        tests = [self._test(i) if only is None else None for i in range(len(tasks))]
+        valid = [validation_file(scenario, i) if only is None else None for i in range(len(tasks))]
+        named = zip([*tasks, *tasks, *warm_tasks, *tasks], [*train, *tests, *warm, *valid], strict=True)
+        self.learn_labels(
+            [
+                (str(file.path), task, file.labels)
+                for task, spec in named
+                for file in (self._files(task, spec) if spec is not None else ())
+            ]
+        )
         splits = {}
         for i, (cluster, task) in enumerate(zip(scenario.cluster, tasks, strict=True)):
-            train = self._samples(task, cluster.data, taken(scenario, i, self._size(task, cluster.data), "samples", "images"))
-            chosen = taken(scenario, i, self._size(task, tests[i]), "test_samples", "images")
-            test, spec = self._samples(task, tests[i], chosen), valid[i]
-            validation = None if spec is None else self._samples(task, spec, range(self._size(task, spec)))
-            splits[cluster.name] = Splits(train, test, train, validation)
+            if train[i] is None:
+                continue
+            data = self._samples(task, cluster.data, taken(scenario, i, self._size(task, cluster.data), "samples", "images"))
+            test, validation, judging, deciding = None, None, tests[i], valid[i]
+            if judging is not None:
+                chosen = taken(scenario, i, self._size(task, judging), "test_samples", "images")
+                test = self._samples(task, judging, chosen)
+            if deciding is not None:
+                validation = self._samples(task, deciding, range(self._size(task, deciding)))
+            splits[cluster.name] = Splits(data, test, data, validation)
         shared: list[tuple[Samples, Objective]] = []
         for task, spec in zip(warm_tasks, warm, strict=True):
             n = self._size(task, spec)
             chosen = some(n, 0, min(table.samples if table else 0, n), scenario.seed)
             shared.append((self._samples(task, spec, chosen), self.classification(task)))
-        objectives: dict[str, Objective] = dict(zip(splits, map(self.classification, tasks), strict=True))
-        return Datasets(objectives, splits, shared, self.outputs, dict(zip(splits, map(self.labels_of, tasks), strict=True)))
+        clusters = [cluster.name for cluster in scenario.cluster]
+        objectives: dict[str, Objective] = dict(zip(clusters, map(self.classification, tasks), strict=True))
+        return Datasets(objectives, splits, shared, self.outputs, dict(zip(clusters, map(self.labels_of, tasks), strict=True)))
 
     def _test(self, i: int) -> str:
         table = self.scenario.cluster[i]
@@ -278,21 +316,29 @@ def _key(task: TaskTable) -> str:
     return task.model_dump_json()
 
 
-def _numbered(scenario: Tasks) -> Datasets:
+def _numbered(scenario: Tasks, only: str | None) -> Datasets:
     """Samples that are token numbers already; their labels are outputs of the head."""
     objective = Classification(0, 2**31, scenario.task.metric)
-    splits = {cluster.name: _splits(scenario, i) for i, cluster in enumerate(scenario.cluster)}
-    warn_of_no_zero(_labels(splits.values()), "labels of all clusters")
+    splits = {
+        cluster.name: _splits(scenario, i, only is None)
+        for i, cluster in enumerate(scenario.cluster)
+        if only in (None, cluster.name)
+    }
+    if only is None:
+        warn_of_no_zero(_labels(splits.values()), "labels of all clusters")
     shared: list[tuple[Samples, Objective]] = []
     if scenario.warmup:
         samples = [load(spec, scenario.base, scenario.seed).shared for spec in scenario.warmup.data]
         shared = [(first(s, scenario.warmup.samples), objective) for s in samples]
-    return Datasets(dict.fromkeys(splits, objective), splits, shared, None)
+    return Datasets({cluster.name: objective for cluster in scenario.cluster}, splits, shared, None)
 
 
-def _splits(scenario: Tasks, i: int) -> Splits:
+def _splits(scenario: Tasks, i: int, judged: bool) -> Splits:
     table = scenario.cluster[i]
     splits = load(table.data, scenario.base, scenario.seed)
+    if not judged:
+        train = _some_of(splits.train, taken(scenario, i, size(splits.train), "samples", "samples to train on"))
+        return Splits(train, None, splits.shared)
     test = _held(scenario, table.test) if table.test else splits.test
     if test is None:
         raise _no_test(i, table.data)

@@ -208,8 +208,9 @@ class Device(Holding):
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for a checkpoint."""
+        lent = self.lent
         return {
-            "held": self.held,
+            "held": {part: piece for part, piece in self.held.items() if part not in lent},
             "trained": self.trained,
             "pending": self.pending,
             "frozen": self.frozen,
@@ -230,7 +231,8 @@ class Device(Holding):
         member = state.pop("member")
         if self.member is not None:
             self.member.restore(member)
-        vars(self).update(state)
+        held = self.lent | state.pop("held")
+        vars(self).update(state, held=held)
 
     def _enter(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..moe.parts import BESIDE, Piece, Tensors, in_order
-from .host import Host, Trained, Trial
+from .host import Host, Near, Trained, Trial
 from .task import Experts, Task, Update
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Imaginary:
         return []
 
 
-class DryHost:
+class DryHost(Near):
     """The devices of another Host, whose sizes and costs they have; of a device's training the number of rounds is known.
 
     An update is the part as it was sent, so that averages leave the model as it is.

@@ -58,6 +58,7 @@ class Holding:
         Adapters that the server has factored again, or added to the weights, are other factors: the optimiser starts afresh.
         """
         lora = self.view.lora
+        assert not self.lent.keys() & {piece.part for piece in pieces}
         for piece in pieces:
             part = piece.part
             self.held[part] = piece
@@ -84,6 +85,11 @@ class Holding:
         held = self.held.get(piece.part)
         return piece.part not in self.trained and held is not None and held.version == piece.version
 
+    @property
+    def lent(self) -> dict[str, Piece]:
+        """Parts that are never trained or received, where their tensors are the model's own; no checkpoint has them."""
+        return {part: piece for part, piece in self.held.items() if piece.tensors is self.view.parts.get(part)}
+
     def snapshot(self, parts: Collection[str]) -> list[Update]:
         """Frozen copies of those parts that were trained and not yet delivered, in travelling order."""
         return [self._upload(part) for part in in_order(set(parts) & set(self.pending))]
@@ -92,22 +98,30 @@ class Holding:
         """Through the codec: the server gets the held piece and the change since, as far as the codec keeps it."""
         piece, trained = self.held[part], self.trained[part]
         if self.codec == "exact":
-            payload, arrived, lost = encode(trained, "exact"), trained, {}
+            payload, arrives, lost = encode(trained, "exact"), trained, {}
         else:
-            start = self.view.start(part, piece.tensors)
-            carry: Tensors = self.residual.get(part, {})
-            change = {n: t.float() - start[n].float() + carry.get(n, 0.0) for n, t in trained.items()}
+            change = self._change(part, trained)
             payload = encode(change, self.codec)
             coded = decode(payload)
-            arrived = moved_by(start, coded, trained)
+            arrives = moved_by(self.view.start(part, piece.tensors), coded, trained)
             lost = {n: change[n] - coded[n] for n in change} if self._feeds_back(part, trained) else {}
         self.frozen[part] = trained, lost
-        if self.view.lora and self.view.lora.average == "merge" and projections(trained):
-            arrived = self.view.merged(part, piece.tensors, arrived)
+        arrives = merged(self.view, piece, arrives)
         loss, share = self.appraisals.get(part, (None, None))
-        arrives = Piece(part, piece.version, arrived)
         size_B, held_loss = len(payload), self.held_loss if part == GATE else None
-        return Update(self.name, arrives, self.pending[part], self.samples, size_B, self.round_s, loss, share, held_loss)
+        as_piece = Piece(part, piece.version, arrives)
+        return Update(self.name, as_piece, self.pending[part], self.samples, size_B, self.round_s, loss, share, held_loss)
+
+    def _change(self, part: str, trained: Tensors) -> Tensors:
+        """What travels, before it is coded: the change since the part was received, and what the codec lost before."""
+        start = self.view.start(part, self.held[part].tensors)
+        carry: Tensors = self.residual.get(part, {})
+        return {n: t.float() - start[n].float() + carry.get(n, 0.0) for n, t in trained.items()}
+
+    def travelling(self, part: str) -> Tensors:
+        """What the codec is given of a snapshot that was just taken."""
+        trained, _ = self.frozen[part]
+        return trained if self.codec == "exact" else self._change(part, trained)
 
     def _feeds_back(self, part: str, trained: Tensors) -> bool:
         """Error feedback: not for factors that the server factors again, where a residual of the old ones means nothing."""
@@ -157,3 +171,10 @@ class Holding:
             for state in (self.trained, self.pending, self.snapshots, self.optimizer_state):
                 state.pop(part, None)
         return broken
+
+
+def merged(view: View, held: Piece, tensors: Tensors) -> Tensors:
+    """As weights, where these are what the server averages; else as they are."""
+    if view.lora and view.lora.average == "merge" and projections(tensors):
+        return view.merged(held.part, held.tensors, tensors)
+    return tensors

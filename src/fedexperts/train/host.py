@@ -7,7 +7,7 @@ arrives in an `Update` or by one of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,8 +48,31 @@ class Trial:
     samples_B: int
 
 
+Ahead = Callable[[], tuple[Task, int, float] | None]
+"""What a cluster is to do until its next contact, by the plan: a task, its rounds, and the seconds of one; None if nothing."""
+
+
 class Host(Protocol):
-    """The devices of one cluster."""
+    """The devices of one cluster.
+
+    What is asked of devices elsewhere is carried by messages, which take time and may fail. So a link says what it will ask at
+    the end of an await as soon as that begins (`foresee`), and looks whether anybody is there (`away`): what begins when nobody
+    is there is lost. A verb that was not foreseen, or is asked of those who are away, counts as done, and is done when they
+    are back.
+    """
+
+    @property
+    def away(self) -> str:
+        """Why somebody who should be in contact does not answer, in words; empty if they do; see `Near`."""
+
+    def meet(self, start_s: float, end_s: float) -> None:
+        """A contact begins, and ends by the plan at ``end_s``."""
+
+    def foresee(self, verb: str, args: tuple[Any, ...], ahead: Ahead) -> None:
+        """Begin with what this verb will be asked for; and with ``ahead``, if the contact ends then."""
+
+    def part(self, ahead: Ahead) -> None:
+        """The contact is over, or lost; begin with what is ahead."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -119,11 +142,33 @@ class Host(Protocol):
         """Inverse of `state`."""
 
 
-class LocalHost:
-    """Devices in this process, one after the other on its resident model."""
+class Near:
+    """What Hosts have in common whose devices are always at hand: there is nothing to foresee."""
 
-    def __init__(self, group: Sequence[Device]):
+    away = ""
+
+    def meet(self, start_s: float, end_s: float) -> None:
+        """See `Host`."""
+
+    def foresee(self, verb: str, args: tuple[Any, ...], ahead: Ahead) -> None:
+        """See `Host`."""
+
+    def part(self, ahead: Ahead) -> None:
+        """See `Host`."""
+
+
+class LocalHost(Near):
+    """Devices in this process, one after the other on its resident model.
+
+    Args:
+        group: the devices.
+        build: makes them anew with these experts in memory, where nobody knows yet which they will train: they load an expert
+            when they are told to train it, or are sent it. Those that are not there they hold without tensors.
+    """
+
+    def __init__(self, group: Sequence[Device], build: Callable[[Collection[str]], list[Device]] | None = None):
         self.group = {device.name: device for device in group}
+        self.build, self.loaded = build, frozenset[str]()
         self.uncollected: set[str] = set()  # parts trained since they were collected last
         self.measured: dict[tuple[str, int, frozenset[str], bool, str, int], int] = {}  # see `flops`
 
@@ -168,11 +213,13 @@ class LocalHost:
 
     def receive(self, pieces: Collection[Piece]) -> None:
         """See `Host`."""
+        self._need([piece.part for piece in pieces])
         for device in self.group.values():
             device.receive(pieces)
 
     def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
         """See `Host`."""
+        self._need(task.parts)
         self.uncollected |= task.parts - task.keeps
         before_B = self._peer_B()
         steps = sum(device.train(task, rounds, round_s, peers) for device in self.group.values())
@@ -189,6 +236,7 @@ class LocalHost:
         Measured once for each kind of task: how many experts, which shared parts, masked or not, what batch. Clusters differ in
         the lengths of their data and in what their gate picks; devices of one cluster where lengths vary.
         """
+        self._need(task.parts)
         return [self._flops(device, task) for device in self.group.values()]
 
     def _flops(self, device: Device, task: Task) -> int:
@@ -205,6 +253,7 @@ class LocalHost:
 
     def activations_B(self, task: Task) -> int:
         """See `Host`; measured on the first device."""
+        self._need(task.parts)
         return self._first.activations_B(task)
 
     def upload_B(self, part: str) -> int:
@@ -241,13 +290,34 @@ class LocalHost:
     def state(self) -> dict[str, Any]:
         """See `Host`."""
         devices = {name: device.state() for name, device in self.group.items()}
-        return {"devices": devices, "uncollected": in_order(self.uncollected), "measured": self.measured}
+        found = {"devices": devices, "uncollected": in_order(self.uncollected), "measured": self.measured}
+        return found if self.build is None else {**found, "loaded": self.loaded}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Host`."""
+        if self.build is not None and state["loaded"] != self.loaded:
+            self._load(state["loaded"])
         for name, saved in state["devices"].items():
             self.group[name].restore(saved)
         self.uncollected, self.measured = set(state["uncollected"]), state["measured"]
+
+    def _need(self, parts: Collection[str]) -> None:
+        """Load experts that are not there yet; all else stays as it is."""
+        lacking = frozenset(filter(is_expert, parts)) - self.loaded
+        if self.build is None or not lacking:
+            return
+        before = {name: device.state() for name, device in self.group.items()}
+        self._load(self.loaded | lacking)
+        for name, device in self.group.items():
+            fresh = {part: device.held[part] for part in lacking}
+            device.restore(before[name])
+            device.held |= fresh
+
+    def _load(self, experts: frozenset[str]) -> None:
+        assert self.build is not None
+        self.group = {}  # its memory first
+        self.group = {device.name: device for device in self.build(in_order(experts))}
+        self.loaded = experts
 
 
 def latest(host: Host, part: str) -> Tensors:

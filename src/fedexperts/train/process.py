@@ -13,12 +13,12 @@ from typing import Any, Self
 import torch
 
 from ..moe.parts import Piece, Tensors
-from .host import Host, Trained, Trial
+from .host import Host, Near, Trained, Trial
 from .member import NetworkClient
 from .task import Experts, Task, Update
 
 
-class ProcessHost:
+class ProcessHost(Near):
     """`Host` at the other end of a pipe. What is sent is copied: nothing is shared with this process.
 
     Args:

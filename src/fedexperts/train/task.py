@@ -53,6 +53,7 @@ class Update:
         round_s: how long a local round took on the device.
         loss: of an expert that was appraised: that which it had alone on the device's data, over the loss of a blind guess.
         held_loss: of a rolling gate: its loss on what was held back.
+        fault: why its message could not be read, of a device elsewhere; there are no tensors then.
         pick_share: of an expert that was appraised: how often the gate, unmasked, would pick it for the device's data, in 0…1.
     """
 
@@ -65,3 +66,4 @@ class Update:
     loss: float | None = None
     pick_share: float | None = None
     held_loss: float | None = None
+    fault: str | None = None

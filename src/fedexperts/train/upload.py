@@ -108,7 +108,7 @@ def _update(head: Mapping[str, Any]) -> Update:
     whole = {name: _whole(head, name) for name in ("version", "rounds", "samples", "size_B")}
     piece = Piece(text(head, "part"), whole["version"], {})
     round_s = float(number(head, "round_s", 0, MOST))
-    facts = {name: float(number(head, name, -MOST, MOST)) for name in FACTS if name in head}
+    facts: dict[str, Any] = {name: float(number(head, name, -MOST, MOST)) for name in FACTS if name in head}
     return Update(text(head, "device"), piece, whole["rounds"], whole["samples"], whole["size_B"], round_s, **facts)
 
 

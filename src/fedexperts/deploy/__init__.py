@@ -1,0 +1,1 @@
+"""Deployments: the same protocols over Flower, on links that go down."""

@@ -1,0 +1,117 @@
+"""A node on a machine of its own: its worker and its SuperNode, which ends with it and begins again until it is let in."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import InputError
+from ..peer.address import split_address
+from ..peer.tls import certificate_of, check_dates, ssh_public
+from ..writing import reason
+from .hand import SOCKET
+from .keys import KEY
+from .local import Processes, free_ports, processes
+from .place import CA, Place, load
+
+AGAIN_S = 10.0
+SUPERNODE, BEGINS = "supernode", "Starting Flower SuperNode"
+REASONS = {
+    "[code: 2004]": "the server does not know its key: its run.sh lets the deployment's nodes in; one whose key was changed "
+    "needs the new node.key",
+    "401 Unauthorized": "the server refuses its signature: set this machine's clock",
+}
+"""What Flower says, and what it means."""
+
+
+def stand(folder: Path, say: Callable[[str], None]) -> None:
+    """Be a node until told to end.
+
+    Raises:
+        InputError: the folder is no node's, or lacks what it needs.
+        RunError: the worker has ended, and why.
+    """
+    place = checked(folder)
+    link = str(place.link)
+    with processes(place) as start:
+        (place.node(link) / SOCKET).unlink(missing_ok=True)
+        start("worker", [sys.executable, "-m", "fedexperts.deploy.worker", str(folder), link])
+        while not (place.node(link) / SOCKET).exists():
+            start.check()
+            time.sleep(0.1)
+        say(f"{link}: its devices are ready; calling {place.server}")
+        while (why := knock(place)) is not None:
+            say(f"{link}: {why}; trying again")
+            time.sleep(AGAIN_S)
+            start.check()
+        command = supernode(place)
+        start(SUPERNODE, command)
+        while True:
+            if (why := _ended(start)) is not None:
+                say(f"{link}: is not let in ({why}); trying again")
+                time.sleep(AGAIN_S)
+                start(SUPERNODE, command)
+            start.check()
+            time.sleep(0.5)
+
+
+def supernode(place: Place) -> list[str]:
+    """The command of a node's SuperNode."""
+    link = str(place.link)
+    config = f'link="{link}" folder="{place.node(link).resolve()}"'
+    return [
+        *("flower-supernode", "--superlink", str(place.server), "--root-certificates", str(place.folder / CA)),
+        *("--auth-supernode-private-key", str(place.folder / KEY), "--node-config", config),
+        *("--host", "127.0.0.1", "--port", str(free_ports(1)[0])),
+    ]
+
+
+def checked(folder: Path) -> Place:
+    """A node's folder that has what it needs.
+
+    Raises:
+        InputError: no.
+    """
+    place = load(folder)
+    if place.link is None or place.server is None:
+        raise InputError(f"{folder}: is no node's folder; give one of nodes/ that fedexperts deploy init has made")
+    check_dates(certificate_of(folder / CA), str(folder / CA))
+    ssh_public(folder / KEY)
+    return place
+
+
+def knock(place: Place) -> str | None:
+    """Why the server cannot be reached now, which Flower's SuperNode would not tell; None if it can.
+
+    Raises:
+        InputError: it can, and it is another.
+    """
+    host, port = split_address("server", str(place.server))
+    context = ssl.create_default_context(cafile=str(place.folder / CA))
+    try:
+        with (
+            socket.create_connection((host, port), timeout=AGAIN_S) as way,
+            context.wrap_socket(way, server_hostname=host),
+        ):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        raise InputError(
+            f"{place.server}: its certificate is not of this folder's {CA}, or not for this name, or out of date "
+            f"({error.verify_message}); take the folder of the deployment that runs there"
+        ) from error
+    except OSError as error:
+        return f"{place.server} cannot be reached ({reason(error)})"
+
+
+def _ended(start: Processes) -> str | None:
+    """Why the SuperNode has ended; None as long as it lives."""
+    if (code := start.children[SUPERNODE].poll()) is None:
+        return None
+    log = start.logs / f"{SUPERNODE}.log"
+    said = log.read_text(errors="replace").rpartition(BEGINS)[2]
+    why = next((why for mark, why in REASONS.items() if mark in said), f"it has ended with {code}")
+    return f"{why}; log: {log}"

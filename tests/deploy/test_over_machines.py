@@ -1,0 +1,141 @@
+"""A deployment over machines of real processes, started by its own scripts: TLS, keys, and who is not let in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from test_init import NAMES, scenario_in
+
+from fedexperts import run
+from fedexperts.deploy import keys
+from fedexperts.deploy.app import HERE, asked, environment
+from fedexperts.deploy.init import init, node_folder
+from fedexperts.deploy.local import free_ports
+from fedexperts.deploy.place import load
+from fedexperts.deploy.standing import supernode
+from fedexperts.errors import RunError
+from fedexperts.peer.tls import ssh_pair
+
+pytest.importorskip("flwr", reason="needs the extra: pip install 'fedexperts[flower]'")
+pytestmark = pytest.mark.slow
+MOST_S = 300.0
+
+
+def own_address() -> str:
+    """Of this machine, by which it is another to itself; loopback where it has none."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect(("192.0.2.1", 9))  # nothing is sent
+        return str(way.getsockname()[0])
+    return "127.0.0.1"
+
+
+class Started:
+    """Programs, each with its output, all ended with what they have started."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.children = folder, dict[str, subprocess.Popen[bytes]]()
+
+    def __call__(self, name: str, *command: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        with (self.folder / name).open("wb") as out:
+            self.children[name] = subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)
+        return self.children[name]
+
+    def said(self, name: str) -> str:
+        return (self.folder / name).read_text(errors="replace")
+
+    def until(self, name: str, words: str) -> None:
+        """Until a program has said something."""
+        _until(lambda: re.search(words, self.said(name)) is not None, lambda: f"{name}: {self.said(name)[-2000:]}")
+
+    def end(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for child in self.children.values():
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, number)
+            for child in self.children.values():
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(15)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Started]:
+    (tmp_path / "said").mkdir()
+    found = Started(tmp_path / "said")
+    yield found
+    found.end()
+
+
+def _until(is_so: Callable[[], bool], told: Callable[[], str]) -> None:
+    until_s = time.monotonic() + MOST_S
+    while not is_so():
+        assert time.monotonic() < until_s, told()
+        time.sleep(0.2)
+
+
+def weights(directory: Path) -> str:
+    return hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_deployment_that_was_made_ends_with_the_model_of_the_simulation_and_lets_nobody_else_in(
+    tmp_path: Path, start: Started
+) -> None:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        server = f"{own_address()}:{free.getsockname()[1]}"
+    there, scenario = tmp_path / "there", scenario_in(tmp_path)
+    init(there, scenario, server, 200.0)
+    place = load(there)
+    start("server", there / "server.sh")
+    start.until("server", "Uvicorn running on https")
+
+    # from elsewhere `flwr` is not answered: nobody lets himself in, or has code run
+    if not server.startswith("127."):
+        (tmp_path / "stranger" / "flower").mkdir(parents=True)
+        config = (there / "flower" / "config.toml").read_text().replace("127.0.0.1:", f"{own_address()}:")
+        (tmp_path / "stranger" / "flower" / "config.toml").write_text(config)
+        with pytest.raises(RunError, match=r"403|machine alone"):
+            asked(["list", HERE], tmp_path / "stranger")
+
+    # one with a key that nobody has let in, and one that talks in the open
+    (tmp_path / "stranger.key").write_bytes(ssh_pair()[0])
+    command = supernode(load(node_folder(place, "plain")))
+    command[0] = str(Path(sys.executable).parent / command[0])
+    stranger = [str(tmp_path / "stranger.key") if word.endswith("node.key") else word for word in command]
+    start("stranger", *stranger, env=environment(tmp_path / "stranger"))
+    at = command.index("--root-certificates")
+    command[command.index("--port") + 1] = str(free_ports(1)[0])
+    bare = [command[0], "--insecure", *command[1:at], "--max-retries", "1", *command[command.index("--node-config") :]]
+    start("in the open", *bare, env=environment(tmp_path / "open"))
+
+    for link in NAMES:
+        start(link, next(node_folder(place, link).glob("node-*.sh")))
+    start.until("plain", "is not let in .the server does not know its key: its run.sh lets")
+    start("run", there / "run.sh")
+    start.children["run"].wait(MOST_S)
+    assert start.children["run"].returncode == 0, start.said("run")
+    run(scenario, tmp_path / "here")
+    assert weights(place.run) == weights(tmp_path / "here")
+
+    assert "[code: 2004] Failed to activate SuperNode" in start.said("stranger")
+    assert start.children["stranger"].wait(MOST_S) != 0
+    assert "Connection attempt failed" in start.said("in the open")
+    assert "SuperNode ID" not in start.said("in the open") + start.said("stranger")
+    assert sorted((keys.nodes_of(place) or {}).values()) == sorted(NAMES)
+    assert {row["state"] for row in keys.listed(place)} == {"online"}
+
+    # out at once, and in again with another key
+    keys.revoke(place, "plain")
+    start.until("plain", "(?s)does not know its key.*does not know its key")
+    keys.rotate(place, "plain", node_folder(place, "plain"))
+    _until(lambda: keys.listed(place)[0]["state"] == "online", lambda: start.said("plain"))

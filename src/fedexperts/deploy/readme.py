@@ -55,7 +55,8 @@ def readme(place: Place, scenario: Scenario) -> str:
 
 Relative names start from the node's folder. If the data are elsewhere, write that folder as `"base"` into the node's
 `deployment.json`. A name that is absolute, or has `..` or a `$VARIABLE` in it, must lead to the data on that machine too.
-A node reads the data of every cluster today, also of those that it does not train on, and names the file that lacks."""
+A node reads its own cluster's training data; of others only where classes are words that `task.labels` does not list. It names
+the file that lacks."""
     )
     return f"""# {scenario.name} by {scenario.label}, over Flower
 

@@ -19,7 +19,7 @@ from scripts import loaded
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = {"eval": "evaluate", "try": "ask"}
 """Commands whose calls have other names."""
-NO_CALL = {"demo", "init", "explain", "report", "inspect", "assign", "build", "peer"}
+NO_CALL = {"demo", "init", "explain", "report", "inspect", "assign", "build", "peer", "deploy"}
 """What is looked at or written by hand; `build` has calls in `fedexperts.moe.build`."""
 
 

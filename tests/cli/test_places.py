@@ -100,7 +100,7 @@ def test_a_full_disk_under_a_plan_leaves_what_was_there(
     opened = Path.open
 
     def refuse(path: Path, mode: str = "r", **named: Any) -> Any:
-        if "plan.csv" in path.name and mode == "x":
+        if "plan.csv" in path.name and mode == "xb":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return opened(path, mode, **named)
 

@@ -142,7 +142,7 @@ def test_a_full_disk_under_a_report_is_one_message(
     opened = Path.open
 
     def refuse(path: Path, mode: str = "r", **named: Any) -> Any:
-        if mode == "x":
+        if mode == "xb":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return opened(path, mode, **named)
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_init import NAMES, scenario_in
+from test_deploy_init import NAMES, scenario_in
 
 from fedexperts import run
 from fedexperts.deploy import keys

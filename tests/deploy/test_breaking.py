@@ -26,8 +26,7 @@ from fedexperts import Scenario, run
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.deploy import node as nodes
 from fedexperts.deploy.node import Node
-from fedexperts.deploy.orders import read_reply
-from fedexperts.deploy.remote import said_hello
+from fedexperts.deploy.orders import read_reply, said_hello
 from fedexperts.drive.cluster import Pace
 from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read

@@ -12,15 +12,19 @@ from dataclasses import dataclass
 
 from safetensors import SafetensorError
 
+from ..errors import RunError
 from ..moe.parts import Piece, Tensors
 from ..moe.view import View
 from ..protocol.admission import differs, quoted
 from ..train.codec import decode, payload_B
+from ..train.host import Host
 from ..train.upload import MOST_HEAD_B
-from .orders import Call, Command, Done, MessageError, Reply, Status, read_reply
+from .orders import Call, Command, Done, Facts, MessageError, Reply, Status, read_reply
 
 ROW_B = 256
 """Of JSON, around a name or a number."""
+MOST_SAID = 400
+"""Characters of what a node says that are repeated."""
 
 
 @dataclass(frozen=True)
@@ -131,3 +135,32 @@ def check_tensors(file: bytes, piece: Piece) -> None:
         raise MessageError(f"the node's file of {piece.part} cannot be read ({quoted(error)})") from error
     if fault := differs(tensors, piece):
         raise MessageError(f"the node's file of {piece.part} {fault}")
+
+
+def introduced(message: bytes | None, link: str, known: Host, parts: Collection[str]) -> Facts:
+    """What a node says of itself to `hello`, which is as the server's records say.
+
+    Raises:
+        RunError: nobody is there, or it is not so.
+    """
+    if message is None:
+        raise RunError(f"{link}: its node does not answer; start it, and look into its log")
+    try:
+        reply, _ = read_reply(message)
+        if reply.facts is None:
+            raise MessageError(printable(reply.refused or "its node does not say what its devices are; look into its log"))
+        for name in ("devices", "samples", "local_steps"):
+            found, right = getattr(reply.facts, name), getattr(known, name)
+            if found != (list(right) if isinstance(right, tuple) else right):
+                raise MessageError(
+                    f"its node has {name} = {quoted(found)}, and the scenario {right}; give it this scenario's data"
+                )
+        check_status(reply.facts.status, known.devices, parts)
+    except MessageError as error:
+        raise RunError(f"{link}: {error}") from error
+    return reply.facts
+
+
+def printable(text: str) -> str:
+    """What a node has said, for people and their terminals."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:MOST_SAID])

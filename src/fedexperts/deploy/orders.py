@@ -111,6 +111,11 @@ def write_call(call: Call) -> bytes:
     return frame({"version": __version__, **fields}, [save({name: t.contiguous() for name, t in packer.tensors.items()})])
 
 
+def said_hello(run: str) -> bytes:
+    """A call that asks a node what its devices are."""
+    return write_call(Call(run, GENESIS, (), hello=True))
+
+
 def read_call(message: bytes) -> Call:
     """Inverse of `write_call`.
 

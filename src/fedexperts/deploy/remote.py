@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import RunError
+from ..errors import InputError, RunError
 from ..moe.parts import Piece, Tensors, in_order, is_expert
 from ..moe.view import View
-from ..protocol.admission import quoted
 from ..train.codec import decode
 from ..train.holding import merged
 from ..train.host import Ahead, Host, Trained, Trial
@@ -21,15 +20,11 @@ from ..train.message import WireError
 from ..train.task import Experts, Task, Update
 from ..train.upload import Promise, arrived, opened, promised
 from ..train.wire import Codec
-from .answers import Answers, check_status
-from .orders import GENESIS, Call, Command, Done, MessageError, Status, following, read_reply, write_call
+from .answers import Answers, introduced, printable
+from .habits import Habits
+from .orders import GENESIS, Call, Command, Done, MessageError, Status, following, said_hello, write_call
 
 log = logging.getLogger(__name__)
-
-
-def said_hello(run: str) -> bytes:
-    """A call that asks a node what its devices are."""
-    return write_call(Call(run, GENESIS, (), hello=True))
 
 
 class _UnknownError(Exception):
@@ -57,8 +52,6 @@ class Way(Protocol):
 
 Answer = tuple[Done, list[bytes]]
 """What came of a command, with the files of its reply."""
-MOST_FORESEEN = 40
-MOST_SAID = 400
 CHECKPOINTS = 3
 """So many checkpoints later nobody goes back to one: two are kept, and one is being written."""
 
@@ -99,47 +92,18 @@ class RemoteHost:
         self.foreseen: list[tuple[Command, Answer]] = []  # done there, and not decided
         self.measured: dict[str, list[int]] = {}  # FLOPs of a step, by kind of task
         self.beside: dict[str, int] = {}  # and beside its steps
-        self.habits: dict[str, tuple[str, tuple[Any, ...]]] = {}  # what was decided after what the last time
-        self.last: Command | None = None
+        self.habits = Habits(known.devices)
         self.tails = [GENESIS]  # of the last checkpoints
         self.uncollected: set[str] = set()  # as `LocalHost` has it
         self.meeting, self.away = True, ""
         self.refused = ""  # what the node has said last where it refuses for good
         self.others: Collection[RemoteHost] = (self,)  # all of the run
-        self.turn, self.calls = 0, 0
+        self.calls = 0
         self.told: tuple[str, float] | None = None  # what the node begins with if it hears nothing for how long
-        self.received = 0  # how often in this contact
         self.guessing = False
         self.stale = False  # whether something was decided whose answer ``status`` waits for
-        self.status = self._met(hello or self.way.ask(said_hello(run)))
-
-    def _met(self, message: bytes | None) -> Status:
-        """What the node has, which is as the records say.
-
-        Raises:
-            RunError: nobody is there, or it is not so.
-        """
-        if message is None:
-            raise RunError(f"{self.link}: its node does not answer; start it, and look into its log")
-        try:
-            reply, _ = read_reply(message)
-        except MessageError as error:
-            raise RunError(f"{self.link}: {error}") from error
-        if reply.facts is None:
-            raise RunError(f"{self.link}: {printable(reply.refused or 'its node does not say what its devices are')}")
-        for name in ("devices", "samples", "local_steps"):
-            found, right = getattr(reply.facts, name), getattr(self.known, name)
-            if found != (list(right) if isinstance(right, tuple) else right):
-                raise RunError(
-                    f"{self.link}: its node has {name} = {quoted(found)}, and the scenario {right}; give it this scenario's "
-                    "data"
-                )
-        try:
-            check_status(reply.facts.status, self.devices, self.held)
-        except MessageError as error:
-            raise RunError(f"{self.link}: {error}") from error
-        self.turn = reply.facts.turn
-        return reply.facts.status
+        facts = introduced(hello or self.way.ask(said_hello(run)), link, known, self.held)
+        self.status, self.turn = facts.status, facts.turn
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -161,15 +125,22 @@ class RemoteHost:
         self.held = dict(model)
 
     def join(self, client: NetworkClient) -> None:
-        """See `Host`."""
-        raise NotImplementedError("clients of a Networked MoE on nodes of their own")
+        """See `Host`.
+
+        Raises:
+            InputError: always; `links_of` says so before anything is started.
+        """
+        raise InputError(
+            'protocol = "networked": its clients ask each other while they train, and nodes cannot; run it in simulation, and '
+            "serve what it trained with fedexperts peer"
+        )
 
     def meet(self, start_s: float, end_s: float) -> None:
         """See `Host`."""
         self.meeting, self.away = True, ""
         self.way.begin(start_s, end_s)
         if self.stale:
-            self._call(self._likely(self.queue[-1]))
+            self._call(self.habits.likely(self.queue[-1]))
 
     def foresee(self, verb: str, args: tuple[Any, ...], ahead: Ahead) -> None:
         """See `Host`."""
@@ -177,14 +148,9 @@ class RemoteHost:
         if self.foreseen and self.foreseen[0][0].id == command.id:
             return
         self.foreseen = []
-        commands = (command, *self._likely(command))
-        ends = self._ends(commands[-1])
+        commands = (command, *self.habits.likely(command))
+        ends = self.habits.ends(commands[-1])
         self._call(commands, self._meanwhile(commands[-1].id, ahead), quiet_s=0.0 if ends else self.way.quiet_s)
-
-    def _ends(self, command: Command) -> bool:
-        """Whether the contact is over after a command, as it was the last time; at first, a guess, with the second send."""
-        key = self._key(command)
-        return self.habits[key][0] == "part" if key in self.habits else command.verb == "receive" and self.received > 0
 
     def _meanwhile(self, before: str, ahead: Ahead, asks: bool = False) -> tuple[Command, ...]:
         """What devices do after a command, if the contact ends with it; nothing if only they know how long it takes."""
@@ -198,18 +164,17 @@ class RemoteHost:
         if goes_on is None or not goes_on[1]:
             return ()
         command = following(before, "train", (*goes_on, {}))
-        return command, *self._likely(command)
+        return command, *self.habits.likely(command)
 
     def part(self, ahead: Ahead) -> None:
         """See `Host`; a node that does not hear of it does what it was told before, and goes back later."""
         if self.meeting and not self.away:
-            if self.last is not None:
-                self.habits[self._key(self.last)] = ("part", ())
+            self.habits.over()
             meanwhile = self._meanwhile(self.tail, ahead, asks=True)
             asked = [command.args[0] for command in meanwhile[:1] if _kind(command.args[0]) not in self.measured]
             if asked or (meanwhile and (meanwhile[0].id, 0.0) != self.told):
                 self.measured |= dict(zip(map(_kind, asked), self._call(meanwhile=meanwhile, asked=asked), strict=False))
-        self.meeting, self.told, self.received = False, None, 0
+        self.meeting, self.told, self.habits.received = False, None, 0
         self.way.end()
 
     def lacks(self, pieces: Collection[Piece]) -> list[Piece]:
@@ -247,9 +212,7 @@ class RemoteHost:
                 raise _UnknownError
             found = self._call(asked=(task,))
             if not found:
-                log.warning(
-                    "warning: %s: is away, and has not told how much work its task is; joules count it as nothing", self.link
-                )
+                log.warning("warning: %s: is away, and has not told how much work its task is; joules leave it out", self.link)
                 return [0] * len(self.devices)
             self.measured[_kind(task)] = found[0]
         return self.measured[_kind(task)]
@@ -357,15 +320,13 @@ class RemoteHost:
         self.queue = [Command(*row) for row in state.pop("queue")]
         self.status = Status(**state.pop("status"))
         vars(self).update(state)
-        self.foreseen, self.last, self.tails = [], None, [GENESIS]
+        self.foreseen, self.habits.last, self.tails = [], None, [GENESIS]
 
     def _decide(self, verb: str, args: tuple[Any, ...], needed: bool = True) -> Answer | None:
         """Write a command into the log; its answer, if it is there already or can be asked for."""
         command = following(self.tail, verb, args)
-        if self.last is not None:
-            self.habits[self._key(self.last)] = (verb, args)
-        self.last, self.tail = command, command.id
-        self.received += verb == "receive"
+        self.habits.learn(command)
+        self.tail = command.id
         if self.foreseen and self.foreseen[0][0].id == command.id:
             _, answer = self.foreseen.pop(0)
             self.acked, self.status = command.id, answer[0].status
@@ -375,7 +336,7 @@ class RemoteHost:
         if not needed:
             return None
         self.answer: Answer | None = None
-        self._call(tuple(self._likely(command)))
+        self._call(tuple(self.habits.likely(command)))
         self.stale = self.answer is None
         return self.answer
 
@@ -431,41 +392,6 @@ class RemoteHost:
         log.warning("warning: %s: %s; its contact is lost", self.link, why)
         self.away = why
         return []
-
-    def _likely(self, command: Command) -> list[Command]:
-        """What will probably be decided after it."""
-        found: list[Command] = []
-        while (then := self._habit(command)) is not None and len(found) < MOST_FORESEEN:
-            command = following(command.id, *then)
-            found.append(command)
-        return found
-
-    def _key(self, command: Command) -> str:
-        """What a habit goes by."""
-        if command.verb == "train":
-            return repr(("train", in_order(command.args[0].parts), command.args[0].rounds is None))
-        if command.verb == "receive":
-            return repr(("receive", self.received + (command is not self.last)))
-        return command.verb
-
-    def _habit(self, command: Command) -> tuple[str, tuple[Any, ...]] | None:
-        if command.verb == "snapshot":  # of one device after the other
-            device, parts = command.args
-            at = self.devices.index(device) + 1
-            return ("snapshot", (self.devices[at], parts)) if at < len(self.devices) else None
-        if (then := self.habits.get(self._key(command))) is not None:
-            return then if then[0] in ("snapshot", "train") else None
-        if command.verb == "train":  # a guess: in contact shared parts are collected after it, and all after an absence
-            task = command.args[0]
-            parts = task.parts - task.keeps
-            wanted = [part for part in in_order(parts) if task.rounds is None or not is_expert(part)]
-            return ("snapshot", (self.devices[0], wanted)) if wanted else None
-        return None
-
-
-def printable(text: str) -> str:
-    """What a node has said, for people and their terminals."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:MOST_SAID])
 
 
 def _kind(task: Task) -> str:

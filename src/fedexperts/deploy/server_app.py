@@ -20,8 +20,9 @@ from ..setup.prepare import Prepared
 from ..train.host import Host
 from .client_app import packed, unpacked
 from .keys import nodes_of
+from .orders import said_hello
 from .place import Place, load
-from .remote import RemoteHost, said_hello
+from .remote import RemoteHost
 from .switch import switch
 from .worker import scenario_of
 

@@ -1,6 +1,6 @@
 """Deployments on this machine: a contact against the bare transfer of its bytes and Flower's own round; memory; a rehearsal.
 
-    python benchmarks/deploy.py [--throughput] [--memory] [--rehearsal] [--cycles 3] [--rate-Mbps 0] [--toy]
+    python benchmarks/deploy.py [--throughput] [--memory] [--rehearsal] [--cycles 4] [--rate-Mbps 0] [--toy]
 
 The parts that are named run, or the first. ``--throughput``: the baseline protocol with two nodes, whose experts and gate, some
 50 MB in float32, travel both ways in every contact: over Flower, by the same calls without a network, and by Flower's strategy
@@ -10,7 +10,6 @@ transfer is TCP through the same relay. ``--memory``: peak memory of a node's wo
 
 Asserted: a contact moved what the ledger says that it does, and no less; the bytes of the bare transfer arrived; the model over
 Flower is that without a network, to the byte; Flower's rounds moved as many bytes of arrays as ours; no process is left.
-Usage: python benchmarks/deploy.py [--throughput] [--memory] [--rehearsal] [--cycles N] [--rate-Mbps R] [--toy]
 """
 
 from __future__ import annotations
@@ -31,12 +30,11 @@ from unittest.mock import patch
 
 from deploy_flower import FILES
 from deploy_memory import remember
-from deploy_rehearsal import alive, model_of, rehearse
+from deploy_rehearsal import CONFIG, alive, model_of, rehearse
 
 from fedexperts import Scenario, run
-from fedexperts.data.digits import VOCABULARY
 from fedexperts.deploy import local
-from fedexperts.deploy.app import APP
+from fedexperts.deploy.app import APP, HERE, connection
 from fedexperts.deploy.links import links_of
 from fedexperts.deploy.node import Node
 from fedexperts.deploy.place import create
@@ -44,6 +42,7 @@ from fedexperts.deploy.remote import RemoteHost
 from fedexperts.deploy.switch import Switches
 from fedexperts.ledger import read
 from fedexperts.method.elsewhere import host
+from fedexperts.peer.address import answers, free_ports
 from fedexperts.peer.relay import Relay, Shape
 from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import Host, LocalHost
@@ -54,26 +53,13 @@ LINKS = ("plain", "rotated")
 def scenario(args: argparse.Namespace) -> Scenario:
     """Two nodes, and a Mixtral of which some 50 MB are trained."""
     width, inner, layers = (16, 16, 1) if args.toy else (256, 512, 8)
-    model: dict[str, Any] = {
-        "model_type": "mixtral",
-        "vocab_size": VOCABULARY,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "num_labels": 10,
-        "pad_token_id": VOCABULARY - 1,
-        "max_position_embeddings": 64,
-    }
+    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
     return Scenario.parse(
         {
             "name": "throughput",
             "seed": 1,
             "protocol": "sync",
-            "model": {"config": model, "uplink": "exact"},
+            "model": {"config": {**CONFIG, **sizes}, "uplink": "exact"},
             "train": {
                 "cycles": args.cycles,
                 "local_steps": 1,
@@ -156,22 +142,17 @@ def flower(given: Scenario, folder: Path, rounds: int) -> tuple[list[float], int
         (app / name).write_text(text)
     home = place.folder / "flower"
     home.mkdir()
-    server, *ports = local.free_ports(1 + len(LINKS))
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{server}"\ninsecure = true\n'
-    )
+    server, *ports = free_ports(1 + len(LINKS))
+    (home / "config.toml").write_text(connection(f"127.0.0.1:{server}"))
     with patch.dict(os.environ, {"FEDEXPERTS_BENCH_MODEL": json.dumps(given.model.config)}), local.processes(place) as start:
-        start("superlink", ["flower-superlink", "--insecure", *local._at(server), "--disable-runtime-dependency-installation"])
+        start("superlink", local.flower_superlink(server))
         with local.Switches(place.folder, ("127.0.0.1", server), LINKS) as switches:
-            local._until("the SuperLink listens", lambda: local._listens(server), start.check)
+            local.until("the SuperLink listens", lambda: answers("127.0.0.1", server), start)
             for link, port in zip(LINKS, ports, strict=True):
-                start(
-                    f"supernode-{link}",
-                    ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{switches.port(link)}", *local._at(port)],
-                )
+                start(f"supernode-{link}", local.flower_supernode(f"127.0.0.1:{switches.port(link)}", port, "--insecure"))
             config = f'nodes={len(LINKS)} rounds={rounds} out="{out}"'
             subprocess.run(
-                ["flwr", "run", str(app), "here", "--run-config", config],
+                ["flwr", "run", str(app), HERE, "--run-config", config],
                 env=start.environment,
                 check=True,
                 capture_output=True,

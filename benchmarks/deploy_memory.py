@@ -19,8 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy_rehearsal import CONFIG
+
 from fedexperts import Scenario, run
-from fedexperts.data.digits import DOMAINS, POSITIONS, VOCABULARY
+from fedexperts.data.digits import DOMAINS, POSITIONS
 from fedexperts.deploy.hand import SOCKET, hand
 from fedexperts.deploy.place import Place, create
 from fedexperts.deploy.remote import RemoteHost
@@ -54,19 +56,14 @@ def scenario(protocol: str, load: str, model: dict[str, Any]) -> Scenario:
 
 def written(folder: Path, hidden: int, inner: int, layers: int) -> dict[str, Any]:
     """A model as a checkpoint, as a scenario names it."""
-    config: dict[str, Any] = {
-        "model_type": "mixtral",
-        "vocab_size": VOCABULARY,
+    config = {
+        **CONFIG,
         "hidden_size": hidden,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "num_local_experts": EXPERTS,
-        "num_experts_per_tok": 2,
-        "num_labels": 10,
-        "pad_token_id": VOCABULARY - 1,
-        "max_position_embeddings": 64,
     }
     model: Any = prepare(scenario("sync", "all", {"config": config})).view.model
     model.save_pretrained(folder)

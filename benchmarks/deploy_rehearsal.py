@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import signal
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the small Mixtral of tests
+
 from fedexperts import Scenario
 from fedexperts.contact.plan import ContactPlan
-from fedexperts.data.digits import DOMAINS, VOCABULARY
+from fedexperts.data.digits import DOMAINS
 from fedexperts.deploy import local
 from fedexperts.deploy.links import links_of
 from fedexperts.deploy.place import Place, create
@@ -25,6 +28,7 @@ from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import read
 from fedexperts.runs import run as running
 from fedexperts.setup.prepare import contact_plan
+from small import CONFIG
 
 SITES = {
     "tromso": (69.65, 18.96),
@@ -45,20 +49,6 @@ MOST_S, END_S = 20 * 60.0, 20.0
 
 def scenario() -> Scenario:
     """A satellite at 600 km over six places with five devices each, and a tiny Mixtral."""
-    model: dict[str, Any] = {
-        "model_type": "mixtral",
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "num_local_experts": 6,
-        "num_experts_per_tok": 2,
-        "num_labels": 10,
-        "pad_token_id": VOCABULARY - 1,
-        "max_position_embeddings": 64,
-    }
     places = [
         {
             "name": name,
@@ -82,7 +72,7 @@ def scenario() -> Scenario:
                 "min_elevation_deg": 30.0,
             },
             "radio": {"preset": "paper-range", "fixed_downlink_bps": 5e7},
-            "model": {"config": model},
+            "model": {"config": {**CONFIG, "num_local_experts": 6}},
             "train": {
                 "cycles": 2,
                 "local_steps": 2,

@@ -40,10 +40,11 @@ import torch
 from fedexperts import run as run_scenario
 from fedexperts.moe.auto import AUTO, new_model
 from fedexperts.moe.subset import load_full
+from fedexperts.peer.address import free_ports
 from fedexperts.peer.ask import OPTIONS, channel
 from fedexperts.peer.demo import BATCH, PATIENCE, asked, demo_scenario, quantile, recovered, tests_of
 from fedexperts.peer.home import Home
-from fedexperts.peer.local import Local, free_ports
+from fedexperts.peer.local import Local
 from fedexperts.peer.network import init, peers_text
 from fedexperts.peer.peer import Peer
 from fedexperts.peer.peers_file import Network, Patience, Tls

@@ -33,6 +33,7 @@ from fedexperts.deploy.worker import scenario_of
 from fedexperts.errors import InputError, RunError
 from fedexperts.method.elsewhere import host
 from fedexperts.peer.tls import Authority, identity, key_pem, pem, ssh_public
+from fedexperts.runs.lock import claimed
 
 pytest.importorskip("flwr", reason="needs the extra: pip install 'fedexperts[flower]'")
 NAMES = ("plain", "rotated")
@@ -390,6 +391,19 @@ def test_an_impostor_does_not_become_a_node(made: Path, monkeypatch: pytest.Monk
     assert "a node says that it is plain, and its key is that of rotated" in caplog.text
 
 
+def test_a_node_whose_key_was_revoked_is_missed_with_the_remedy(made: Path) -> None:
+    from fedexperts.deploy import server_app
+
+    class Nobody:
+        def get_node_ids(self) -> list[int]:
+            return []
+
+    place = Place(**{**vars(load(made)), "patience_s": 0.0})
+    write_keys(place, {"plain": Keyed("a", None, revoked=True), "rotated": Keyed("b", 8)})
+    with pytest.raises(RunError, match=r"the key of plain was revoked: fedexperts deploy keys .*there rotate plain gives"):
+        server_app.found(Nobody(), place)  # type: ignore[arg-type]
+
+
 async def _asked(path: str, client: Any) -> int:
     seen: list[Any] = []
 
@@ -527,6 +541,26 @@ def test_status_knows_processes_of_this_deployment_from_others_with_their_number
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_folder_is_worked_in_by_one_process(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second would take the first one's sockets, or hand over a run that is handed over."""
+    monkeypatch.setattr("fedexperts.runs.lock.WAIT_S", 0.0)
+    local = create(tmp_path / "local", scenario_in(tmp_path).to_toml(), tmp_path, NAMES, 60.0)
+    for words, folder, told in (
+        ("submit", made, "is running already"),
+        ("node", made / "nodes/0", "is a node already"),
+        ("resume", local.folder, "is at work there"),
+    ):
+        with claimed(folder):
+            code, _, err = fedexperts(monkeypatch, capsys, "deploy", words, folder)
+        assert code == 2
+        assert told in err
+    with claimed(made):
+        assert status(load(made))["state"] == "running"
+    assert status(load(made))["state"] == "new"
 
 
 def test_resume_says_which_command_goes_on(

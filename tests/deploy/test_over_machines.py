@@ -21,10 +21,10 @@ from fedexperts import run
 from fedexperts.deploy import keys
 from fedexperts.deploy.app import HERE, asked, environment
 from fedexperts.deploy.init import init, node_folder
-from fedexperts.deploy.local import free_ports
 from fedexperts.deploy.place import load
 from fedexperts.deploy.standing import supernode
 from fedexperts.errors import RunError
+from fedexperts.peer.address import free_ports
 from fedexperts.peer.tls import ssh_pair
 
 pytest.importorskip("flwr", reason="needs the extra: pip install 'fedexperts[flower]'")
@@ -124,6 +124,7 @@ def test_a_deployment_that_was_made_ends_with_the_model_of_the_simulation_and_le
     start("run", there / "run.sh")
     start.children["run"].wait(MOST_S)
     assert start.children["run"].returncode == 0, start.said("run")
+    start.until("plain", "plain: is let in")
     run(scenario, tmp_path / "here")
     assert weights(place.run) == weights(tmp_path / "here")
 

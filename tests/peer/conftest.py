@@ -11,8 +11,9 @@ import torch
 import pictures
 from fedexperts import Scenario
 from fedexperts.cli.main import main
+from fedexperts.peer.address import free_ports
 from fedexperts.peer.home import Home
-from fedexperts.peer.local import Local, free_ports
+from fedexperts.peer.local import Local
 from fedexperts.peer.network import init, peers_text
 from fedexperts.peer.peers_file import Tls
 from fedexperts.runs.run import run

@@ -21,7 +21,8 @@ import pictures
 from fedexperts.errors import InputError
 from fedexperts.moe.auto import AUTO
 from fedexperts.moe.subset import load_full
-from fedexperts.peer.local import Local, free_ports
+from fedexperts.peer.address import free_ports
+from fedexperts.peer.local import Local
 from fedexperts.peer.peers_file import Network
 from fedexperts.peer.serve import serve
 from fedexperts.peer.user import User, images_of

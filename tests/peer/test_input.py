@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import serialization
 import pictures
 from fedexperts.errors import InputError
 from fedexperts.peer import tls
+from fedexperts.peer.address import free_ports
 from fedexperts.peer.home import Home
 from fedexperts.peer.links import Links
-from fedexperts.peer.local import free_ports
 from fedexperts.peer.network import init, peers_text, ways_to_start
 from fedexperts.peer.peers_file import Network
 from fedexperts.peer.tls import Authority, identity, names_of

@@ -12,10 +12,11 @@ from fedexperts.errors import InputError
 from fedexperts.moe.auto import AUTO
 from fedexperts.moe.resnet import log_mixture
 from fedexperts.moe.subset import load_full
+from fedexperts.peer.address import free_ports
 from fedexperts.peer.answer import Answer
 from fedexperts.peer.demo import demo
 from fedexperts.peer.home import Home
-from fedexperts.peer.local import Local, free_ports
+from fedexperts.peer.local import Local
 from fedexperts.peer.network import peers_text
 from fedexperts.peer.peer import Peer
 from fedexperts.runs.run import run

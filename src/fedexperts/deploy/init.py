@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..peer.address import HOST, split_address
-from ..peer.network import MOST_DAYS, secret, systemd, user
+from ..peer.network import authority_of, check_signing, secret, systemd, user
 from ..peer.tls import Authority, key_pem, pem, ssh_pair
 from ..scenario import Scenario
 from ..writing import check_empty, filled
@@ -48,14 +48,11 @@ def init(
         RunError: the machine refuses.
     """
     _check_server(server)
-    if not 1 <= days <= MOST_DAYS:
-        raise InputError(f"--days {days}: must lie in 1…{MOST_DAYS}")
-    if (ca is None) != (ca_key is None):
-        raise InputError("--ca and --ca-key belong together: give the authority's certificate and its key, or neither")
+    check_signing(days, ca, ca_key)
     links = links_of(scenario)
     if fault := rates_missing(scenario):
         raise InputError(fault)
-    authority = Authority.new("deployment", days) if ca is None or ca_key is None else Authority.read(ca, ca_key)
+    authority = authority_of("deployment", days, ca, ca_key)
     check_empty(folder, "DIR")
     place = Place(folder, secrets.token_hex(8), str(scenario.base.resolve()), links, patience_s, server)
     with filled(folder, "DIR"):
@@ -125,7 +122,8 @@ def _server_scripts(place: Place) -> Mapping[str, str]:
         words = [sys.executable, "-m", "fedexperts", "deploy", verb, str(place.folder.resolve())]
         found[f"{name}.sh"] = f'#!/bin/sh\n# {what}; on the server\'s machine.\nexec {shlex.join(words)} "$@"\n'
         after = "fedexperts-server.service" if name == "run" else "network-online.target"
-        found[f"fedexperts-{name}.service"] = _unit(what, words, after, "on-failure" if name == "run" else "always")
+        restart = "on-failure" if name == "run" else "always"
+        found[f"fedexperts-{name}.service"] = _unit(what, words, place.folder, after, restart)
     return found
 
 
@@ -141,16 +139,16 @@ def _node_scripts(folder: Path, link: str) -> Mapping[str, str]:
     )
     words = [str(folder.resolve() / script_of(link))]
     what = f"FedExperts node {link}"
-    return {script_of(link): script, "fedexperts-node.service": _unit(what, words, "network-online.target", "always")}
+    return {script_of(link): script, "fedexperts-node.service": _unit(what, words, folder, "network-online.target", "always")}
 
 
-def _unit(what: str, words: list[str], after: str, restart: str) -> str:
+def _unit(what: str, words: list[str], folder: Path, after: str, restart: str) -> str:
     return (
         "# On another machine correct User and the path.\n"
         f"[Unit]\nDescription={what}\nAfter={after}\nWants={after}\n\n"
         f"[Service]\nExecStart={' '.join(map(systemd, words))}\nUser={user()}\nRestart={restart}\nRestartSec=5\n"
         "RestartPreventExitStatus=2\nKillMode=mixed\nEnvironment=OMP_NUM_THREADS=1\n"
         "NoNewPrivileges=true\nProtectSystem=strict\nPrivateTmp=true\n"
-        f"ReadWritePaths={systemd(str(Path(words[-1]) if not words[-1].endswith('.sh') else Path(words[-1]).parent))}\n"
+        f"ReadWritePaths={systemd(str(folder.resolve()))}\n"
         "\n[Install]\nWantedBy=multi-user.target\n"
     )

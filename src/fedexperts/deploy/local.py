@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RunError
+from ..peer.address import answers, free_ports
+from ..runs.lock import claimed
 from ..writing import write_whole
 from .app import connection, environment, submit, write_app
 from .hand import SOCKET
@@ -73,8 +74,9 @@ def deploy_local(place: Place, show: Callable[[dict[str, Any]], None] = lambda l
     Raises:
         InputError, RunError: why the run ended, if not as it should.
     """
-    (place.folder / OUTCOME).unlink(missing_ok=True)
     with ExitStack() as stack:
+        stack.enter_context(claimed(place.folder))
+        (place.folder / OUTCOME).unlink(missing_ok=True)
         start = stack.enter_context(processes(place))
         for link in place.links:
             (place.node(link) / SOCKET).unlink(missing_ok=True)
@@ -82,16 +84,15 @@ def deploy_local(place: Place, show: Callable[[dict[str, Any]], None] = lambda l
                 f"worker-{place.links.index(link)}", [sys.executable, "-m", "fedexperts.deploy.worker", str(place.folder), link]
             )
         server, *ports = free_ports(1 + len(place.links))
-        start("superlink", ["flower-superlink", "--insecure", *_at(server), "--disable-runtime-dependency-installation"])
+        start("superlink", flower_superlink(server))
         switches = stack.enter_context(Switches(place.folder, ("127.0.0.1", server), place.links))
-        _until("the SuperLink listens", lambda: _listens(server), start.check)
+        until("the SuperLink listens", lambda: answers("127.0.0.1", server), start)
         for link, port in zip(place.links, ports, strict=True):
             config = f'link="{link}" folder="{place.node(link)}"'
-            at = f"127.0.0.1:{switches.port(link)}"
-            command = ["flower-supernode", "--insecure", "--superlink", at, *_at(port), "--node-config", config]
+            command = flower_supernode(f"127.0.0.1:{switches.port(link)}", port, "--insecure", "--node-config", config)
             start(f"supernode-{place.links.index(link)}", command)
         for link in place.links:
-            _until(f"the worker of {link} is ready", (place.node(link) / SOCKET).exists, start.check)
+            until(f"the worker of {link} is ready", (place.node(link) / SOCKET).exists, start)
         _submit(place, server)
         follow = Tail(place.run / "ledger.jsonl", show)
         while (outcome := place.outcome()) is None:
@@ -241,28 +242,29 @@ def _lives(child: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens at, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+def flower_superlink(port: int) -> list[str]:
+    """The command of a SuperLink of this machine, in the open."""
+    return ["flower-superlink", "--insecure", *_at(port), "--disable-runtime-dependency-installation"]
+
+
+def flower_supernode(server: str, port: int, *options: str) -> list[str]:
+    """The command of a SuperNode, whose own programs find it at a port of this machine."""
+    return ["flower-supernode", "--superlink", server, *options, *_at(port)]
 
 
 def _at(port: int) -> list[str]:
     return ["--host", "127.0.0.1", "--port", str(port)]
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as each:
-        return each.connect_ex(("127.0.0.1", port)) == 0
+def until(what: str, is_so: Callable[[], bool], started: Processes) -> None:
+    """Wait until something is so, as long as those that were started live.
 
-
-def _until(what: str, is_so: Callable[[], bool], check: Callable[[], None]) -> None:
+    Raises:
+        RunError: one has ended, or it was not so in time.
+    """
     until_s = time.monotonic() + MOST_START_S
     while not is_so():
-        check()
+        started.check()
         if time.monotonic() > until_s:
-            raise RunError(f"{what}: not within {MOST_START_S:g} s")
+            raise RunError(f"{what}: not within {MOST_START_S:g} s; {started.logs} says what each process was at")
         time.sleep(0.05)

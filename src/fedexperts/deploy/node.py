@@ -92,6 +92,7 @@ class Node:
             return write_reply(Reply(version=__version__, refused=str(error), kind="for good"))
         try:
             if call.hello:
+                self._heal()
                 return write_reply(Reply(version=__version__, facts=_facts(self.host, self._next_turn())))
             self._keep(message)
             self.turn = call.turn

@@ -92,7 +92,8 @@ calls are signed with the time, and refused if that is more than five seconds ah
    `fedexperts deploy collect {quoted} --out RUN` copies ledger, model and report.
 
 With systemd: put `fedexperts-*.service` of each folder into `/etc/systemd/system`, correct User and path, and
-`systemctl enable --now` it.
+`systemctl enable --now` it. A unit writes to its folder alone: where data or a model come from a hub, add the cache of the
+hub to `ReadWritePaths`.
 
 ## What a node's folder needs beside what is in it
 

@@ -52,6 +52,8 @@ class Way(Protocol):
 
 Answer = tuple[Done, list[bytes]]
 """What came of a command, with the files of its reply."""
+NOTHING: tuple[Answer | None, list[list[int]]] = (None, [])
+"""What comes of a call that nobody answers."""
 CHECKPOINTS = 3
 """So many checkpoints later nobody goes back to one: two are kept, and one is being written."""
 
@@ -173,7 +175,8 @@ class RemoteHost:
             meanwhile = self._meanwhile(self.tail, ahead, asks=True)
             asked = [command.args[0] for command in meanwhile[:1] if _kind(command.args[0]) not in self.measured]
             if asked or (meanwhile and (meanwhile[0].id, 0.0) != self.told):
-                self.measured |= dict(zip(map(_kind, asked), self._call(meanwhile=meanwhile, asked=asked), strict=False))
+                _, found = self._call(meanwhile=meanwhile, asked=asked)
+                self.measured |= dict(zip(map(_kind, asked), found, strict=False))
         self.meeting, self.told, self.habits.received = False, None, 0
         self.way.end()
 
@@ -210,7 +213,7 @@ class RemoteHost:
         if _kind(task) not in self.measured:
             if self.guessing:
                 raise _UnknownError
-            found = self._call(asked=(task,))
+            _, found = self._call(asked=(task,))
             if not found:
                 log.warning("warning: %s: is away, and has not told how much work its task is; joules leave it out", self.link)
                 return [0] * len(self.devices)
@@ -335,10 +338,9 @@ class RemoteHost:
         self.queue.append(command)
         if not needed:
             return None
-        self.answer: Answer | None = None
-        self._call(tuple(self.habits.likely(command)))
-        self.stale = self.answer is None
-        return self.answer
+        answer, _ = self._call(tuple(self.habits.likely(command)))
+        self.stale = answer is None
+        return answer
 
     def _call(
         self,
@@ -346,14 +348,16 @@ class RemoteHost:
         meanwhile: Sequence[Command] = (),
         asked: Sequence[Task] = (),
         quiet_s: float = 0.0,
-    ) -> list[list[int]]:
-        """Say what is decided and foreseen; FLOPs of what was asked, nothing if nobody answers as they should.
+    ) -> tuple[Answer | None, list[list[int]]]:
+        """Say what is decided and foreseen; the last answer to what is decided, and FLOPs of what was asked.
+
+        Nothing of either if nobody answers as they should.
 
         Raises:
             RunError: all nodes refuse for good.
         """
         if not self.meeting or self.away:
-            return []
+            return NOTHING
         self.told = (meanwhile[0].id, quiet_s) if meanwhile else None
         call = Call(
             run=self.run,
@@ -378,20 +382,20 @@ class RemoteHost:
             return self._lost(printable(reply.refused), reply.kind == "for good")
         self.refused = ""
         rows = [(done, blobs) for done in reply.done]
-        if self.queue:
-            self.answer = rows[len(self.queue) - 1]
-            self.acked, self.status, self.stale = self.queue[-1].id, self.answer[0].status, False
+        answer = rows[len(self.queue) - 1] if self.queue else None
+        if answer is not None:
+            self.acked, self.status, self.stale = self.queue[-1].id, answer[0].status, False
         self.foreseen = list(zip(call.foreseen, rows[len(self.queue) :], strict=True))
         self.queue = []
-        return reply.asked
+        return answer, reply.asked
 
-    def _lost(self, why: str, for_good: bool = False) -> list[list[int]]:
+    def _lost(self, why: str, for_good: bool = False) -> tuple[Answer | None, list[list[int]]]:
         self.refused = why if for_good else ""
         if all(host.refused for host in self.others):
             raise RunError("; ".join(f"{host.link}: {host.refused}" for host in self.others))
         log.warning("warning: %s: %s; its contact is lost", self.link, why)
         self.away = why
-        return []
+        return NOTHING
 
 
 def _kind(task: Task) -> str:

@@ -19,7 +19,7 @@ from ..runs.run import run
 from ..setup.prepare import Prepared
 from ..train.host import Host
 from .client_app import packed, unpacked
-from .keys import nodes_of
+from .keys import nodes_of, read_keys
 from .orders import said_hello
 from .place import Place, load
 from .remote import RemoteHost
@@ -102,10 +102,18 @@ def found(grid: Grid, place: Place) -> dict[str, tuple[int, bytes]]:
                 nodes[link] = node, answer
         if time.monotonic() > until_s:
             missing = [link for link in place.links if link not in nodes]
+            wrong = revoked(place) | wrong
             why = "; ".join(wrong[link] for link in missing if link in wrong) or "start it, and look into its log"
             raise RunError(f"{', '.join(missing)}: no node has come in {place.patience_s:g} s; {why}")
         time.sleep(POLL_S)
     return nodes
+
+
+def revoked(place: Place) -> dict[str, str]:
+    """What to say of links whose key was revoked."""
+    keys = {} if place.server is None else read_keys(place)
+    mend = f"fedexperts deploy keys {place.folder} rotate"
+    return {link: f"the key of {link} was revoked: {mend} {link} gives it another" for link, one in keys.items() if one.revoked}
 
 
 def impostor(place: Place, node: int, link: str) -> str | None:

@@ -10,16 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from ..peer.address import split_address
+from ..peer.address import free_ports, split_address
 from ..peer.tls import certificate_of, check_dates, ssh_public
+from ..runs.lock import claimed, is_held
 from ..writing import reason
 from .hand import SOCKET
 from .keys import KEY
-from .local import Processes, free_ports, processes
+from .local import Processes, flower_supernode, processes
 from .place import CA, Place, load
 
 AGAIN_S = 10.0
-SUPERNODE, BEGINS = "supernode", "Starting Flower SuperNode"
+SUPERNODE, LET_IN = "supernode", "SuperNode ID"
 REASONS = {
     "[code: 2004]": "the server does not know its key: its run.sh lets the deployment's nodes in; one whose key was changed "
     "needs the new node.key",
@@ -37,24 +38,34 @@ def stand(folder: Path, say: Callable[[str], None]) -> None:
     """
     place = checked(folder)
     link = str(place.link)
-    with processes(place) as start:
+    if is_held(folder):
+        raise InputError(f"{folder}: is a node already; end its other process first")
+    with claimed(folder), processes(place) as start:
         (place.node(link) / SOCKET).unlink(missing_ok=True)
         start("worker", [sys.executable, "-m", "fedexperts.deploy.worker", str(folder), link])
         while not (place.node(link) / SOCKET).exists():
             start.check()
             time.sleep(0.1)
         say(f"{link}: its devices are ready; calling {place.server}")
+        told = None  # each once, and not every ten seconds
         while (why := knock(place)) is not None:
-            say(f"{link}: {why}; trying again")
+            if why != told:
+                say(f"{link}: {why}; trying again every {AGAIN_S:g} s")
+            told = why
             time.sleep(AGAIN_S)
             start.check()
         command = supernode(place)
-        start(SUPERNODE, command)
+        at_B = _begin(start, command)
         while True:
-            if (why := _ended(start)) is not None:
-                say(f"{link}: is not let in ({why}); trying again")
+            if (why := _ended(start, at_B)) is not None:
+                if why != told:
+                    say(f"{link}: is not let in ({why}); trying again every {AGAIN_S:g} s")
+                told = why
                 time.sleep(AGAIN_S)
-                start(SUPERNODE, command)
+                at_B = _begin(start, command)
+            elif told != LET_IN and LET_IN in _said(start, at_B):
+                say(f"{link}: is let in, and waits for the server's calls")
+                told = LET_IN
             start.check()
             time.sleep(0.5)
 
@@ -63,11 +74,8 @@ def supernode(place: Place) -> list[str]:
     """The command of a node's SuperNode."""
     link = str(place.link)
     config = f'link="{link}" folder="{place.node(link).resolve()}"'
-    return [
-        *("flower-supernode", "--superlink", str(place.server), "--root-certificates", str(place.folder / CA)),
-        *("--auth-supernode-private-key", str(place.folder / KEY), "--node-config", config),
-        *("--host", "127.0.0.1", "--port", str(free_ports(1)[0])),
-    ]
+    secured = ("--root-certificates", str(place.folder / CA), "--auth-supernode-private-key", str(place.folder / KEY))
+    return flower_supernode(str(place.server), free_ports(1)[0], *secured, "--node-config", config)
 
 
 def checked(folder: Path) -> Place:
@@ -107,11 +115,27 @@ def knock(place: Place) -> str | None:
         return f"{place.server} cannot be reached ({reason(error)})"
 
 
-def _ended(start: Processes) -> str | None:
+def _begin(start: Processes, command: list[str]) -> int:
+    """Start the SuperNode; returns where in its log it begins."""
+    log = _log(start)
+    at_B = log.stat().st_size if log.exists() else 0
+    start(SUPERNODE, command)
+    return at_B
+
+
+def _ended(start: Processes, at_B: int) -> str | None:
     """Why the SuperNode has ended; None as long as it lives."""
     if (code := start.children[SUPERNODE].poll()) is None:
         return None
-    log = start.logs / f"{SUPERNODE}.log"
-    said = log.read_text(errors="replace").rpartition(BEGINS)[2]
+    said = _said(start, at_B)
     why = next((why for mark, why in REASONS.items() if mark in said), f"it has ended with {code}")
-    return f"{why}; log: {log}"
+    return f"{why}; log: {_log(start)}"
+
+
+def _said(start: Processes, at_B: int) -> str:
+    """What the SuperNode has said since it was started last."""
+    return _log(start).read_bytes()[at_B:].decode(errors="replace")
+
+
+def _log(start: Processes) -> Path:
+    return start.logs / f"{SUPERNODE}.log"

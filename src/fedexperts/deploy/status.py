@@ -36,7 +36,7 @@ def status(place: Place) -> dict[str, Any]:
     outcome, living = place.outcome(), alive(place)
     ended = place.run.is_dir() and what_lacks(place.run) is None
     error = outcome["error"] if outcome is not None and not ended else None
-    working = bool(living) or is_held(place.run)
+    working = bool(living) or is_held(place.run) or is_held(place.folder)
     state = "ended" if ended else "failed" if error else "running" if working else "stopped" if lines else "new"
     return {
         "scenario": scenario.name,
@@ -95,8 +95,9 @@ def collect(place: Place, out: Path) -> None:
         InputError: it has not ended, or was changed since, or the folder holds files.
         RunError: the machine refuses.
     """
-    if not place.run.is_dir() or (lacks := what_lacks(place.run)) is not None:
-        lacks = lacks if place.run.is_dir() else "all"
+    if not place.run.is_dir():
+        raise InputError(f"{place.folder}: its run has not ended, nor begun; see fedexperts deploy status {place.folder}")
+    if (lacks := what_lacks(place.run)) is not None:
         raise InputError(f"{place.folder}: its run has not ended (lacks {lacks}); see fedexperts deploy status {place.folder}")
     check_ended(place.run)
     check_empty(out, "--out")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from ..errors import InputError, RunError
-from ..peer.address import split_address
-from ..runs.lock import is_held
+from ..peer.address import answers, split_address
+from ..runs.lock import claimed, is_held
 from .app import submit
 from .keys import register
 from .local import Tail
-from .place import OUTCOME, Place, listens, local_address
+from .place import OUTCOME, Place, local_address
 
 LOOK_S = 5.0
 
@@ -26,8 +24,13 @@ def train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, An
         InputError: it is running already.
         RunError: there is no SuperLink, it refuses, or the run ended as it should not.
     """
-    if is_held(place.run):
+    if is_held(place.run) or is_held(place.folder):
         raise InputError(f"{place.folder}: is running already; see fedexperts deploy status {place.folder}")
+    with claimed(place.folder):
+        _train(place, say, show)
+
+
+def _train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, Any]], None]) -> None:
     _check_server(place)
     for link in register(place):
         say(f"{link}: its key is let in")
@@ -47,14 +50,6 @@ def train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, An
 
 
 def _check_server(place: Place) -> None:
-    if not _answers(local_address(str(place.server))):
-        _, port = listens(str(place.server))
+    host, port = split_address("server", local_address(str(place.server)))
+    if not answers(host, port, timeout_s=5.0):
         raise RunError(f"no SuperLink listens at port {port}; start {place.folder / 'server.sh'}, and then this again")
-
-
-def _answers(address: str) -> bool:
-    """Whether anybody listens at HOST:PORT."""
-    host, port = split_address("server", address)
-    with suppress(OSError), socket.create_connection((host, port), timeout=5.0):
-        return True
-    return False

@@ -107,7 +107,7 @@ class Books:
                 where = f"cluster {', '.join(links)}, cycle {self.cycle + 1}"
                 raise Diverged(
                     f"{part} has diverged in local training on all devices ({where}): it is not finite, or further from what "
-                    f"was sent than train.max_update_norm lets it be; {LOWER}"
+                    f"was sent than train.max_update_norm lets it be; {LOWER}, or raise train.max_update_norm"
                 )
 
     def _book(self, cluster: ClusterState, task: Task, rounds: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from contextlib import ExitStack
 from typing import Annotated
 
 from pydantic import Field
@@ -33,6 +34,24 @@ def check_free(where: str, address: str) -> None:
         raise InputError(
             f"{where} {address}: cannot be had ({reason(error)}); name another port or address, or end what listens there"
         ) from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def answers(host: str, port: int, timeout_s: float = 0.2) -> bool:
+    """Whether anybody listens there."""
+    try:
+        with socket.create_connection((host, port), timeout_s):
+            return True
+    except OSError:
+        return False
 
 
 def split_address(where: str, address: str, least: int = 0) -> tuple[str, int]:

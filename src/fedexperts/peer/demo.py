@@ -25,8 +25,9 @@ from ..moe.subset import load_full
 from ..runs.ended import check_ended, scenario_of
 from ..runs.run import run as run_scenario
 from ..scenario import Scenario
+from .address import free_ports
 from .home import Home
-from .local import Local, free_ports
+from .local import Local
 from .network import peers_text
 from .relay import Relay, Shape
 from .user import Reply, User

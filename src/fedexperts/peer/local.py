@@ -6,7 +6,6 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -16,21 +15,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import InputError, RunError
+from .address import answers
 
 PRELOAD = ("fedexperts.peer.serve",)
 MOST_START_S = 60.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens at, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Local:
@@ -84,7 +72,7 @@ class Local:
             self._tell.send((self.processes[client].pid, True))
         until_s = time.monotonic() + MOST_START_S
         for client in clients:
-            while not _listens(self.ports[client]):
+            while not answers("127.0.0.1", self.ports[client]):
                 if self.processes[client].exitcode is not None or time.monotonic() > until_s:
                     raise RunError(f"client {client}: its process ended or did not listen within {MOST_START_S:g} s; see above")
                 time.sleep(0.02)
@@ -109,14 +97,6 @@ class Local:
             process.join()
             self._tell.send((process.pid, False))
             process.close()
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=0.2):
-            return True
-    except OSError:
-        return False
 
 
 def _guard(told: Any) -> None:

@@ -71,14 +71,11 @@ def init(
         InputError: with the option, before anything is written.
         RunError: the machine refuses.
     """
-    if not 1 <= days <= MOST_DAYS:
-        raise InputError(f"--days {days}: must lie in 1…{MOST_DAYS}")
-    if (ca is None) != (ca_key is None):
-        raise InputError("--ca and --ca-key belong together: give the authority's certificate and its key, or neither")
+    check_signing(days, ca, ca_key)
     home = Home(run, None)
     at = addresses(home.experts, hosts, port)
     table_of(PeersTable, {"peer": [{"client": i, "address": address} for i, address in enumerate(at)]}, "--host")
-    authority = Authority.new(home.run, days) if ca is None or ca_key is None else Authority.read(ca, ca_key)
+    authority = authority_of(home.run, days, ca, ca_key)
     check_empty(out, "--out")
     with filled(out, "--out"):
         folder = out / CERTIFICATES
@@ -95,6 +92,23 @@ def init(
             (out / name).write_text(text, encoding="utf-8")
             (out / name).chmod(0o755 if name.endswith(".sh") else 0o644)
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def check_signing(days: int, ca: Path | None, ca_key: Path | None) -> None:
+    """Raises: InputError, where certificates cannot be good for so many days, or one of the authority's files is not given."""
+    if not 1 <= days <= MOST_DAYS:
+        raise InputError(f"--days {days}: must lie in 1…{MOST_DAYS}")
+    if (ca is None) != (ca_key is None):
+        raise InputError("--ca and --ca-key belong together: give the authority's certificate and its key, or neither")
+
+
+def authority_of(name: str, days: int, ca: Path | None, ca_key: Path | None) -> Authority:
+    """The user's own authority, or a new one where none is given.
+
+    Raises:
+        InputError: as `Authority.read`.
+    """
+    return Authority.new(name, days) if ca is None or ca_key is None else Authority.read(ca, ca_key)
 
 
 def _leaf(folder: Path, authority: Authority, who: str, name: str, hosts: tuple[str, ...], days: int) -> None:

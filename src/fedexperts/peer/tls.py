@@ -19,6 +19,8 @@ from ..errors import InputError
 from ..reading import read_bytes
 
 MOST_B = 2**20
+MAKES = "fedexperts peer init, or deploy init"
+"""Who has made the files here."""
 Key = ec.EllipticCurvePrivateKey
 
 
@@ -70,9 +72,7 @@ class Authority:
         except x509.ExtensionNotFound:
             is_ca = False
         if not is_ca:
-            raise InputError(
-                f"{certificate}: is no certificate of an authority (CA); give the one that is to sign the clients'"
-            )
+            raise InputError(f"{certificate}: is no certificate of an authority (CA); give the one that is to sign the others")
         secret = _key_of(key)
         _check_pair(found, secret, certificate, key)
         return cls(found, secret)
@@ -169,7 +169,7 @@ def certificate_of(path: Path) -> x509.Certificate:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{path}: holds no certificate in PEM ({error}); copy it again, or run fedexperts peer init"
+            f"{path}: holds no certificate in PEM ({error}); copy it again, or make a new one ({MAKES})"
         ) from error
 
 
@@ -195,9 +195,7 @@ def check_dates(certificate: x509.Certificate, where: str) -> None:
     """
     now = datetime.now(UTC)
     if certificate.not_valid_after_utc < now:
-        raise InputError(
-            f"{where}: expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; make new ones (fedexperts peer init)"
-        )
+        raise InputError(f"{where}: expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; make new ones ({MAKES})")
     if certificate.not_valid_before_utc > now:
         raise InputError(
             f"{where}: is good from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on; correct this machine's clock"
@@ -226,7 +224,7 @@ def identity(ca: Path, certificate: Path, key: Path, name: str | None = None) ->
     try:
         own.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature) as error:
-        raise InputError(f"{certificate}: is not signed by {ca}; take both of one fedexperts peer init") from error
+        raise InputError(f"{certificate}: is not signed by {ca}; take both of one {MAKES}") from error
     if name is not None and name not in names_of(own):
         raise InputError(
             f"{certificate}: is of {', '.join(names_of(own)) or 'no name'}, and not of {name}; take this client's own, "

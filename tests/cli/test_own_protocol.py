@@ -24,8 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedexperts", "run", "s.toml", *words])
+def command(monkeypatch: pytest.MonkeyPatch, *words: str, name: str = "run") -> int:
+    monkeypatch.setattr(sys, "argv", ["fedexperts", name, "s.toml", *words])
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
@@ -149,10 +149,7 @@ def faulty(folder: Path) -> Path:
 
 
 def checked(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedexperts", "check", "s.toml", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+    return command(monkeypatch, *words, name="check")
 
 
 @pytest.mark.parametrize("call", [command, checked])

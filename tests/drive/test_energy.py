@@ -16,7 +16,7 @@ from fedexperts.drive.cluster import Pace
 from fedexperts.drive.energy import Meter
 from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
-from fedexperts.protocol.ems_fl import EmsFl
+from fedexperts.protocol.ems_fl import EmsFl, Resplit
 from fedexperts.protocol.link import Start
 from fedexperts.report.html import energy_figure
 from fedexperts.runs.checkpoint import Packer, unpack
@@ -27,13 +27,18 @@ FAST = float("inf")
 
 
 def play(
-    path: Path, up_bps: float = 2.0 * toy.FILE_B, down_bps: float = 4.0 * toy.FILE_B, shares: float = 1.0, **options: Any
+    path: Path,
+    up_bps: float = 2.0 * toy.FILE_B,
+    down_bps: float = 4.0 * toy.FILE_B,
+    shares: float = 1.0,
+    resplit: Resplit | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """One cluster with two devices of 2 and 4 samples; contacts at 0-10, 20-30 and 40-50 s."""
     data = {"a": [toy.samples(0, 8.0, n=2), toy.samples(0, 4.0, n=4)]}
     _, model, devices = toy.make(data)
     owned = {"a": frozenset({"expert:0"})}
-    protocol = EmsFl(Start(model, ("a",), frozenset({"head"}), owned, cycles=2))
+    protocol = EmsFl(Start(model, ("a",), frozenset({"head"}), owned, cycles=2), resplit or Resplit())
     contacts = tuple(Contact("a", 20.0 * k, 20.0 * k + 10, up_bps, down_bps, uplink_share=shares) for k in range(3))
     ledger = Ledger(path / "ledger.jsonl")
     plan = ContactPlan(("a",), contacts, 60.0)
@@ -62,6 +67,27 @@ def test_a_run_by_hand(tmp_path: Path) -> None:
 def test_a_lost_signal_costs_the_radio_until_then(tmp_path: Path) -> None:
     lines = play(tmp_path, closes_s={0: 6.5})  # 2.5 s into the first upload
     assert joules(lines)[0] == (25.0, 48.0 + 36.0, (10 - 2.5) * 0.25)  # and then 3 rounds of the standing order by 10 s
+
+
+TRIAL = {
+    "resplit": Resplit(lambda counts, number: {"a": frozenset({"expert:0"})}, every_cycles=1, trial_samples=4),
+    "trial_B": lambda trial: 23 * trial.tokens // 2,
+}
+"""In the first contact, at 0 s: of the devices' 2 and 4 samples 23 and 46 B, at 23 B/s for 1 and 2 s, each on its own."""
+
+
+def test_a_trial_pass_takes_the_time_and_the_joules_of_its_bytes(tmp_path: Path) -> None:
+    """Of the contact's 10 s then 8 are left: 2 rounds, as head up and down take 6."""
+    lines = play(tmp_path, **TRIAL)
+    (trial,) = (line for line in lines if line["event"] == "trial")
+    assert (trial["t_s"], trial["uplink_B"], trial["tokens"]) == (2.0, 69, 6)
+    assert joules(lines)[0] == (15.0 + 44.0, 24.0, (10 - 1.5 - 6) * 0.25)
+
+
+def test_a_trial_pass_that_is_cut_costs_the_radio_until_then(tmp_path: Path) -> None:
+    lines = play(tmp_path, **TRIAL, closes_s={0: 1.5})  # and then 8 rounds of the standing order by 10 s
+    assert joules(lines)[0] == ((1.0 + 1.5) / 2 * 10.0, 8 * 12.0, (10 - 1.25) * 0.25)
+    assert not [line for line in lines if line["event"] == "trial" and line["t_s"] < 20]
 
 
 def test_transfers_that_take_no_time_cost_no_radio_energy(tmp_path: Path) -> None:

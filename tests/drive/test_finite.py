@@ -62,6 +62,15 @@ def test_a_run_stops_when_no_device_of_a_part_is_left(protocol_class: Any, tmp_p
     assert [line["device"] for line in lines if line["event"] == "refuse"] == ["a/0", "a/1"]
 
 
+def test_a_cluster_whose_devices_all_diverge_does_not_stop_the_others(tmp_path: Path) -> None:
+    """All train every part in the baseline; b has finite numbers of it, and goes on."""
+    protocol, lines = play(Sync, {"b": [5.0], "a": [INF]}, tmp_path)
+    assert {(x["cluster"], x["device"]) for x in lines if x["event"] == "refuse"} == {("a", "a/0")}
+    assert lines[-1]["event"] == "end"
+    assert torch.isfinite(torch.tensor([toy.value(protocol.model, part) for part in protocol.model])).all()
+    assert toy.value(protocol.model, "expert:1") != 0
+
+
 def test_what_was_trained_before_counts_again_after_a_divergence() -> None:
     _, model, devices = toy.make({"a": [toy.samples(0, 8.0)]})
     (device,) = devices["a"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,8 +77,14 @@ def refusals(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "refuse"]
 
 
-@pytest.mark.parametrize("lie", LIES)
-@pytest.mark.parametrize("protocol_class", PROTOCOLS)
+def each_lie() -> Iterator[Any]:
+    """Every lie to every protocol; the fast tests tell each to one of them, in turn."""
+    for (i, lie), (j, protocol_class) in product(enumerate(LIES), enumerate(PROTOCOLS)):
+        marks = () if i % len(PROTOCOLS) == j else pytest.mark.slow
+        yield pytest.param(protocol_class, lie, marks=marks, id=f"{protocol_class.__name__}-{lie}")
+
+
+@pytest.mark.parametrize(("protocol_class", "lie"), [*each_lie()])
 def test_a_forged_update_is_refused_and_the_run_goes_on_without_it(protocol_class: Any, lie: str, tmp_path: Path) -> None:
     ours, lines = played(protocol_class, lying(lie), tmp_path / "lying")
     assert ours == unheard(protocol_class)
@@ -174,6 +182,13 @@ def test_an_account_is_spent_by_what_is_asked_for_and_let_in_once() -> None:
     one.asked("a/0", {"head": 92})
     assert "2 were ordered" in reason(one.announced("a/0", update()))
     assert one.announced("a/0", update(rounds=2)) is None
+
+
+def test_what_could_not_be_read_is_refused_in_the_readers_words() -> None:
+    one = gate()
+    one.asked("a/0", {"head": 92})
+    assert reason(one.announced("a/0", replace(update(), fault="cannot be read: no head"))) == "cannot be read: no head"
+    assert one.announced("a/0", update()) is None
 
 
 def test_training_past_a_snapshot_is_owed_on() -> None:

@@ -14,40 +14,25 @@ import fedexperts.runs.run
 import fingerprints
 import pictures
 import small
+from everything import Everything
 from fedexperts import Scenario, run
 from fedexperts.errors import Diverged
 from fedexperts.events import RefuseUpdate
 from fedexperts.ledger import read
 from fedexperts.moe.parts import finite
-from fedexperts.protocol.aggregate import changed, grouped, picked
-from fedexperts.protocol.link import Link, Start
+from fedexperts.protocol.link import Start
 from fedexperts.runs.run import Result
 from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import Host, LocalHost
-from fedexperts.train.task import Task
 from forgers import LIES, Forge, Forger, all_lies, honest, lying, silent
 
 
-class Unwary:
-    """A protocol of one's own that takes whatever comes, of clusters."""
+class Unwary(Everything):
+    """A protocol of one's own that takes whatever comes, of clusters: shared parts as well."""
 
     def __init__(self, start: Start):
-        self.model = dict(start.model)
+        super().__init__(start)
         self.parts = frozenset(self.model)
-        self.sent = {cluster: dict(self.model) for cluster in start.clusters}
-
-    async def contact(self, link: Link) -> None:
-        await self.gather(link)
-        pieces = picked(self.model, self.parts)
-        self.sent[link.cluster] = {piece.part: piece for piece in pieces}
-        await link.send(pieces)
-        await link.train(Task(self.parts, rounds=1))
-        await self.gather(link)
-        await link.leave(None)
-
-    async def gather(self, link: Link) -> None:
-        for part, updates in grouped(await link.collect(self.parts)).items():
-            self.model[part], _ = changed(self.model, self.sent[link.cluster][part], updates)
 
 
 class UnwaryOfClients(Unwary):
@@ -86,10 +71,11 @@ def ended(kind: str, forge: Forge, path: Path) -> Result:
     return run(given, path, protocol=own_class, hosts=hosts(forge))
 
 
-KINDS = ["sync", "ems-fl", "ems-fl-enhanced", "aligned", "networked", "own", "own, by client"]
+KINDS = ["ems-fl-enhanced", "aligned", "networked", "own, by client"]
+LIKE_THEM = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sync", "ems-fl", "own")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *LIKE_THEM])
 def test_a_run_with_a_device_that_lies_ends_as_one_in_which_it_is_not_heard(kind: str, tmp_path: Path) -> None:
     lied, without = ended(kind, all_lies(), tmp_path / "lied"), ended(kind, silent, tmp_path / "silent")
     model = (lied.directory / "model" / "model.safetensors").read_bytes()

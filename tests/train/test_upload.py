@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import toy
-from fedexperts.moe.lora import LoRA
+from fedexperts.moe.lora import B, LoRA
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
+from fedexperts.protocol.admission import differs
 from fedexperts.protocol.aggregate import Averaging, averaged, changed
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
@@ -153,6 +154,20 @@ def test_rounds_after_a_snapshot_are_kept(average) -> None:
     assert device.pending["expert:0"] == 1
     tolerance = {"factors": 1e-5, "refactor": 1e-4, "merge": 1e-4}[average]
     torch.testing.assert_close(local_logits(device), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (50.0, 50.0), (500.0, 0.0), (0.0, 500.0), (500.0, 500.0)])
+@pytest.mark.parametrize("average", ["refactor", "merge", "factors", None])
+def test_what_the_gate_would_refuse_is_what_has_diverged(average, a: float, b: float) -> None:
+    """The gate sees weights where adapters are merged: then it is their products that have a bound, and not the factors."""
+    (device,) = devices(1, LoRA(16, 16, average) if average else None)
+    device.train(TASK, 1)
+    values = {name: torch.full_like(t, b if name.endswith(B) else a) for name, t in device.trained["expert:0"].items()}
+    device.trained["expert:0"] = values
+    (update,) = device.snapshot(["expert:0"])
+    refused = differs(update.piece.tensors, device.held["expert:0"])
+    assert (refused is not None) == {"merge": a * b > 100, None: a > 100}.get(average, max(a, b) > 100)
+    assert device.diverged(["expert:0"]) == (["expert:0"] if refused else [])
 
 
 @pytest.mark.parametrize(("codec", "share"), [("exact", 4.0), ("bf16", 2.0), ("int8", 1.0)])

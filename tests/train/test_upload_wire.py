@@ -161,7 +161,7 @@ def test_heads_that_say_anything_end_in_a_wire_error_or_an_update(head: dict[str
         assert all(type(value) is int for value in (update.rounds, update.samples, update.size_B, update.piece.version))
 
 
-def test_devices_have_in_this_process_what_a_server_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_have_in_this_process_what_a_server_opens() -> None:
     """`Holding` hands over what came through the codec; `upload` makes the same of the file's bytes, bit for bit."""
     import small
     from fedexperts.setup.prepare import prepare
@@ -171,19 +171,13 @@ def test_devices_have_in_this_process_what_a_server_opens(monkeypatch: pytest.Mo
         prepared = prepare(small.scenario(model={"config": small.CONFIG, "uplink": codec}))
         prepared.begin()
         device = small.devices(prepared)["plain"][0]
-        changes: list[Any] = []
-
-        def encoded(tensors: Any, how: Codec, changes: list[Any] = changes) -> bytes:
-            changes.append(tensors)
-            return encode(tensors, how)
-
-        monkeypatch.setattr("fedexperts.train.holding.encode", encoded)
         device.train(Task(frozenset({"expert:0", "gate"})), 1)
         for update in device.snapshot(["expert:0", "gate"]):
             start = prepared.model[update.piece.part].tensors
             promise = {update.piece.part: upload.promised(start, codec)}
-            assert promise[update.piece.part].size_B == update.size_B
-            opened, coded = upload.opened(upload.pack(update, changes.pop(0), codec), promise)
+            change = device.travelling(update.piece.part)
+            assert promise[update.piece.part].size_B == update.size_B == len(encode(change, codec))
+            opened, coded = upload.opened(upload.pack(update, change, codec), promise)
             there = upload.arrived(opened, coded, start, codec)
             assert there.piece.digest == update.piece.digest
         assert isinstance(device, Holding)

@@ -52,8 +52,9 @@ class Way(Protocol):
 
 Answer = tuple[Done, list[bytes]]
 """What came of a command, with the files of its reply."""
-NOTHING: tuple[Answer | None, list[list[int]]] = (None, [])
-"""What comes of a call that nobody answers."""
+Said = tuple[Answer | None, list[list[int]]]
+"""What comes of a call: the last answer to what is decided, and FLOPs of what was asked."""
+NOTHING: Said = (None, [])
 CHECKPOINTS = 3
 """So many checkpoints later nobody goes back to one: two are kept, and one is being written."""
 
@@ -331,9 +332,9 @@ class RemoteHost:
         self.habits.learn(command)
         self.tail = command.id
         if self.foreseen and self.foreseen[0][0].id == command.id:
-            _, answer = self.foreseen.pop(0)
-            self.acked, self.status = command.id, answer[0].status
-            return answer
+            _, known = self.foreseen.pop(0)
+            self.acked, self.status = command.id, known[0].status
+            return known
         self.foreseen = []
         self.queue.append(command)
         if not needed:
@@ -348,10 +349,8 @@ class RemoteHost:
         meanwhile: Sequence[Command] = (),
         asked: Sequence[Task] = (),
         quiet_s: float = 0.0,
-    ) -> tuple[Answer | None, list[list[int]]]:
-        """Say what is decided and foreseen; the last answer to what is decided, and FLOPs of what was asked.
-
-        Nothing of either if nobody answers as they should.
+    ) -> Said:
+        """Say what is decided and foreseen; nothing comes of it if nobody answers as they should.
 
         Raises:
             RunError: all nodes refuse for good.
@@ -389,7 +388,7 @@ class RemoteHost:
         self.queue = []
         return answer, reply.asked
 
-    def _lost(self, why: str, for_good: bool = False) -> tuple[Answer | None, list[list[int]]]:
+    def _lost(self, why: str, for_good: bool = False) -> Said:
         self.refused = why if for_good else ""
         if all(host.refused for host in self.others):
             raise RunError("; ".join(f"{host.link}: {host.refused}" for host in self.others))

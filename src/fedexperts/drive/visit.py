@@ -166,13 +166,8 @@ class SimulatedLink:
         tried = {device: _tried(self._left(device)) for device in self.host.devices}
         left_B = {name: size_B for name, (size_B, _) in tried.items()}
 
-        def sent() -> None:
-            for size_B, devices in Counter(left_B.values()).items():
-                finish_s = self.contact.finish_s("up", began_s, size_B)
-                state.meter.tx_s += devices * self.contact.sending_s(began_s, min(finish_s, self.now_s))
-
         def done() -> list[Update] | SignalLost:
-            sent()
+            self._sent(began_s, left_B.values())
             if any(in_vain for _, in_vain in tried.values()):
                 count(left_B)
                 return self._give_up()
@@ -190,7 +185,7 @@ class SimulatedLink:
             self._upload(parts, sum(carried.values()), [])
 
         def lost(after_s: float) -> None:
-            sent()
+            self._sent(began_s, left_B.values())
             room_B = self.contact.carried_B("up", began_s, self.now_s)
             count({name: int(min(size, room_B)) for name, size in left_B.items()})
             self._follow(self.now_s)
@@ -201,17 +196,22 @@ class SimulatedLink:
 
     async def trial(self, samples: int) -> tuple[NDArray[np.int64], int]:
         """See `Link`; each device uploads its counts on its own sub-channel, as in `collect`."""
-        results = self.host.trial(samples)
+        results, began_s = self.host.trial(samples), self.now_s
         sizes_B = list(map(self.books.trial_B, results))
 
         def done() -> tuple[NDArray[np.int64], int]:
+            self._sent(began_s, sizes_B)
             counts_LM, tokens = np.sum([one.counts_LM for one in results], axis=0), sum(one.tokens for one in results)
             self.books.totals["uplink_B"] += sum(sizes_B)
             self.log("trial", tokens=tokens, uplink_B=sum(sizes_B))
             return counts_LM, tokens
 
-        duration_s = self.contact.finish_s("up", self.now_s, max(sizes_B, default=0)) - self.now_s
-        counts: tuple[NDArray[np.int64], int] = await self._wait(duration_s, done)
+        def lost(after_s: float) -> None:
+            self._sent(began_s, sizes_B)
+            self._follow(self.now_s)
+
+        duration_s = self.contact.finish_s("up", began_s, max(sizes_B, default=0)) - began_s
+        counts: tuple[NDArray[np.int64], int] = await _wait(Effect(duration_s, done, lost))
         return counts
 
     async def leave(self, task: Task | None) -> None:
@@ -230,8 +230,11 @@ class SimulatedLink:
         """See `Link`."""
         self.books.ledger.write_any(event, self.now_s, cluster=self.cluster, **facts)
 
-    async def _wait(self, duration_s: float, done: Callable[[], Any]) -> Any:
-        return await _wait(Effect(duration_s, done, lambda after_s: self._follow(self.now_s)))
+    def _sent(self, began_s: float, sizes_B: Iterable[int]) -> None:
+        """What the radios of devices have done for uploads of so many bytes, each until its own is through, or now."""
+        for size_B, devices in Counter(sizes_B).items():
+            finish_s = self.contact.finish_s("up", began_s, size_B)
+            self.state.meter.tx_s += devices * self.contact.sending_s(began_s, min(finish_s, self.now_s))
 
     def _stand(self, order: Task | None) -> None:
         if order is not None:  # None rests, it gives nothing up

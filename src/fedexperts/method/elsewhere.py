@@ -72,7 +72,6 @@ def host(scenario: Scenario, link: str, owned: Collection[str] | None = None) ->
     (cluster,) = (cluster for cluster in scenario.cluster if cluster.name == at)
     data = datasets(scenario, at)
     shares = {at: dealt(cluster, data.splits[at].train, scenario.seed)}
-
     number = Checkpoint(resolve(scenario.model.path, scenario.base)).experts if scenario.model.path else 0
 
     def group(experts: Collection[str]) -> list[Device]:

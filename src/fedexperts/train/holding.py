@@ -10,7 +10,7 @@ from ..data.objective import Objective
 from ..moe.lora import combined, projections
 from ..moe.parts import BESIDE, GATE, MAX_UPDATE_NORM, Piece, Tensors, finite, in_order, is_expert, too_far
 from ..moe.view import Batch, View
-from .codec import decode, encode, moved_by, payload_B
+from .codec import decoded, moved_by, payload_B, wire
 from .task import Update
 from .wire import Codec
 
@@ -98,17 +98,16 @@ class Holding:
         """Through the codec: the server gets the held piece and the change since, as far as the codec keeps it."""
         piece, trained = self.held[part], self.trained[part]
         if self.codec == "exact":
-            payload, arrives, lost = encode(trained, "exact"), trained, {}
+            arrives, lost = trained, {}
         else:
             change = self._change(part, trained)
-            payload = encode(change, self.codec)
-            coded = decode(payload)
+            coded = decoded(wire(change, self.codec))
             arrives = moved_by(self.view.start(part, piece.tensors), coded, trained)
             lost = {n: change[n] - coded[n] for n in change} if self._feeds_back(part, trained) else {}
         self.frozen[part] = trained, lost
         arrives = merged(self.view, piece, arrives)
         loss, share = self.appraisals.get(part, (None, None))
-        size_B, held_loss = len(payload), self.held_loss if part == GATE else None
+        size_B, held_loss = self.upload_B(part), self.held_loss if part == GATE else None
         as_piece = Piece(part, piece.version, arrives)
         return Update(self.name, as_piece, self.pending[part], self.samples, size_B, self.round_s, loss, share, held_loss)
 
@@ -161,8 +160,11 @@ class Holding:
             self.residual.pop(part, None)
 
     def _lost(self, part: str) -> bool:
-        trained, start = self.trained[part], self.view.start(part, self.held[part].tensors)
-        return not finite(trained) or too_far(trained, start, self.max_update_norm) is not None
+        """The bound is that of the server's gate, on what it would see: weights, where adapters are merged into them."""
+        piece, trained = self.held[part], self.trained[part]
+        if not finite(trained):
+            return True
+        return too_far(merged(self.view, piece, trained), piece.tensors, self.max_update_norm, piece.norm) is not None
 
     def diverged(self, parts: Iterable[str]) -> list[str]:
         """Which of these parts training has led out of all bounds; they are given up, and what is held counts again."""

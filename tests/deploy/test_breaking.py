@@ -153,7 +153,7 @@ FATES = st.sampled_from(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(PROTOCOLS),
     plan=st.sampled_from([PLAN, OVERLAPPING]),
@@ -270,7 +270,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = ("aligned", "split again")
+"""Many contacts, and many checkpoints: as `make slow` has time for."""
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LONG)) for case in CASES])
 def test_runs_on_bad_links_end_with_the_model_of_a_simulation_with_the_same_losses(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,7 @@ FATES = st.sampled_from(["ok"] * 12 + ["call lost", "reply lost", "twice", "idle
 
 
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

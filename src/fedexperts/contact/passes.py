@@ -209,7 +209,8 @@ def _block(track: _Track, ground: Ground, node_N: Where, satellite: int, first_s
     turn = np.flatnonzero(tied_N[1:] & ((rate_N[:-1] > 0) != (rate_N[1:] > 0)))  # extremum between this node and the next
     curves = _Curves.of(track, ground, site_N[turn], cell_N[turn])
     rising_B = rate_N[turn] <= 0  # the rate rises through a minimum
-    u_B = _roots(lambda u, b: curves.at(u, b)[1:], np.zeros(len(turn)), np.ones(len(turn)), rising_B, ROOT_S / track.step_s)
+    ends = (np.zeros(len(turn)), np.ones(len(turn)), rate_N[turn], rate_N[turn + 1])
+    u_B = _roots(lambda u, b: curves.at(u, b)[1:], *ends, rising_B, ROOT_S / track.step_s)
     sine_B = curves.at(u_B, np.arange(len(turn)))[0]
     time_N = np.insert(time_N, turn + 1, time_N[turn] + u_B * track.step_s)
     f_N = np.insert(f_N, turn + 1, sine_B - ground.sin_mask[site_N[turn]])
@@ -234,7 +235,8 @@ def _block(track: _Track, ground: Ground, node_N: Where, satellite: int, first_s
 
     low_B, high_B = ((time_N[k] - origin_B) / track.step_s for k in (before, before + 1))
     rising_B = np.arange(len(before)) < len(rises)
-    roots = origin_B + _roots(excess, low_B, high_B, rising_B, ROOT_S / track.step_s) * track.step_s
+    ends = (low_B, high_B, f_N[before], f_N[before + 1])
+    roots = origin_B + _roots(excess, *ends, rising_B, ROOT_S / track.step_s) * track.step_s
     rise_s[rises], set_s[sets] = roots[: len(rises)], roots[len(rises) :]
 
     peak = _peaks(f_N, head, tail)
@@ -265,15 +267,25 @@ def _peaks(f_N: Array, head: Where, tail: Where) -> Where:
 
 
 def _roots(
-    function: Callable[[Array, Where], tuple[Array, Array]], low_B: Array, high_B: Array, rising_B: Flags, tolerance: float
+    function: Callable[[Array, Where], tuple[Array, Array]],
+    low_B: Array,
+    high_B: Array,
+    at_low_B: Array,
+    at_high_B: Array,
+    rising_B: Flags,
+    tolerance: float,
 ) -> Array:
     """A root in each bracket, all at once: Newton's method, replaced by bisection where it leaves the bracket or is slow.
+
+    It begins where the straight line from ``at_low`` to ``at_high`` is zero, the values at the ends, of any scale.
 
     (The safeguard of ``rtsafe`` in Press et al., "Numerical Recipes", 9.4: every two steps at least halve the move.)
     ``function(x, brackets)`` gives value and slope, for the brackets that are still open; ``rising_B`` tells the sign change.
     """
     low, high = low_B.copy(), high_B.copy()
-    x_B = (low + high) / 2
+    span_B = at_low_B - at_high_B
+    part_B = np.divide(at_low_B, span_B, out=np.full_like(span_B, 0.5), where=span_B != 0)
+    x_B = low + (high - low) * np.clip(part_B, 0.05, 0.95)
     move_B = high - low
     b = np.arange(len(x_B))
     while len(b):

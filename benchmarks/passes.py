@@ -5,9 +5,10 @@ skyfield's `find_events` is called site by site (its interface), brahe's `locati
 The floor is sgp4 alone on our grid: nobody finds passes without the orbit. The shell (1,200 satellites × the sites × 24 h)
 runs in a fresh process, whose peak memory counts everything.
 
-Asserted: a tool finds as many passes every time; skyfield as many culminations as there are between our rises and sets, and
-brahe as many passes, to one in a thousand and two (one that grazes the mask may be missing); the floor propagates as many
-instants as our search; the shell's passes of its first satellite are those found without the others.
+Asserted: a tool finds as many passes every time; skyfield as many culminations as there are between our rises and sets; brahe
+with steps of 10 s as many passes, to one in a thousand and two (one that grazes the mask may be missing), and with its own of
+60 s all but some that are shorter, which are named; the floor propagates as many instants as our search; the shell's passes of
+its first satellite are those found without the others.
 Usage: python benchmarks/passes.py [--sites N] [--repeats N] [--toy]
 """
 
@@ -69,8 +70,12 @@ def skyfield_loop(sites: list[Site]) -> Callable[[], int]:
     return lambda: sum(int(np.sum(body.find_events(place, first, last, MASK_DEG)[1] == 1)) for place in places)
 
 
-def brahe_accesses(sites: list[Site]) -> Callable[[], int]:
-    """brahe with sgp4 on the same mean elements, as a TLE."""
+BRAHE_S = 60.0
+"""The step at which brahe looks if it is told none; a pass between two looks is missed."""
+
+
+def brahe_accesses(sites: list[Site], step_s: float) -> Callable[[], list[tuple[str, float, float]]]:
+    """brahe with sgp4 on the same mean elements, as a TLE: site, rise and set of each pass."""
     import brahe
     from sgp4.exporter import export_tle
 
@@ -79,14 +84,35 @@ def brahe_accesses(sites: list[Site]) -> Callable[[], int]:
     satrec = circular(**ORBIT, epoch=START).satrec
     satrec.classification, satrec.intldesg, satrec.ephtype, satrec.elnum, satrec.revnum = "U", "26001A", 0, 1, 1
     propagator = brahe.SGPPropagator.from_tle(*export_tle(satrec), 60.0)
-    places = [brahe.PointLocation(site.longitude_deg, site.latitude_deg, 0.0) for site in sites]
+    places = [brahe.PointLocation(site.longitude_deg, site.latitude_deg, 0.0).with_name(site.name) for site in sites]
     first = brahe.Epoch.from_datetime(2026, 1, 1, 0, 0, 0.0, 0.0, brahe.TimeSystem.UTC)
     constraint = brahe.ElevationConstraint(min_elevation_deg=MASK_DEG)
 
-    def search() -> int:
-        return len(brahe.location_accesses(places, [propagator], first, first + DAY_S, constraint))
+    steps = brahe.AccessSearchConfig(initial_time_step=step_s, adaptive_step=False)
+
+    def search() -> list[tuple[str, float, float]]:
+        found = brahe.location_accesses(places, [propagator], first, first + DAY_S, constraint, config=steps)
+        return [(one.location_name, one.window_open - first, one.window_close - first) for one in found]
 
     return search
+
+
+def counted(search: Callable[[], list[tuple[str, float, float]]]) -> Callable[[], int]:
+    return lambda: len(search())
+
+
+def missed(sites: list[Site], theirs: list[tuple[str, float, float]]) -> None:
+    """Which of our passes another tool has not, one line each; they are shorter than its steps."""
+    found = passes([circular(**ORBIT, epoch=START)], sites, START, DAY_S)
+    for i, site in enumerate(found.site):
+        rise_s, set_s = found.rise_s[i], found.set_s[i]
+        if any(name == sites[site].name and low < set_s and high > rise_s for name, low, high in theirs):
+            continue
+        assert set_s - rise_s < BRAHE_S, f"{sites[site].name}: {rise_s:.0f} to {set_s:.0f} s is missed, and is no short pass"
+        culmination = f"culminates at {found.max_elevation_deg[i]:.3f} deg"
+        print(
+            f"missed with steps of {BRAHE_S:g} s: {sites[site].name}, {set_s - rise_s:.1f} s from {rise_s:.1f} s, {culmination}"
+        )
 
 
 def agree(sites: list[Site], counts: dict[str, int]) -> None:
@@ -97,7 +123,7 @@ def agree(sites: list[Site], counts: dict[str, int]) -> None:
     instants_T = [len(call.args[1].times_s) for call in propagate.call_args_list]
     assert instants_T == [DAY_S // GRID_S + 1], f"our search propagates {instants_T} instants, the floor another number"
     whole = (found.rise_s < found.culmination_s) & (found.culmination_s < found.set_s)
-    expected = {"fedexperts": len(found), "skyfield": int(whole.sum()), "brahe": len(found)}
+    expected = {"fedexperts": len(found), "skyfield": int(whole.sum()), "brahe, steps of 10 s": len(found)}
     for name, count in counts.items():
         if name in expected:
             most = 0 if name == "fedexperts" else 2 + len(found) // 1000
@@ -108,9 +134,9 @@ def shell(sites: int, satellites_per_plane: int) -> None:
     """One JSON object with what the shell cost; run in a fresh process."""
     satellites = walker(30 * satellites_per_plane, 30, 1, **ORBIT, epoch=START)
     places = uniform_sites(sites)
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     found = passes(satellites, places, START, DAY_S)
-    seconds = time.perf_counter() - begin
+    seconds, cpu_s = time.perf_counter() - begin, time.process_time() - busy
     alone = passes(satellites[:1], places, START, DAY_S)
     first = found.satellite == 0
     assert np.array_equal(alone.rise_s, found.rise_s[first]), "a satellite has other passes in the shell than alone"
@@ -121,7 +147,8 @@ def shell(sites: int, satellites_per_plane: int) -> None:
         ecef(satellite, at)
     unit = 1024 if sys.platform != "darwin" else 1
     peak_B = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"seconds": seconds, "floor_s": time.perf_counter() - begin, "passes": len(found), "peak_B": peak_B}))
+    cost = {"seconds": seconds, "cpu_s": cpu_s, "floor_s": time.perf_counter() - begin}
+    print(json.dumps({**cost, "passes": len(found), "peak_B": peak_B}))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -139,11 +166,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     sites = uniform_sites(args.sites)
     tools = {"fedexperts": ours(sites), "sgp4 on our grid (floor)": floor()}
-    for name, module, make in (("skyfield", "skyfield", skyfield_loop), ("brahe", "brahe", brahe_accesses)):
-        if find_spec(module):
-            tools[name] = make(sites)
-        else:
+    for name in ("skyfield", "brahe"):
+        if not find_spec(name):
             print(f"{name}: not installed, so not compared")
+        elif name == "skyfield":
+            tools[name] = skyfield_loop(sites)
+        else:
+            usual, fine = brahe_accesses(sites, BRAHE_S), brahe_accesses(sites, 10.0)
+            tools |= {"brahe": counted(usual), "brahe, steps of 10 s": counted(fine)}
+            missed(sites, usual())
     counts = {name: tool() for name, tool in tools.items()}  # warm-up
     agree(sites, counts)
     seconds: dict[str, list[float]] = {name: [] for name in tools}
@@ -169,8 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ).stdout
     )
     print(
-        f"Walker {30 * per_plane}/30/1 x {args.sites} sites x 24 h: {cost['passes']} passes in {cost['seconds']:.1f} s, "
-        f"peak {cost['peak_B'] / 1e9:.2f} GB (whole process); sgp4 alone {cost['floor_s']:.1f} s"
+        f"Walker {30 * per_plane}/30/1 x {args.sites} sites x 24 h: {cost['passes']} passes in {cost['seconds']:.1f} s "
+        f"({cost['cpu_s']:.1f} s of a core), peak {cost['peak_B'] / 1e9:.2f} GB (whole process); "
+        f"sgp4 alone {cost['floor_s']:.1f} s"
     )
 
 

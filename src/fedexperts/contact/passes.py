@@ -285,7 +285,7 @@ def _roots(
     low, high = low_B.copy(), high_B.copy()
     span_B = at_low_B - at_high_B
     part_B = np.divide(at_low_B, span_B, out=np.full_like(span_B, 0.5), where=span_B != 0)
-    x_B = low + (high - low) * np.clip(part_B, 0.05, 0.95)
+    x_B: Array = low + (high - low) * np.clip(part_B, 0.05, 0.95)
     move_B = high - low
     b = np.arange(len(x_B))
     while len(b):

@@ -2,6 +2,8 @@
 
     python benchmarks/memory.py [--hidden 1024] [--intermediate 3584] [--layers 4] [--repeats 3] [--toy]
 
+Two tables: what a device loads, and what it costs to keep 2 to 8 of 8 experts (memory_cache.py).
+
 A Mixtral of 8 experts and some 1.5 GB in float32 is written to a temporary folder. Each mode then runs in a fresh process:
 load, and one step of training (forward, backward, AdamW) of the adapters on the device's experts. Modes: "full" loads all
 experts frozen and adapts 2; "PEFT" adapts all of them its own way; "subset" loads 2 experts and the gate's rows (enhanced
@@ -29,8 +31,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import memory_cache
+
 OWNED, RANK, TOKENS = (2, 5), 4, (1, 64)
 EXPERTS, TOP_K, VOCABULARY = 8, 2, 2000
+TIMED, DOMAIN_TOKENS = 3, (4, 128)
 MODES = ("interpreter", "full", "PEFT", "subset", "streamed")
 
 
@@ -188,6 +193,15 @@ def step(mode: str, folder: Path, peaks: Peaks) -> dict[str, Any]:
     return {"phases": phases, "must_B": held + 16 * numbers + sum(saved.values()), "loss": loss.item()}
 
 
+def cached(folder: Path, resident: int, count: int) -> dict[str, Any]:
+    """Steps in this process with so many experts resident."""
+    import torch
+
+    torch.set_num_threads(1)
+    imports()
+    return memory_cache.steps(folder, resident, DOMAIN_TOKENS, count, Peaks)
+
+
 def check(mode: str, model: Any, trained: list[Any], before: list[float]) -> None:
     """What the docstring claims of one mode's process, after its step."""
     c = model.config
@@ -236,12 +250,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--child", choices=MODES)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--resident", type=int)
     parser.add_argument("--toy", action="store_true", help="smallest size, one process; the figures mean nothing")
     args = parser.parse_args(argv)
     if args.toy:
         args.hidden, args.intermediate, args.layers, args.repeats = 32, 32, 1, 1
     if args.child:
         print(json.dumps(child(args.child, args.folder)))
+        return
+    if args.resident is not None:
+        print(json.dumps(cached(args.folder, args.resident, TIMED)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
@@ -254,6 +272,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         agree(runs, masked)
         report(size, runs)
+        domain = Path(name) / "domain"
+        memory_cache.write(domain, args.hidden, args.intermediate, args.layers)
+        floor_MB = statistics.median(run["phases"]["start"]["anonymous_B"] for run in runs["interpreter"]) / 1e6
+        if args.toy:
+            memory_cache.show({n: [cached(domain, n, 1)] for n in (0, *memory_cache.RESIDENT)}, floor_MB)
+        else:
+            memory_cache.table(domain, __file__, args.repeats, floor_MB)
 
 
 def report(size_B: int, runs: dict[str, list[dict[str, Any]]]) -> None:

@@ -26,6 +26,7 @@ MODULES = {
     "paper.py",
     "runs.py",
     "gpu_large.py",
+    "memory_cache.py",
     "gpu_same.py",
     "gpu_table.py",
     "peers_hivemind.py",
@@ -83,7 +84,7 @@ ROWS = {  # beginnings of lines, in order
         *(f"  {name}" for name in ("federated, plain descent, 100", "federated, product", "central gate", "oracle")),
     ],
     "lora": ["frozen", "ours, 2 of 8", "ours, all 8", "PEFT, all 8", "limit"],
-    "memory": ["interpreter", "full", "PEFT", "subset", "streamed"],
+    "memory": ["interpreter", "full", "PEFT", "subset", "streamed", "data of one domain", "all loaded", "2 of 8", "8 of 8"],
     "moments": ["sync +kept +", "sync +afresh +", " +afresh − kept"],
     "network_question": [
         "0 of 3 cells are there",
@@ -147,7 +148,7 @@ def usage(module: ModuleType, capfd: pytest.CaptureFixture[str]) -> set[str]:
     has = set(re.findall(r"--[\w-]+", capfd.readouterr().out.split("\n\n")[0]))
     says = re.search(r"python benchmarks/\w+\.py((?:\s+\[[^\]]*\])+)", module.__doc__ or "")
     assert says, "no usage line"
-    assert set(re.findall(r"--[\w-]+", says[1])) == has - {"--shell", "--child", "--folder"}
+    assert set(re.findall(r"--[\w-]+", says[1])) == has - {"--shell", "--child", "--folder", "--resident"}
     return has
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import weakref
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.parts import GATE, NotMoEError, Piece, expert, is_expert
+from fedexperts.moe.stream import FUSED, Stream
 from fedexperts.moe.subset import load_full, load_into, load_streamed, load_subset
 from fedexperts.moe.view import View
 from fedexperts.train.device import Device, LocalTraining
@@ -258,13 +261,15 @@ def test_so_does_training_of_a_single_expert_under_a_frozen_gate(top1, tmp_path)
 # ---- experts that are streamed
 
 
-def streamed(family: str, folder: Path, keep: tuple[int, ...] = KEEP, **options) -> tuple[View, View, Checkpoint]:
+def streamed(
+    family: str, folder: Path, keep: tuple[int, ...] = KEEP, cache: int = 0, **options
+) -> tuple[View, View, Checkpoint]:
     """The full model, and one whose experts but ``keep`` are streamed."""
     checkpoint = Checkpoint(folder_of(family, folder))
     full = View(load_full(folder, auto_class(family)), **options)
     model = load_streamed(checkpoint, keep, auto_class(family))
     assert checkpoint.read_B == sum(t.numel() * 4 for t in model.state_dict().values())
-    return full, View(model, kept=keep, stream=checkpoint, **options), checkpoint
+    return full, View(model, kept=keep, stream=checkpoint, cache=cache, **options), checkpoint
 
 
 @pytest.mark.parametrize("keep", [KEEP, ()])
@@ -331,27 +336,79 @@ def test_masked_to_its_own_experts_nothing_is_read(tmp_path):
     assert checkpoint.read_B == before
 
 
-def test_streamed_experts_are_dropped_after_use(tmp_path, monkeypatch):
-    _, view, _ = streamed("mixtral", tmp_path)
-    alive: list[weakref.ref[Tensor]] = []
-    most = 0
-    read = Checkpoint.read
+@pytest.mark.parametrize("cache", [0, 1, 2, M])
+def test_streamed_experts_take_no_more_memory_than_one_or_the_cache(cache, tmp_path, monkeypatch):
+    _, view, _ = streamed("mixtral", tmp_path, cache=cache)
+    taken: list[weakref.ref[Tensor]] = []
+    slot = Stream._slot
 
-    def watched(*args, **kwargs):
-        nonlocal most
-        tensor = read(*args, **kwargs)
-        alive.append(weakref.ref(tensor.untyped_storage()))
-        most = max(most, sum(ref() is not None for ref in alive))
-        return tensor
+    def watched(*args):
+        found = slot(*args)
+        taken.extend(weakref.ref(tensor.untyped_storage()) for tensor in found.weights)
+        return found
 
-    monkeypatch.setattr(Checkpoint, "read", watched)
+    monkeypatch.setattr(Stream, "_slot", watched)
+    monkeypatch.setattr(Checkpoint, "read", None)  # whose memory is fresh
     view.freeze(but={GATE, "backbone"})
-    output = view(batch())
-    assert len(alive) > 2 * L
-    assert not [ref for ref in alive if ref() is not None]  # while the graph is alive
-    output.sum().backward()
-    assert not [ref for ref in alive if ref() is not None]
-    assert 2 <= most <= 4  # one expert's two tensors, and while the next is read
+    for _ in range(2):
+        view(batch()).sum().backward()
+    most = 2 * (L * min(cache, M - len(KEEP)) if cache else 1)
+    assert 0 < len(taken) <= most
+    assert all(ref() is not None for ref in taken)
+    assert cache < M or len(taken) == most
+
+
+@pytest.mark.parametrize("cache", [1, 2, 3, M])
+def test_a_cache_changes_no_bit_and_reads_less(cache, tmp_path):
+    """The same passes, of several batches in turn, forward and backward; what is read is what does not fit."""
+    _, plain, without = streamed("mixtral", tmp_path)
+    _, view, checkpoint = streamed("mixtral", tmp_path, cache=cache)
+    batches = [batch(), {"input_ids": batch()["input_ids"][:1, :3]}, batch()]
+    read = []
+    for one in (plain, view):
+        before = without.read_B + checkpoint.read_B
+        leaves = [leaf for _, _, leaf in one.freeze(but={GATE, "backbone"})]
+        outputs = []
+        for given in batches:
+            outputs.append(one(given))
+            outputs[-1].sum().backward()
+        outputs += [leaf.grad for leaf in leaves]
+        read.append((outputs, without.read_B + checkpoint.read_B - before))
+    assert all(torch.equal(a, b) for a, b in zip(read[0][0], read[1][0], strict=True))
+    assert read[1][1] <= read[0][1]
+    if cache == M:
+        expert_B = sum(4 * math.prod(checkpoint.shape(f"model.layers.0.mlp.experts.{kind}")[1:]) for kind in FUSED)
+        assert read[1][1] <= L * (M - len(KEEP)) * expert_B, "each expert once"
+
+
+def test_what_a_layer_met_first_the_last_time_is_read_by_a_thread_beside_the_layer_before(tmp_path, monkeypatch):
+    _, view, _ = streamed("mixtral", tmp_path, (), cache=2)
+    by: list[tuple[str, str]] = []
+    read = Stream._read
+
+    def watched(self, block, m, slot):
+        by.append((threading.current_thread().name, block))
+        read(self, block, m, slot)
+
+    monkeypatch.setattr(Stream, "_read", watched)
+    with torch.no_grad():
+        whole = [view(batch()) for _ in range(2)]
+    assert torch.equal(*whole)
+    ahead = [block for name, block in by if name.startswith("experts")]
+    assert ahead
+    assert all("layers.0" not in block for block in ahead), "nothing comes before the first layer"
+
+
+def test_a_damaged_file_is_told_of_by_whichever_thread_reads_it(tmp_path, monkeypatch):
+    _, view, checkpoint = streamed("mixtral", tmp_path, (), cache=1)
+    view.observe([batch()])
+
+    def refuses(*args):
+        raise InputError("the file is damaged")
+
+    monkeypatch.setattr(checkpoint, "read_into", refuses)
+    with pytest.raises(InputError, match="damaged"):
+        view.observe([batch()])
 
 
 @pytest.mark.parametrize("granularity", ["global", "layer"])

@@ -34,6 +34,11 @@ def check_loads(scenario: Scenario, method: Method, here: bool = True) -> None:
     """
     allowed = method.loads(scenario)
     for name, table in scenario.device.items():
+        if table.cache_experts and table.load != "stream":
+            raise InputError(
+                f'device.{name}.cache_experts = {table.cache_experts}: is for load = "stream" alone, and load is '
+                f"{table.load!r}; set both, or leave it out"
+            )
         if table.load is not None and table.load not in allowed:
             raise InputError(
                 f"device.{name}.load = {table.load!r}: protocol = {scenario.protocol!r} lets devices load "
@@ -75,7 +80,7 @@ def host(scenario: Scenario, link: str, owned: Collection[str] | None = None) ->
     number = Checkpoint(resolve(scenario.model.path, scenario.base)).experts if scenario.model.path else 0
 
     def group(experts: Collection[str]) -> list[Device]:
-        view = partial_view(scenario, experts, load if experts else "stream")
+        view = partial_view(scenario, experts, load if experts else "stream", cache_of(scenario, at))
         if lora := lora_of(scenario.model):
             view.adapt(lora, scenario.seed)
         layers = range(len(view.blocks)) if view.granularity == "layer" else (None,)
@@ -114,7 +119,13 @@ def load_of(scenario: Scenario, link: str) -> Load:
     return next((table.load for table in tables if table.load is not None), "all")
 
 
-def partial_view(scenario: Scenario, owned: Collection[str], load: Load) -> View:
+def cache_of(scenario: Scenario, at: str) -> int:
+    """How many streamed experts of each layer the devices of a cluster keep."""
+    tables = [scenario.device.get(str(cluster.device)) for cluster in scenario.cluster if cluster.name == at]
+    return next((table.cache_experts for table in tables if table and table.cache_experts), 0)
+
+
+def partial_view(scenario: Scenario, owned: Collection[str], load: Load, cache: int = 0) -> View:
     """A model whose resident experts are ``owned`` alone: with their rows of the gate, or with all, and the others streamed.
 
     Raises:
@@ -134,4 +145,4 @@ def partial_view(scenario: Scenario, owned: Collection[str], load: Load) -> View
         subset = load_subset(checkpoint, keep, auto, dtype, scenario.seed).to(where)
         return View(subset, table.top1, table.mask, table.noise_std, granularity, kept=keep)
     streamed = load_streamed(checkpoint, keep, auto, dtype, scenario.seed).to(where)
-    return View(streamed, table.top1, table.mask, table.noise_std, granularity, kept=keep, stream=checkpoint)
+    return View(streamed, table.top1, table.mask, table.noise_std, granularity, kept=keep, stream=checkpoint, cache=cache)

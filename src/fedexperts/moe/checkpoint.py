@@ -276,6 +276,15 @@ class Checkpoint:
                     self._fill_row(fill, out_row, name, whole, m)
         return out
 
+    def read_into(self, out: Tensor, name: str, m: int) -> None:
+        """Row m of a parameter, an expert's, into memory that is there; converted to its type.
+
+        Raises:
+            InputError: as `read`.
+        """
+        with self.store.reading() as fill:
+            self._fill_row(fill, out, name, self._whole(name), m)
+
     def _fill_row(self, fill: Fill, out: Tensor, name: str, whole: str | None, m: int) -> None:
         if whole:
             return fill(out, whole, m)

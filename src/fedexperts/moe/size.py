@@ -198,12 +198,13 @@ Phase = dict[str, int]
 class Training:
     """What a device trains, and how: adapters of a ``rank``, or with 0 the experts' own weights, with one optimiser or another.
 
-    ``load`` is how much of the model it loads, where that is not left to the protocol.
+    ``load`` is how much of the model it loads, where that is not left to the protocol; ``cache`` how many others stay.
     """
 
     rank: int = 4
     load: str | None = None
     adamw: bool = True
+    cache: int = 0
 
 
 def memory(model: Outline, experts: Collection[int], work: Work, how: Training = Training()) -> dict[str, dict[str, Phase]]:
@@ -259,7 +260,8 @@ class Held:
         self._trained = adapter_numbers(model, how.rank) if how.rank else each
         self._gate = count(model.parts[GATE])
         self.complete = rest + model.experts * each
-        streamed = rest + min(STREAMED, model.experts) * each // len(model.layers)
+        one_by_one = min(STREAMED, model.experts) * each // len(model.layers)
+        streamed = rest + (min(how.cache, model.experts) * each if how.cache else one_by_one)
         self.loaded, self.apart = (self.complete, self.complete) if how.load == "all" else (rest + mine * each, streamed)
 
     def trial(self, weights: int) -> Phase:

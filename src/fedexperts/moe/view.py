@@ -40,6 +40,7 @@ class View:
         granularity: ``"global"`` groups expert m across layers into one part, ``"layer"`` makes a part of each.
         kept: global numbers of the experts that the model holds in each layer, in its order (see `subset`); None: all.
         stream: the checkpoint from which experts that are not kept are read when tokens meet them (see `load_streamed`).
+        cache: so many streamed experts of each layer are kept in memory.
         dense: whether a model without an MoE layer will do, which can be run and judged, but has no gate and no experts.
 
     Raises:
@@ -56,13 +57,14 @@ class View:
         granularity: str = "global",
         kept: Sequence[int] | None = None,
         stream: Checkpoint | None = None,
+        cache: int = 0,
         dense: bool = False,
     ):
         if config := getattr(model, "config", None):
             check_family(config, type(model).__name__)
         self.model = model
         self._no_padding = lacks_padding(model)
-        self.stream = None if stream is None else Stream(stream)
+        self.stream = None if stream is None else Stream(stream, cache)
         routing = Routing(top1, mask, noise_std)
         self.blocks = [s for s in (block_of(n, m, routing, kept, self.stream) for n, m in model.named_modules()) if s]
         if not self.blocks and not dense:

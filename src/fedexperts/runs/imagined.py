@@ -220,9 +220,9 @@ class Imagined:
         clients = {name: Client(capacity_over(plan, name, kind), 1) for name, kind in kinds.items()}
         return told.alignment(self.scenario, plan, clients, self.need(told.aligned_shared(self.scenario, self.train)))
 
-    def memory(self, experts: int, load: str | None) -> dict[str, Phase]:
+    def memory(self, experts: int, load: str | None, cache: int = 0) -> dict[str, Phase]:
         """Peak bytes of a device with so many experts, by phase of the scenario's protocol, as far as they are known."""
-        how = Training(self.rank, load, self.train.optimizer == "adamw")
+        how = Training(self.rank, load, self.train.optimizer == "adamw", cache)
         held = Held(self.model, max(1, experts), self.work, how)
         M, gate = self.model.experts, GATE in self.shared
         beside = sum(count(self.model.parts[part]) for part in self.shared - {GATE})

@@ -182,7 +182,7 @@ def _devices(world: Imagined, links: _Links) -> list[dict[str, Any]]:
 
 def _device(world: Imagined, kind: DeviceClass, experts: int) -> dict[str, Any]:
     table = world.scenario.device.get(kind.name)
-    phases = world.memory(experts, table.load if table else None)
+    phases = world.memory(experts, *(table.load, table.cache_experts or 0) if table else (None,))
     most = max(phase["total_B"] for phase in phases.values())
     known = world.model.shape is not None and world.shared <= {GATE} and world.train.batch_size != "full"
     fits = experts > 0 and most <= kind.memory_B

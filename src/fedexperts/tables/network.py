@@ -146,6 +146,8 @@ class Device(Table):
     """Share of the contacts for which a client is there; aligned and networked."""
     load: Load | None = None
     """What devices in processes of their own hold: all, own experts, or these and others read as tokens meet them."""
+    cache_experts: Whole | None = None
+    """With ``load = "stream"``: how many of the others' experts stay in memory, in each layer those that were met last."""
 
 
 def _classes(value: Any) -> Any:

@@ -146,7 +146,7 @@ def flower(given: Scenario, folder: Path, rounds: int) -> tuple[list[float], int
     (home / "config.toml").write_text(connection(f"127.0.0.1:{server}"))
     with patch.dict(os.environ, {"FEDEXPERTS_BENCH_MODEL": json.dumps(given.model.config)}), local.processes(place) as start:
         start("superlink", local.flower_superlink(server))
-        with local.Switches(place.folder, ("127.0.0.1", server), LINKS) as switches:
+        with local.Switches(place.folder, ("127.0.0.1", server), dict.fromkeys(LINKS, Shape())) as switches:
             local.until("the SuperLink listens", lambda: answers("127.0.0.1", server), start)
             for link, port in zip(LINKS, ports, strict=True):
                 start(f"supernode-{link}", local.flower_supernode(f"127.0.0.1:{switches.port(link)}", port, "--insecure"))
@@ -195,10 +195,8 @@ def throughput(args: argparse.Namespace) -> None:
     shape = Shape(rate_bps=args.rate_Mbps * 1e6) if args.rate_Mbps else Shape()
 
     class Shaped(Switches):
-        def __init__(self, folder: Path, server: tuple[str, int], links: tuple[str, ...]):
-            super().__init__(folder, server, links)
-            for relay in self.relays.values():
-                relay.shape = shape
+        def __init__(self, folder: Path, server: tuple[str, int], shapes: Mapping[str, Shape], seed: int = 0):
+            super().__init__(folder, server, dict.fromkeys(shapes, shape), seed)
 
     with tempfile.TemporaryDirectory() as name, patch.object(local, "Switches", Shaped):
         folder = Path(name).resolve()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
+import shutil
 import socket
 import ssl
 import stat
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,9 +45,9 @@ NAMES = ("plain", "rotated")
 SERVER = "ground.example.org:9000"
 
 
-def scenario_in(folder: Path, rate: Any = 1e6, **tables: Any) -> Scenario:
+def scenario_in(folder: Path, rate: Any = 1e6, rows: Any = None, **tables: Any) -> Scenario:
     """Two clusters, whose plan is a file with rates."""
-    rows = [
+    rows = rows or [
         {"cluster": NAMES[i % 2], "start_s": 60.0 * i, "end_s": 60.0 * i + 60, "uplink_bps": rate, "downlink_bps": rate}
         for i in range(4)
     ]
@@ -633,6 +638,53 @@ def test_a_node_tells_another_server_from_none(tmp_path: Path) -> None:
         thread.join()
 
 
+@pytest.mark.parametrize(
+    ("off_s", "told"),
+    [
+        (0, None),
+        (300, None),
+        (-5, None),
+        (None, None),
+        (3600, "3,600 s behind"),
+        (-3600, "3,600 s ahead of"),
+        (-7, "7 s ahead of"),
+    ],
+)
+def test_a_clock_that_is_not_the_servers_is_told(
+    off_s: int | None, told: str | None, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's SuperNode ends without a word then, with code 0."""
+    from fedexperts.deploy import standing
+
+    monkeypatch.setattr(time, "time", lambda: 1.7e9)
+    said = "" if off_s is None else formatdate(1.7e9 + off_s, usegmt=True)
+    what = f"this machine's clock is {told} that of {SERVER}, which refuses its signatures then: set it"
+    assert standing.wrong_clock(said, load(made / "nodes/0")) == (what if told else None)
+
+
+def test_a_node_asks_the_server_what_the_time_is(tmp_path: Path) -> None:
+    from fedexperts.deploy.standing import knock
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        init(tmp_path / "there", scenario_in(tmp_path), f"127.0.0.1:{listening.getsockname()[1]}", 60.0)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*(tmp_path / "there" / "certificates" / name for name in ("server.pem", "server.key")))
+
+        def answer() -> None:
+            with listening.accept()[0] as way, context.wrap_socket(way, server_side=True) as secured:
+                assert secured.recv(1000).startswith(b"HEAD / HTTP/1.1")
+                date = formatdate(time.time() + 36e4, usegmt=True)
+                secured.sendall(f"HTTP/1.1 404 Not Found\r\ndate: {date}\r\nconnection: close\r\n\r\n".encode())
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        found = knock(load(tmp_path / "there" / "nodes/0"))
+        thread.join()
+    assert re.search(r"clock is 3[56]\d,\d\d\d s behind", str(found))
+
+
 def test_a_node_with_a_new_key_is_called_from_the_next_contact_on(made: Path) -> None:
     from fedexperts.deploy.server_app import GridWay
 
@@ -659,7 +711,69 @@ def test_local_warns_of_a_plan_without_rates_and_resume_goes_on_with_it(
     code, _, err = fedexperts(monkeypatch, capsys, "deploy", "local", tmp_path / "s.toml", "--out", tmp_path / "there")
     assert code == 0, err
     assert "warning: [plan] kind = 'file': gives plain, rotated no rate" in err
-    code, out, err = fedexperts(monkeypatch, capsys, "deploy", "resume", tmp_path / "there", "--json")
+    shutil.rmtree(tmp_path / "there" / "run" / "model")  # as if it had been killed before its end
+    for _ in range(2):
+        code, out, err = fedexperts(monkeypatch, capsys, "deploy", "resume", tmp_path / "there", "--json")
+        assert code == 0, err
+        assert json.loads(out)["directory"] == str(tmp_path / "there" / "run")
+        assert [place.folder for place in begun] == [tmp_path / "there"] * 2
+    assert "there: its run has ended, and is as it was; to begin anew: fedexperts deploy local with another --out" in " ".join(
+        err.split()
+    )
+
+
+def test_submit_of_a_run_that_has_ended_says_so_and_asks_for_nothing(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(scenario_of(load(made)), made / "run")
+    code, _, err = fedexperts(monkeypatch, capsys, "deploy", "submit", made)
     assert code == 0, err
-    assert json.loads(out)["directory"] == str(tmp_path / "there" / "run")
-    assert [place.folder for place in begun] == [tmp_path / "there"] * 2
+    assert "its run has ended, and is as it was; to begin anew: fedexperts deploy init with another folder" in " ".join(
+        err.split()
+    )
+
+
+def test_what_takes_long_to_start_is_waited_for_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that loads a large model."""
+    from fedexperts.deploy import local
+
+    clock_s = iter(range(0, 100_000, 50))
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=lambda: next(clock_s), sleep=lambda s: None))
+    looks = iter([False] * 8 + [True])
+    started: Any = SimpleNamespace(check=lambda: None, logs=tmp_path)
+    local.until("the worker of a is ready", lambda: next(looks), started, most_s=math.inf)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"warning: the worker of a is ready: not yet after {s} s; {tmp_path} says what each process is at"
+        for s in (150, 250, 400)
+    ]
+    with pytest.raises(RunError, match="the SuperLink listens: not within 120 s"):
+        local.until("the SuperLink listens", lambda: False, started)
+
+
+def test_logs_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedexperts.deploy import local
+
+    monkeypatch.setattr(local, "MOST_LOG_B", 1000)
+    place = create(tmp_path / "there", "", tmp_path, ("a",), 10.0)
+    code = "import sys\nfor line in sys.stdin: print(line * 30, flush=True)"
+    with local.processes(place) as start:
+        started = start._started
+        monkeypatch.setattr(start, "_started", lambda command, output, given: started(command, output, subprocess.PIPE))
+        start("talker", [sys.executable, "-c", code])
+        log = start.logs / "talker.log"
+        for number in range(5):
+            size_B = log.stat().st_size
+            start.children["talker"].stdin.write(f"{number} {'x' * 20}\n".encode())  # type: ignore[union-attr]
+            start.children["talker"].stdin.flush()  # type: ignore[union-attr]
+            until_s = time.monotonic() + 30
+            while log.stat().st_size == size_B and time.monotonic() < until_s:
+                time.sleep(0.01)
+            start.check()
+        start.children["talker"].stdin.close()  # type: ignore[union-attr]
+        texts = [path.read_text().split() for path in (log, start.logs / "talker.log.1")]
+    assert texts[0].count("4") == 30
+    assert texts[1].count("3") == texts[1].count("2") == 30
+    assert "0" not in texts[0] + texts[1]

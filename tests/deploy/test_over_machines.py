@@ -15,13 +15,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from clocks import wrong_clocks
 from test_deploy_init import NAMES, scenario_in
+from test_process_faults import events, over
 
 from fedexperts import run
 from fedexperts.deploy import keys
 from fedexperts.deploy.app import HERE, asked, environment
 from fedexperts.deploy.init import init, node_folder
 from fedexperts.deploy.place import load
+from fedexperts.deploy.serving import SERVING
 from fedexperts.deploy.standing import supernode
 from fedexperts.errors import RunError
 from fedexperts.peer.address import free_ports
@@ -57,6 +60,11 @@ class Started:
     def until(self, name: str, words: str) -> None:
         """Until a program has said something."""
         _until(lambda: re.search(words, self.said(name)) is not None, lambda: f"{name}: {self.said(name)[-2000:]}")
+
+    def kill(self, name: str) -> None:
+        """With what it has started itself, where that is not for others to end."""
+        os.killpg(self.children[name].pid, signal.SIGKILL)
+        self.children[name].wait()
 
     def end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -122,8 +130,20 @@ def test_a_deployment_that_was_made_ends_with_the_model_of_the_simulation_and_le
         start(link, next(node_folder(place, link).glob("node-*.sh")))
     start.until("plain", "is not let in .the server does not know its key: its run.sh lets")
     start("run", there / "run.sh")
-    start.children["run"].wait(MOST_S)
-    assert start.children["run"].returncode == 0, start.said("run")
+    start.until("plain", "plain: is let in")
+    _until(lambda: over(there) == len(NAMES), lambda: start.said("run"))  # the trial passes are
+
+    # in a contact the server process is killed, and the SuperLink, and a whole node, which comes back with the same key
+    os.kill(int((there / SERVING).read_text()), signal.SIGKILL)
+    assert start.children["run"].wait(MOST_S) == 1
+    assert "the server process was killed; the same command goes on" in " ".join(start.said("run").split())
+    for name, script in (("server", there / "server.sh"), ("plain", next(node_folder(place, "plain").glob("node-*.sh")))):
+        start.kill(name)
+        start(name, script)
+    start.until("server", "Uvicorn running on https")
+    start("run", there / "run.sh")
+    assert start.children["run"].wait(MOST_S) == 0, start.said("run")
+    assert "lost" not in events(there)
     start.until("plain", "plain: is let in")
     run(scenario, tmp_path / "here")
     assert weights(place.run) == weights(tmp_path / "here")
@@ -140,3 +160,14 @@ def test_a_deployment_that_was_made_ends_with_the_model_of_the_simulation_and_le
     start.until("plain", "(?s)does not know its key.*does not know its key")
     keys.rotate(place, "plain", node_folder(place, "plain"))
     _until(lambda: keys.listed(place)[0]["state"] == "online", lambda: start.said("plain"))
+
+    # a clock that is an hour off; Flower's own program says nothing then, and ends as if all were well
+    ahead = (
+        rf"this machine's clock is 3,6.. s ahead of that of {server}, which refuses its signatures then: set it; trying again"
+    )
+    for shift_s, said in ((3600, ahead), (-3600, r"ca\.pem: is good from .* on; correct this machine's clock")):
+        os.killpg(start.children["rotated"].pid, signal.SIGTERM)
+        start.children["rotated"].wait()
+        env = {**wrong_clocks(tmp_path / "clocks", {}), "CLOCK_S": str(shift_s)}
+        start("rotated", next(node_folder(place, "rotated").glob("node-*.sh")), env=env)
+        start.until("rotated", said)

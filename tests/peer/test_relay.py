@@ -1,6 +1,7 @@
 """Links: what a relay does to bytes, by its own account of time, and over real sockets; and plans as windows."""
 
 import asyncio
+import contextlib
 import gc
 import math
 import socket
@@ -110,6 +111,43 @@ def test_a_relay_closes_with_connections_open_and_where_nobody_listens() -> None
             return b""
 
     assert asyncio.run(left_open()) == b""
+
+
+def test_connections_are_reset_each_time_that_so_many_bytes_have_passed() -> None:
+    async def main() -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(1 << 16):
+                    writer.write(data)
+            writer.close()
+
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        async with server, Relay(AT, server.sockets[0].getsockname(), Shape(cut_B=3000)) as relay:
+            for cuts in (1, 2):
+                reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+                other, its = await asyncio.open_connection("127.0.0.1", relay.port)
+                writer.write(bytes(1000))
+                assert await reader.readexactly(1000) == bytes(1000)
+                its.write(bytes(1000))  # there and back 4,000 B
+                for one in (reader, other):
+                    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)) as raised:
+                        await one.readexactly(2000)
+                    assert isinstance(raised.value, ConnectionResetError), "ended, and not reset"
+                assert relay.cuts == cuts
+                writer.close()
+                its.close()
+            relay.shape = Shape()
+            assert await through_open(relay, bytes(100_000)) == bytes(100_000)
+
+    assert left_open(main()) == []
+
+
+async def through_open(relay: Relay, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    writer.write(data)
+    found = await reader.readexactly(len(data))
+    writer.close()
+    return found
 
 
 def test_a_port_in_use_is_named() -> None:

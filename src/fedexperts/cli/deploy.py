@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..errors import InputError, warn_input
 from ..report.table import written
+from ..writing import write_whole
 from .common import advance, output, print_json, progress_bars, reached, say
 from .run import PAGE, Json, Protocol, ScenarioPath, Seed, Set, load
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Train over a real network, with Flower.")
 PATIENCE_S = 120.0
 Verb = Literal["list", "revoke", "rotate"]
+Patience = Annotated[
+    float, typer.Option(metavar="SECONDS", min=1.0, help="For a node's answer, training that comes before it included.")
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.")]
 
 
@@ -42,7 +46,7 @@ def init(
         Path | None, typer.Option(metavar="PEM", help="Your own authority's certificate, instead of a new one.")
     ] = None,
     ca_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
-    patience: Annotated[float, typer.Option(metavar="SECONDS", min=1.0, help="For a node's answer.")] = PATIENCE_S,
+    patience: Patience = PATIENCE_S,
     protocol: Protocol = None,
     seed: Seed = None,
     set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
@@ -68,6 +72,10 @@ def local(
     seed: Seed = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/<name>-<protocol>-<seed>-local.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the deployment in --out.")] = False,
+    links: Annotated[
+        Path | None, typer.Option(metavar="LINKS.toml", help="Rate, delay, jitter, loss and cuts of the links to the nodes.")
+    ] = None,
+    patience: Patience = PATIENCE_S,
     set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
     json: Json = False,
 ) -> None:
@@ -75,17 +83,24 @@ def local(
     from ..deploy import place as places
     from ..deploy.links import links_of, rates_missing
     from ..deploy.local import check_flower
+    from ..deploy.shapes import FILE, shapes
 
     check_flower()
     loaded = load(scenario, protocol, seed, set_)
     folder = out or Path("runs") / f"{loaded.name}-{loaded.label}-{loaded.seed}-local"
     if resume:
+        if links is not None:
+            raise InputError(f"--links {links}: is for a deployment that begins; one that goes on has {folder / FILE}, or none")
         place = places.load(folder)
     else:
-        links = links_of(loaded)
+        nodes = links_of(loaded)
+        if links is not None:
+            shapes(links, nodes)
         if fault := rates_missing(loaded):
             warn_input(fault)
-        place = places.create(folder, loaded.to_toml(), loaded.base, links, PATIENCE_S)
+        place = places.create(folder, loaded.to_toml(), loaded.base, nodes, patience)
+        if links is not None:
+            write_whole(folder / FILE, links.read_bytes())
     _here(place, json)
 
 
@@ -97,13 +112,18 @@ def _here(place: Place, json: bool) -> None:
 
 
 def _followed(place: Place, json: bool, work: Any, logs: Path | None) -> None:
-    """Bars while ``work`` goes on, and the results after it."""
+    """Bars while ``work`` goes on, and the results after it; these alone if the run has ended before."""
+    from ..deploy.status import has_ended
     from ..deploy.worker import scenario_of
     from ..ledger import summary
     from ..report.html import write_report
     from ..report.table import results_table
 
     loaded = scenario_of(place)
+    if has_ended(place):
+        how = "deploy local with another --out" if place.server is None else "deploy init with another folder"
+        say(f"{place.folder}: its run has ended, and is as it was; to begin anew: fedexperts {how}")
+        work = _nothing
     with progress_bars() as bars:
         bar = bars.add_task(loaded.label, total=loaded.train.cycles, accuracy="")
 
@@ -120,6 +140,10 @@ def _followed(place: Place, json: bool, work: Any, logs: Path | None) -> None:
         output.print(results_table({loaded.label: found}))
         told = "" if logs is None else f"; {logs}: what each process said"
         say(f"{place.run}: ledger.jsonl, report.html, model/{told}")
+
+
+def _nothing(show: Any) -> None:
+    pass
 
 
 @app.command("serve")

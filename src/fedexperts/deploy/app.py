@@ -38,7 +38,15 @@ deployment = ""
     "fedexperts_app/client.py": "from fedexperts.deploy import client_app\n\napp = client_app.app\n",
 }
 """The thin app: Flower ships it, and nothing of ours travels with it."""
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
+CHUNK_B = 256 * 1024
+"""What of a message travels at once, and again if a link fails in between. Flower's own 5 MiB never arrive where a link is cut
+earlier, or so slow that its 30 seconds for an answer are over while they are still on their way."""
+SETTINGS = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_B),
+}
 HERE = "here"
 """What the SuperLink is called in Flower's configuration of a deployment."""
 
@@ -63,7 +71,7 @@ def write_app(folder: Path, config: str) -> None:
 def environment(folder: Path) -> dict[str, str]:
     """Of Flower's programs in a deployment: this Python's own, and all that they keep in its folder."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **QUIET, "FLWR_HOME": str((folder / "flower").resolve()), "PATH": path}
+    return {**os.environ, **SETTINGS, "FLWR_HOME": str((folder / "flower").resolve()), "PATH": path}
 
 
 def submit(folder: Path) -> None:

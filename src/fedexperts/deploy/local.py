@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -17,16 +18,21 @@ from typing import Any
 
 from ..errors import InputError, RunError
 from ..peer.address import answers, free_ports
+from ..peer.relay import Shape
 from ..runs.lock import claimed
 from ..writing import write_whole
 from .app import connection, environment, submit, write_app
 from .hand import SOCKET
 from .place import OUTCOME, PROCESSES, Place
+from .serving import Watch
+from .shapes import FILE, shapes
 from .switch import Switches
 
 log = logging.getLogger(__name__)
 MOST_START_S = 120.0
 END_S = 10.0
+MOST_LOG_B = 10_000_000
+"""A log of that size becomes the one before, which is kept; at most twice as much lies on disk for each process."""
 PARENT = "FEDEXPERTS_PARENT"
 GUARDS = "FEDEXPERTS_GUARD=1"
 AGAIN = 3
@@ -74,6 +80,9 @@ def deploy_local(place: Place, show: Callable[[dict[str, Any]], None] = lambda l
     Raises:
         InputError, RunError: why the run ended, if not as it should.
     """
+    shaped, seed = (
+        shapes(place.folder / FILE, place.links) if (place.folder / FILE).exists() else (dict.fromkeys(place.links, Shape()), 0)
+    )
     with ExitStack() as stack:
         stack.enter_context(claimed(place.folder))
         (place.folder / OUTCOME).unlink(missing_ok=True)
@@ -85,19 +94,21 @@ def deploy_local(place: Place, show: Callable[[dict[str, Any]], None] = lambda l
             )
         server, *ports = free_ports(1 + len(place.links))
         start("superlink", flower_superlink(server))
-        switches = stack.enter_context(Switches(place.folder, ("127.0.0.1", server), place.links))
+        switches = stack.enter_context(Switches(place.folder, ("127.0.0.1", server), shaped, seed))
         until("the SuperLink listens", lambda: answers("127.0.0.1", server), start)
         for link, port in zip(place.links, ports, strict=True):
             config = f'link="{link}" folder="{place.node(link)}"'
             command = flower_supernode(f"127.0.0.1:{switches.port(link)}", port, "--insecure", "--node-config", config)
             start(f"supernode-{place.links.index(link)}", command)
         for link in place.links:
-            until(f"the worker of {link} is ready", (place.node(link) / SOCKET).exists, start)
+            until(f"the worker of {link} is ready", (place.node(link) / SOCKET).exists, start, most_s=math.inf)
+        watch = Watch(place)
         _submit(place, server)
         follow = Tail(place.run / "ledger.jsonl", show)
         while (outcome := place.outcome()) is None:
             follow()
             start.check(AGAIN)
+            watch()
             time.sleep(0.2)
         follow()
     if outcome["error"] is not None:
@@ -169,6 +180,7 @@ class Processes:
             RunError: one has ended otherwise.
         """
         for name, child in list(self.children.items()):
+            self._turn(self.logs / f"{name}.log")
             if (code := child.poll()) is None:
                 continue
             if code < 0 and name.startswith(LASTING) and self.again.get(name, 0) < again:
@@ -183,6 +195,12 @@ class Processes:
             raise RunError(
                 f"{name} has ended with {code}: {text[-1] if text else 'it said nothing'} (log: {self.logs / name}.log)"
             )
+
+    def _turn(self, log: Path) -> None:
+        """Keep a log from growing for ever: what is in it goes to another, and its process writes on at its beginning."""
+        if log.stat().st_size > MOST_LOG_B:
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
 
     def end(self) -> None:
         """End them all, and whatever they have started: at first with a word, then without."""
@@ -256,15 +274,19 @@ def _at(port: int) -> list[str]:
     return ["--host", "127.0.0.1", "--port", str(port)]
 
 
-def until(what: str, is_so: Callable[[], bool], started: Processes) -> None:
-    """Wait until something is so, as long as those that were started live.
+def until(what: str, is_so: Callable[[], bool], started: Processes, most_s: float = MOST_START_S) -> None:
+    """Wait until something is so, as long as those that were started live; whoever waits long is told.
 
     Raises:
         RunError: one has ended, or it was not so in time.
     """
-    until_s = time.monotonic() + MOST_START_S
+    began_s, told = time.monotonic(), 0
     while not is_so():
         started.check()
-        if time.monotonic() > until_s:
-            raise RunError(f"{what}: not within {MOST_START_S:g} s; {started.logs} says what each process was at")
+        waited_s = time.monotonic() - began_s
+        if waited_s > most_s:
+            raise RunError(f"{what}: not within {most_s:g} s; {started.logs} says what each process was at")
+        if waited_s > MOST_START_S * (told + 1):
+            told += 1
+            log.warning("warning: %s: not yet after %d s; %s says what each process is at", what, waited_s, started.logs)
         time.sleep(0.05)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import threading
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,6 +26,7 @@ from .keys import nodes_of, read_keys
 from .orders import said_hello
 from .place import Place, load
 from .remote import RemoteHost
+from .serving import serving
 from .switch import switch
 from .worker import scenario_of
 
@@ -30,8 +34,12 @@ log = logging.getLogger(__name__)
 app = ServerApp()
 POLL_S = 0.05
 AGAIN_S = 1.0
+BACK_S = 5.0
+"""A node that is there again is called again after so long, if it has not answered: it may be another process."""
 CONTACTS = "contacts.jsonl"
-"""In a deployment's folder: of each contact the seconds of this clock, and messages and bytes, retries left out."""
+"""In a deployment's folder: of each contact the seconds of this clock, and messages and bytes, retries left out; on one machine
+also what has passed the link until it was shut, retries and all else with it, and how often it was cut in that time. What has
+passed it since it was shut the last time is ``apart_B``, from the second contact on."""
 
 
 @app.main()
@@ -39,14 +47,16 @@ def main(grid: Grid, context: Context) -> None:
     """Run what the folder says that the app was started with, and leave word of its end there."""
     place = load(Path(str(context.run_config["deployment"])))
     error: str | None = "the server ended before the run did; see its log"
-    try:
-        nodes = found(grid, place)
-        run(scenario_of(place), place.run, resume=place.run.exists(), hosts=lambda prepared: met(grid, place, nodes, prepared))
-        error = None
-    except (InputError, RunError, Diverged) as raised:
-        error = str(raised)
-    finally:
-        place.end(error)
+    with serving(place):
+        try:
+            nodes = found(grid, place)
+            hosts = partial(met, grid, place, nodes)
+            run(scenario_of(place), place.run, resume=place.run.exists(), hosts=hosts)
+            error = None
+        except (InputError, RunError, Diverged) as raised:
+            error = str(raised)
+        finally:
+            place.end(error)
 
 
 def met(grid: Grid, place: Place, nodes: Mapping[str, tuple[int, bytes]], prepared: Prepared) -> dict[str, Host]:
@@ -131,6 +141,40 @@ def said_link(content: RecordDict) -> str:
     return str(record.get("link")) if isinstance(record, ConfigRecord) else ""
 
 
+class Pull:
+    """Asks once for the reply to a message, beside whoever waits: for what lacks of one Flower waits three minutes, though its
+    sender may have been killed."""
+
+    def __init__(self, grid: Grid, number: str):
+        self._grid, self._number = grid, number
+        self._found: list[Message] = []
+        self._failed: Exception | None = None
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+        self._thread.join(POLL_S)
+
+    def _ask(self) -> None:
+        try:
+            self._found = list(self._grid.pull_messages([self._number]))
+        except Exception as error:
+            self._failed = error
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is an answer, or none is to come."""
+        return not self._thread.is_alive()
+
+    def replies(self) -> list[Message]:
+        """What has come, when it is over.
+
+        Raises:
+            Exception: what asking has raised.
+        """
+        if self._failed is not None:
+            raise self._failed
+        return self._found
+
+
 class GridWay:
     """Calls to one node by Flower's messages."""
 
@@ -140,6 +184,8 @@ class GridWay:
         self.known = set(known)
         self.asked: dict[str, int] = {}  # hellos to nodes that were not there when the run began
         self.moved = {"messages": 0, "down_B": 0, "up_B": 0}
+        self.opened: dict[str, int] | None = None  # what had passed the link on this machine, if there is one
+        self.shut: dict[str, int] | None = None
         self.began_s = time.monotonic()
 
     def begin(self, start_s: float, end_s: float) -> None:
@@ -148,12 +194,16 @@ class GridWay:
             if link == self.link:
                 self.node = node
         self.moved, self.began_s = dict.fromkeys(self.moved, 0), time.monotonic()
-        switch(self.place.folder, self.link, True)
+        self.opened = switch(self.place.folder, self.link, True)
 
     def end(self) -> None:
         """See `Way`; what the contact moved, and how long it took here, is a line of a file."""
-        switch(self.place.folder, self.link, False)
+        shut = switch(self.place.folder, self.link, False)
         line = {"cluster": self.link, "clock_s": round(time.monotonic() - self.began_s, 3), **self.moved}
+        if self.opened is not None and shut is not None:
+            line |= {f"link_{name}": shut[name] - self.opened[name] for name in shut}
+            line |= {"apart_B": _bytes(self.opened) - _bytes(self.shut)} if self.shut is not None else {}
+            self.shut = shut
         with (self.place.folder / CONTACTS).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -163,23 +213,34 @@ class GridWay:
         self.moved["down_B"] += len(message)
         until_s = time.monotonic() + self.place.patience_s
         pushed: str | None = None
-        while time.monotonic() < until_s:
+        pull: Pull | None = None
+        was_there, again_s = True, math.inf
+        while (now_s := time.monotonic()) < until_s:
             try:
-                if self._moved():
-                    pushed = None
+                is_there = self.node in self.grid.get_node_ids()
+                if is_there and not was_there:
+                    again_s = now_s + BACK_S
+                was_there = is_there
+                if self._moved() or now_s > again_s:
+                    pushed, pull, again_s = None, None, math.inf
                 if pushed is None:
                     call = Message(packed(message), self.node, "query.call", ttl=self.place.patience_s)
                     pushed = next(iter(self.grid.push_messages([call])), None) or None
-                for reply in self.grid.pull_messages([pushed]) if pushed and self.node in self.grid.get_node_ids() else ():
-                    if reply.has_content() and (answer := unpacked(reply.content)):
-                        self.moved["up_B"] += len(answer)
-                        return answer
-                    why = "its worker does not answer" if reply.has_content() else reply.error.reason
-                    log.warning("%s: %s; asking again", self.link, why)
-                    pushed = None  # what is asked twice is done once
-                    time.sleep(AGAIN_S)
+                if pull is None and pushed and is_there:
+                    pull = Pull(self.grid, pushed)
+                if pull is not None and pull.is_over:
+                    replies, pull = pull.replies(), None
+                    for reply in replies:
+                        if reply.has_content() and (answer := unpacked(reply.content)):
+                            self.moved["up_B"] += len(answer)
+                            return answer
+                        why = "its worker does not answer" if reply.has_content() else reply.error.reason
+                        log.warning("%s: %s; asking again", self.link, why)
+                        pushed = None  # what is asked twice is done once
+                        time.sleep(AGAIN_S)
             except httpx.HTTPError as error:
                 log.warning("%s: the SuperLink does not answer (%s)", self.link, error)
+                pull = None
             time.sleep(POLL_S)
         return None
 
@@ -197,3 +258,8 @@ class GridWay:
                 log.warning("%s: is node %d now, and was %d", self.link, node, self.node)
                 self.node = node
         return self.node != before
+
+
+def _bytes(passed: Mapping[str, int]) -> int:
+    """That a link has carried both ways."""
+    return passed["up_B"] + passed["down_B"]

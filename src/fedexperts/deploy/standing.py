@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import sys
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from ..errors import InputError
@@ -16,7 +18,7 @@ from ..runs.lock import claimed, is_held
 from ..writing import reason
 from .hand import SOCKET
 from .keys import KEY
-from .local import Processes, flower_supernode, processes
+from .local import Processes, flower_supernode, processes, until
 from .place import CA, Place, load
 
 AGAIN_S = 10.0
@@ -24,9 +26,10 @@ SUPERNODE, LET_IN = "supernode", "SuperNode ID"
 REASONS = {
     "[code: 2004]": "the server does not know its key: its run.sh lets the deployment's nodes in; one whose key was changed "
     "needs the new node.key",
-    "401 Unauthorized": "the server refuses its signature: set this machine's clock",
 }
 """What Flower says, and what it means."""
+MOST_AHEAD_S, MOST_BEHIND_S = 5.0, 300.0
+"""Of a node's clock against the server's: what is signed by another is refused, and Flower's SuperNode ends without a word."""
 
 
 def stand(folder: Path, say: Callable[[str], None]) -> None:
@@ -43,9 +46,7 @@ def stand(folder: Path, say: Callable[[str], None]) -> None:
     with claimed(folder), processes(place) as start:
         (place.node(link) / SOCKET).unlink(missing_ok=True)
         start("worker", [sys.executable, "-m", "fedexperts.deploy.worker", str(folder), link])
-        while not (place.node(link) / SOCKET).exists():
-            start.check()
-            time.sleep(0.1)
+        until(f"{link}: its devices are ready", (place.node(link) / SOCKET).exists, start, most_s=math.inf)
         say(f"{link}: its devices are ready; calling {place.server}")
         told = None  # each once, and not every ten seconds
         while (why := knock(place)) is not None:
@@ -58,6 +59,7 @@ def stand(folder: Path, say: Callable[[str], None]) -> None:
         at_B = _begin(start, command)
         while True:
             if (why := _ended(start, at_B)) is not None:
+                why = _knocked_again(place) or why
                 if why != told:
                     say(f"{link}: is not let in ({why}); trying again every {AGAIN_S:g} s")
                 told = why
@@ -93,7 +95,7 @@ def checked(folder: Path) -> Place:
 
 
 def knock(place: Place) -> str | None:
-    """Why the server cannot be reached now, which Flower's SuperNode would not tell; None if it can.
+    """Why the server cannot be reached now, or would refuse, which Flower's SuperNode would not tell; None if it can.
 
     Raises:
         InputError: it can, and it is another.
@@ -103,16 +105,47 @@ def knock(place: Place) -> str | None:
     try:
         with (
             socket.create_connection((host, port), timeout=AGAIN_S) as way,
-            context.wrap_socket(way, server_hostname=host),
+            context.wrap_socket(way, server_hostname=host) as secured,
         ):
-            return None
+            return wrong_clock(_asked_time(secured, host), place)
     except ssl.SSLCertVerificationError as error:
         raise InputError(
             f"{place.server}: its certificate is not of this folder's {CA}, or not for this name, or out of date "
-            f"({error.verify_message}); take the folder of the deployment that runs there"
+            f"({error.verify_message}); take the folder of the deployment that runs there, or set this machine's clock"
         ) from error
     except OSError as error:
         return f"{place.server} cannot be reached ({reason(error)})"
+
+
+def _knocked_again(place: Place) -> str | None:
+    """`knock` of a node that was let in before, and does not end for what can be mended at the server."""
+    try:
+        return knock(place)
+    except InputError as error:
+        return str(error)
+
+
+def _asked_time(secured: ssl.SSLSocket, host: str) -> str:
+    """What the server says that the time is, by any answer of HTTP; empty where it does not say."""
+    secured.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    with secured.makefile("rb") as lines:
+        for line in lines:
+            name, _, value = line.decode("latin-1").partition(":")
+            if name.lower() == "date":
+                return value.strip()
+    return ""
+
+
+def wrong_clock(said: str, place: Place) -> str | None:
+    """What to say of this machine's clock, if the server's, as a header has it, is so different that it refuses signatures."""
+    try:
+        ahead_s = time.time() - parsedate_to_datetime(said).timestamp()
+    except ValueError:
+        return None
+    if -MOST_BEHIND_S <= ahead_s <= MOST_AHEAD_S + 1:  # the header has whole seconds
+        return None
+    how = f"{abs(ahead_s):,.0f} s {'ahead of' if ahead_s > 0 else 'behind'}"
+    return f"this machine's clock is {how} that of {place.server}, which refuses its signatures then: set it"
 
 
 def _begin(start: Processes, command: list[str]) -> int:
@@ -134,7 +167,8 @@ def _ended(start: Processes, at_B: int) -> str | None:
 
 def _said(start: Processes, at_B: int) -> str:
     """What the SuperNode has said since it was started last."""
-    return _log(start).read_bytes()[at_B:].decode(errors="replace")
+    said = _log(start).read_bytes()
+    return said[at_B if at_B <= len(said) else 0 :].decode(errors="replace")  # a log that was too long has begun anew
 
 
 def _log(start: Processes) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ..runs.ended import check_ended, what_lacks
 from ..runs.lock import LOCK, is_held
 from ..writing import check_empty, filled
 from .place import PROCESSES, Place
+from .serving import is_there
 from .worker import scenario_of
 
 BYTES, SUMMED = ("uplink_B", "downlink_B"), ("evaluate", "end")
@@ -34,7 +34,7 @@ def status(place: Place) -> dict[str, Any]:
     events = [line["event"] for line in lines]
     judged = [line for line in lines if "accuracy" in line and line["event"] in SUMMED]
     outcome, living = place.outcome(), alive(place)
-    ended = place.run.is_dir() and what_lacks(place.run) is None
+    ended = has_ended(place)
     error = outcome["error"] if outcome is not None and not ended else None
     working = bool(living) or is_held(place.run) or is_held(place.folder)
     state = "ended" if ended else "failed" if error else "running" if working else "stopped" if lines else "new"
@@ -60,6 +60,11 @@ def status(place: Place) -> dict[str, Any]:
     }
 
 
+def has_ended(place: Place) -> bool:
+    """Whether its run is complete."""
+    return place.run.is_dir() and what_lacks(place.run) is None
+
+
 def _bytes(lines: list[dict[str, Any]], name: str) -> int:
     """The last sum that the ledger tells, and what was sent since."""
     at = max((i for i, line in enumerate(lines) if line["event"] in SUMMED), default=-1)
@@ -73,19 +78,7 @@ def alive(place: Place) -> list[str]:
         kept = json.loads((place.folder / PROCESSES).read_text())
     except (FileNotFoundError, ValueError):
         return []
-    return [name for name, number in kept.items() if _is_there(int(number), place)]
-
-
-def _is_there(number: int, place: Place) -> bool:
-    """Whether a process lives and, where that can be seen, is of this deployment, as numbers are given again."""
-    try:
-        os.kill(number, 0)
-        words = Path(f"/proc/{number}/environ").read_bytes()
-    except FileNotFoundError:  # no /proc
-        return True
-    except (ProcessLookupError, PermissionError):
-        return False
-    return f"FLWR_HOME={(place.folder / 'flower').resolve()}".encode() in words
+    return [name for name, number in kept.items() if is_there(int(number), place)]
 
 
 def collect(place: Place, out: Path) -> None:

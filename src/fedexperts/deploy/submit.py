@@ -13,8 +13,11 @@ from .app import submit
 from .keys import register
 from .local import Tail
 from .place import OUTCOME, Place, local_address
+from .serving import Watch
 
 LOOK_S = 5.0
+ORPHAN_S = 15.0
+"""So long a server process may live on whose SuperLink was killed."""
 
 
 def train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, Any]], None] = lambda line: None) -> None:
@@ -24,6 +27,9 @@ def train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, An
         InputError: it is running already.
         RunError: there is no SuperLink, it refuses, or the run ended as it should not.
     """
+    until_s = time.monotonic() + ORPHAN_S
+    while is_held(place.run) and not is_held(place.folder) and time.monotonic() < until_s:
+        time.sleep(0.5)
     if is_held(place.run) or is_held(place.folder):
         raise InputError(f"{place.folder}: is running already; see fedexperts deploy status {place.folder}")
     with claimed(place.folder):
@@ -35,12 +41,14 @@ def _train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, A
     for link in register(place):
         say(f"{link}: its key is let in")
     (place.folder / OUTCOME).unlink(missing_ok=True)
+    watch = Watch(place)
     submit(place.folder)
     say(f"handed over; waiting for {len(place.links)} nodes, for {place.patience_s:g} s at most")
     follow, looked_s = Tail(place.run / "ledger.jsonl", show), time.monotonic()
     while (outcome := place.outcome()) is None:
         follow()
         if time.monotonic() > looked_s + LOOK_S:
+            watch()
             _check_server(place)
             looked_s = time.monotonic()
         time.sleep(0.5)

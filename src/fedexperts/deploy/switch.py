@@ -1,4 +1,4 @@
-"""Links of a local deployment: relays before each node, opened and closed by the server as the plan has it."""
+"""Links of a local deployment: relays before each node, shaped, opened and closed by the server as the plan has it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from ..peer.relay import Relay, Windows
+from ..peer.relay import Relay, Shape, Windows
 from ..writing import write_whole
 
 CONTROL = "switch.json"
@@ -23,17 +23,21 @@ SHUT = Windows(())
 class Switches:
     """Relays from each node to the server, in a thread; a context manager.
 
-    Whoever knows the token, which stands in a file that others cannot read, opens and closes them. All are open as they begin.
+    Whoever knows the token, which stands in a file that others cannot read, opens, closes and cuts them. All are open as they
+    begin.
 
     Args:
         folder: where that file is written.
         server: HOST and port that nodes talk to.
-        links: names of links.
+        shapes: how each link carries, by its name.
+        seed: of jitter and loss.
     """
 
-    def __init__(self, folder: Path, server: tuple[str, int], links: tuple[str, ...]):
+    def __init__(self, folder: Path, server: tuple[str, int], shapes: Mapping[str, Shape], seed: int = 0):
         self.path = folder / CONTROL
-        self.relays = {link: Relay(("127.0.0.1", 0), server) for link in links}
+        self.relays = {
+            link: Relay(("127.0.0.1", 0), server, shape, seed=seed + i) for i, (link, shape) in enumerate(shapes.items())
+        }
         self.token = secrets.token_hex(16)
         self._ready = threading.Event()
         self._failed: BaseException | None = None
@@ -80,8 +84,13 @@ class Switches:
         try:
             order = json.loads(await reader.readline())
             if secrets.compare_digest(str(order.get("token")), self.token) and order.get("link") in self.relays:
-                self.set(order["link"], bool(order["open"]))
-                writer.write(b"done\n")
+                relay = self.relays[order["link"]]
+                if order.get("open") is not None:
+                    self.set(order["link"], bool(order["open"]))
+                if order.get("cut"):
+                    relay.cut()
+                said = {"up_B": relay.passed_B[0], "down_B": relay.passed_B[1], "cuts": relay.cuts}
+                writer.write(json.dumps(said).encode() + b"\n")
                 await writer.drain()
         except (ValueError, LookupError, AttributeError, OSError):
             pass  # of no concern to anybody but whoever sent it
@@ -89,13 +98,19 @@ class Switches:
             writer.close()
 
 
-def switch(folder: Path, link: str, is_open: bool) -> None:
-    """Ask whoever holds the links of this folder to open one or to shut it; nothing where they are nobody's."""
+def switch(folder: Path, link: str, is_open: bool | None = None, cut: bool = False) -> dict[str, int] | None:
+    """Ask whoever holds the links of this folder to open one, to shut it, or to reset its connections.
+
+    Returns what has passed there so far, ``up_B`` and ``down_B``, and how many ``cuts`` there were; None where the links are
+    nobody's.
+    """
     try:
         control: Mapping[str, Any] = json.loads((folder / CONTROL).read_text())
     except FileNotFoundError:
-        return
+        return None
     with socket.create_connection(("127.0.0.1", control["port"]), timeout=10) as connection:
-        order = {"token": control["token"], "link": link, "open": is_open}
+        order = {"token": control["token"], "link": link, "open": is_open, "cut": cut}
         connection.sendall(json.dumps(order).encode() + b"\n")
-        connection.recv(16)
+        with connection.makefile("rb") as said:
+            found: dict[str, int] = json.loads(said.readline() or b"null")
+        return found

@@ -34,6 +34,8 @@ class Numbers(Table):
     """Delays are drawn evenly from delay_s ± jitter_s; what is sent later never overtakes."""
     loss: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Part of the segments of 1,448 bytes that are lost, and sent again after a timeout while all behind them wait."""
+    cut_B: Positive | None = None
+    """Each time that so many bytes have passed, either way, the link's connections are reset; never if left out."""
 
 
 class LinkRow(Numbers):

@@ -8,6 +8,7 @@ It knows nothing of what passes, so that anything over TCP can be tried on it. W
   delays, whichever is longer, twice as long each time it is lost again; all behind it waits, as TCP delivers in order.
 - *No contact*: nothing passes, as behind a hill. Connections stay, and what was on its way comes when the link is back; who
   waits is not told.
+- *Cuts*: each time that so many bytes have passed, connections are reset at both ends, and what was on its way is lost.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import socket
+import struct
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -30,16 +33,19 @@ CHUNK_B = 16 * 1024
 WAITING_B = 256 * 1024
 """Of one direction of a connection, on their way; the sender is made to wait then."""
 TIMEOUT_S, TIMEOUT_DELAYS, MOST_TIMEOUT_S = 0.2, 3, 60.0
+RESET = struct.pack("ii", 1, 0)
+"""Of SO_LINGER: what is closed is reset, and not ended."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a link carries, in either direction."""
+    """How a link carries, in either direction; ``cut_B`` counts both."""
 
     rate_bps: float = math.inf
     delay_s: float = 0.0
     jitter_s: float = 0.0
     loss: float = 0.0
+    cut_B: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class Relay:
     ):
         self.listen, self.to, self.shape, self.windows = listen, to, shape, windows
         self.clock = clock or Clock(time.time())
-        self.port, self.passed_B = listen[1], [0, 0]
+        self.port, self.passed_B, self.cuts = listen[1], [0, 0], 0
+        self._uncut_B = 0  # what has passed since connections were cut last
         self._rng = random.Random(seed)
         self._free_s = [0.0, 0.0]  # when the queue of each direction is empty
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,6 +147,16 @@ class Relay:
         task = asyncio.get_running_loop().create_task(self._carried(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def cut(self) -> None:
+        """Reset all connections, whatever is on its way."""
+        self.cuts += 1
+        self._uncut_B = 0
+        for end in self._ends:
+            if (way := end.get_extra_info("socket")) is not None:
+                way.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        for task in self._tasks:
+            task.cancel()
 
     async def _closed(self, ends: set[asyncio.StreamWriter]) -> None:
         for end in ends:
@@ -186,6 +203,9 @@ class Relay:
                 return
             writer.write(data)
             self.passed_B[way] += len(data)
+            self._uncut_B += len(data)
+            if self._uncut_B >= self.shape.cut_B:
+                self.cut()
             await writer.drain()
 
     def _arrival_s(self, size_B: int, way: int) -> float:

@@ -40,6 +40,8 @@ HISTORY = (
 OWN = ("personal_accuracy", "personal_by_client", "macro_f1", "macro_auc", "local_ratio")
 """Of each point of a history, as far as it has them."""
 Listener = Callable[[dict[str, Any]], None]
+MOST_NATS = 700.0
+"""A float holds e to that."""
 LONGEST_B = 2**26
 """Of a line; a whole round of a thousand clients is well below it."""
 
@@ -163,11 +165,12 @@ def summary(path: Path) -> dict[str, Any]:
 
     ``history``, plateau and ``…_to_target`` read the validation data, ``final_accuracy`` and ``accuracy_by_cluster`` the test
     data (``judged_on`` says "test" of a run without validation data, where both are the same). ``…_to_target`` are taken at the
-    first evaluation that reaches the target, None if none does. Steps are gradient steps
-    summed over all devices, joules are means over them. What arrives after the last cycle, in the final flush say,
-    counts as one more cycle. ``metric`` is what the accuracies are, where they are none. ``links`` says whether what is kept by
-    cluster is kept by client, ``warnings`` what a reader should know, ``never_trained`` who made no gradient step, and why,
-    ``refused_updates`` how many updates of which device the server did not let in.
+    first evaluation that reaches the target, None if none does. Steps are gradient steps summed over all devices, joules are
+    means over them, hours those of the plan. ``final_loss`` is on test data, in nats; ``perplexity``, of language models alone,
+    e to it, None beyond all numbers. What arrives after the last cycle, in the final flush say, counts as one more cycle.
+    ``metric`` is what the accuracies are, where they are none. ``links`` says whether what is kept by cluster is by client,
+    ``warnings`` what a reader should know, ``never_trained`` who made no gradient step, and why, ``refused_updates`` how many
+    updates of which device the server did not let in.
     ``training_loss`` of a point, by what is learnt and by link, is what the steps since the point before began with.
     Clients have what `OF_CLIENTS` names.
 
@@ -208,12 +211,15 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
         "metric": end.get("metric", "accuracy"),
         "metric_by_cluster": end.get("metric_by_cluster") or dict.fromkeys(end["accuracy_by_cluster"], "accuracy"),
         "final_accuracy": end["accuracy"],
+        **_of_loss(end),
         "accuracy_by_cluster": end["accuracy_by_cluster"],
         "metrics_by_cluster": end.get("metrics_by_cluster", {}),
         "baselines": beside,
         "cycles_to_target": reached["cycle"] if reached else None,
         "steps_to_target": reached["steps"] if reached else None,
         "uplink_B_to_target": reached["uplink_B"] if reached else None,
+        "hours_to_target": reached["t_s"] / 3600 if reached else None,
+        "joules_to_target": sum(reached["energy_J_per_device"].values()) if reached else None,
         "uplink_B": end["uplink_B"],
         "downlink_B": end["downlink_B"],
         "peer_B": end.get("peer_B", 0),
@@ -232,6 +238,16 @@ def _summed(lines: list[dict[str, Any]], path: Path) -> dict[str, Any]:
         "warnings": caveats(lines, run, end),
         "history": [{key: p[key] for key in (*HISTORY, *OWN) if key in p} for p in points],
     }
+
+
+def _of_loss(end: dict[str, Any]) -> dict[str, float | None]:
+    """The loss on test data and, where links are judged by it, the perplexity over all their tokens."""
+    loss = end.get("loss")
+    if loss is None:
+        return {}
+    of_tokens = any("perplexity" in metrics for metrics in end.get("metrics_by_cluster", {}).values())
+    perplexity = math.exp(loss) if loss < MOST_NATS else None
+    return {"final_loss": loss, **({"perplexity": perplexity} if of_tokens else {})}
 
 
 def _of_clients(end: dict[str, Any]) -> dict[str, Any]:

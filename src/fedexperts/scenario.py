@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError, unknown_key
+from .overrides import override, why
 from .own import OWN, is_own, label
 from .reading import MOST_DEPTH, leaves, read_text, short
 from .tables import (
@@ -123,6 +124,14 @@ class Network(Table):
         for key, value in tables.items():
             document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
         return type(self).parse(document, self.base)
+
+    def overridden(self, changes: Sequence[str], option: str = "--set") -> Self:
+        """A checked copy with values changed as the command line does it, e.g. ``overridden(["train.cycles=3"])``.
+
+        Raises:
+            InputError: a change is none, or what it makes cannot be; ``option`` heads what is said of its form.
+        """
+        return type(self).parse(_with(_plain(self.model_dump(exclude_none=True)), changes, option), self.base)
 
     def to_toml(self) -> str:
         """The scenario with every default filled in."""
@@ -261,10 +270,13 @@ def overridden(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or a change is none.
     """
-    document = read_toml(path)
-    for override in overrides:
-        _override(document, override)
-    _check_sizes(document, "--set")
+    return _with(read_toml(path), overrides, "--set")
+
+
+def _with(document: dict[str, Any], changes: Sequence[str], option: str) -> dict[str, Any]:
+    for change in changes:
+        override(document, change, option)
+    _check_sizes(document, option)
     return document
 
 
@@ -296,16 +308,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
-        raise InputError(f"{path}: is not TOML ({_why(error)})") from error
+        raise InputError(f"{path}: is not TOML ({why(error)})") from error
     _check_sizes(document, str(path))
     return document
-
-
-def _why(error: ValueError | RecursionError) -> str:
-    """What is wrong with a text in TOML, also where Python rather than its parser gives up."""
-    if isinstance(error, tomllib.TOMLDecodeError):
-        return str(error)
-    return "nested too deep" if isinstance(error, RecursionError) else "a whole number of thousands of digits"
 
 
 def _check_sizes(document: dict[str, Any], where: str) -> None:
@@ -338,41 +343,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return sorted(value) if isinstance(value, frozenset) else value
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f"--set {override}: must look like section.key=value, for example train.cycles=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
-        raise InputError(f"--set {key.strip()[:80]}: is no value ({_why(error)}); correct it") from error
-    *tables, last = key.strip().split(".")
-    table: Any = document
-    for name in tables:
-        table = _within(table, name, override)
-    if isinstance(table, list):
-        raise InputError(f"--set {override}: there are several such tables; {_numbered(table)}")
-    table[last] = value
-
-
-def _within(table: dict[str, Any] | list[Any], name: str, override: str) -> Any:
-    """The table of this name, new if need be; of several, as ``[[cluster]]``, the one of this number, from 0."""
-    if isinstance(table, dict):
-        found = table.setdefault(name, {})
-        if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(one, dict) for one in found)):
-            return found
-        raise InputError(f"--set {override}: {name} is not a table; correct the key")
-    if name.isdecimal() and int(name) < len(table):
-        return table[int(name)]
-    raise InputError(f"--set {override}: there is no {name} among several tables; {_numbered(table)}")
-
-
-def _numbered(tables: Sequence[Any]) -> str:
-    return f"name one by its number, 0 to {len(tables) - 1}, as cluster.0.devices=2"
 
 
 def _known(kind: Any, at: Sequence[str | int]) -> list[str]:

@@ -119,14 +119,14 @@ def test_a_comparison_names_its_metric(tmp_path: Path) -> None:
     rows = medians({"sync": [summary(ledger(tmp_path / "l", **TASKS))]})
     assert rows["sync"]["metric"] == "mean of spearman and accuracy"
     text = " ".join(printed(comparison_table(rows, 0.2), 200).split())
-    assert "rounds to mean of spearman and accuracy 0.200" in text
+    assert "costs to mean of spearman and accuracy 0.200" in text
     assert "score" in text
     assert "0.150" in text
     assert "%" not in text.partition("final score by cluster")[0]
     plain = printed(
         comparison_table(medians({"sync": [summary(ledger(tmp_path / "l", a="accuracy", b="accuracy"))]}), 0.2), 200
     )
-    assert "rounds to 20% accuracy" in " ".join(plain.split())
+    assert "costs to 20% accuracy" in " ".join(plain.split())
 
 
 def test_figures_name_metrics(tmp_path: Path) -> None:

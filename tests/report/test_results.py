@@ -262,7 +262,8 @@ def test_a_comparison_has_results_and_baselines_by_cluster(tmp_path: Path) -> No
     assert row["baselines"] == {"a": {"majority": 0.5, "tfidf": 0.75}, "b": {"majority": 0.125, "tfidf": None}}
     lines = [" ".join(line.split()) for line in printed(comparison_table(rows, None)).splitlines()]
     at = lines.index("final accuracy by cluster")
-    assert lines[at + 1 :] == ["run a b", "sync 50.0% 50.0%", "25.0–75.0", "majority 50.0% 12.5%", "TF-IDF 75.0% –"]
+    table = ["run a b", "sync 50.0% 50.0%", "25.0–75.0", "majority 50.0% 12.5%", "TF-IDF 75.0% –"]
+    assert lines[at + 1 :] == [*table, "below a result its lowest and its highest over seeds"]
     runs = {"sync": [tmp_path / f"run{seed}" for seed in range(3)]}
     write_comparison(runs, rows, tmp_path / "page.html", "x")
     page = (tmp_path / "page.html").read_text()

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedexperts.cli.eval import eval_table
 from fedexperts.report.compare_table import comparison_table
+from fedexperts.report.stacked import Stacked
 from fedexperts.report.table import accuracy_table, results_table
 from fedexperts.runs.comparison import medians
 from terminal import printed
@@ -64,3 +65,10 @@ def test_eval_keeps_cluster_and_model_in_every_piece() -> None:
     text = printed(eval_table(models))
     for word in (*TASKS, "matthews", "pearson", "spearman", "majority", "TF-IDF", "judged by", "runs/four", "runs/six"):
         assert re.search(rf"(^|\s){re.escape(word)}(\s|:|$)", text, re.MULTILINE), word
+
+
+def test_a_row_beside_the_point_is_left_out_of_a_piece_in_which_it_is_empty() -> None:
+    heads = ["run", *(f"{'column':>30}\n{i}" for i in range(3))]
+    text = printed(Stacked("t", heads, [["sync", "1", "2", "3"], ["  interval", "0–2", "", ""]], dim=[1]))
+    assert text.count("sync") == 2
+    assert text.count("interval") == 1

@@ -73,5 +73,7 @@ class Stacked:
                 max_width=widths[i] if name else None,
             )
         for number, row in enumerate(self.rows):
+            if number in self.dim and not any(row[i] for i in columns[self.names :]):
+                continue  # a row that says more of the one above it, and here does not
             table.add_row(*(Text(row[i]) for i in columns), style="dim" if number in self.dim else None)
         return table

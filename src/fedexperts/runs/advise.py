@@ -17,6 +17,7 @@ from typing import Any
 from ..contact.bound import MOST_UPDATES, synchronous
 from ..contact.plan import LONGEST_S, ContactPlan
 from ..errors import InputError
+from ..overrides import varied
 from ..scenario import Prospect
 from ..setup.plan import network_plan
 from .allowed import Owners, Sizes, check_rates, in_its_order, sizes, taken
@@ -58,15 +59,7 @@ def wish(goal: str, by: str, over: Sequence[str], limits: Sequence[str]) -> Wish
     Raises:
         InputError: a goal, a time, a key or a limit that cannot be.
     """
-    tried: dict[str, tuple[str, ...]] = {}
-    for text in over:
-        key, equals, values = text.partition("=")
-        key, found = key.strip(), tuple(dict.fromkeys(value.strip() for value in _split(values)))
-        if not equals or not key or not found:
-            raise InputError(f"--over {text}: must look like section.key=value,value, for example model.lora.rank=4,8")
-        if key in tried:
-            raise InputError(f"--over {text}: {key} is given twice; give its values once, with commas between")
-        tried[key] = found
+    tried = varied("--over", over)
     if (many := math.prod(map(len, tried.values()))) > MOST_COMBINATIONS:
         raise InputError(f"--over: {many:,} combinations; at most {MOST_COMBINATIONS}: give fewer values")
     bounds: dict[str, float] = {}
@@ -79,11 +72,6 @@ def wish(goal: str, by: str, over: Sequence[str], limits: Sequence[str]) -> Wish
             raise InputError(f"--limit {text}: {name.strip()} is given twice; give one limit")
         bounds[name.strip()] = _number(f"--limit {text}", number)
     return Wish(_updates(goal), _seconds(by), tried, bounds)
-
-
-def _split(values: str) -> list[str]:
-    """At commas outside brackets and quotes."""
-    return [one for one in re.findall(r"""(?:\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""", values) if one.strip()]
 
 
 def _updates(goal: str) -> int:

@@ -1,38 +1,21 @@
-"""Comparing protocols or policies on one scenario, over seeds: the grid, and its medians."""
+"""Comparing protocols or policies on one scenario, over seeds: the grid, and what its runs come to."""
 
 from __future__ import annotations
 
 import statistics
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ..errors import InputError
 from ..own import label
 from ..scenario import Scenario
-from .grid import Done, Grid, Key, by_name, over_seeds
+from .cells import cells, check_number
+from .grid import Done, Grid, Key, by_name, check_apart, over_seeds
+from .measures import MEASURES, against, directions, how, told
+from .tuning import tuned
 
 Kind = Literal["protocols", "policies"]
-MEDIANS = {
-    "final_accuracy": "final_accuracy",
-    "personal_accuracy": "personal_accuracy",
-    "rounds_to_target": "cycles_to_target",
-    "rounds_to_plateau": "cycles_to_plateau",
-    "load_cv": "load_cv",
-    "load_cv_by_round": "load_cv_by_round",
-    "uplink_B": "uplink_B",
-    "uplink_B_to_target": "uplink_B_to_target",
-    "downlink_B": "downlink_B",
-    "steps": "steps",
-    "steps_to_target": "steps_to_target",
-    "rounds": "cycles",
-    **{
-        key: key
-        for key in ("macro_f1", "macro_auc", "mean_f1", "mean_auc", "local_ratio", "inference_B", "peer_B", "unsent_rounds")
-    },
-}
-"""What is compared, and its key in a run's summary. A median of rounds is None where most runs did not get there."""
-
-
 POLICIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ems-fl": ("assignment", ()),
     "ems-fl-enhanced": ("assignment", ()),
@@ -66,35 +49,63 @@ def variants(scenario: Scenario, protocols: Sequence[str], policies: Sequence[st
     return "policies", {name: scenario.changed(**{table: {"policy": name}}) for name in policies or usual}
 
 
-def grid(scenario: Scenario, protocols: Sequence[str], policies: Sequence[str], seeds: int) -> Grid:
-    """Protocols or policies over seeds; filled in, their `medians`.
+def grid(
+    scenario: Scenario,
+    protocols: Sequence[str],
+    policies: Sequence[str],
+    seeds: int,
+    varied: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+    tune: int = 0,
+    baseline: str | None = None,
+) -> Grid:
+    """Protocols or policies, with each combination of values that vary, over seeds; filled in, their `medians`.
+
+    With ``tune`` seeds the values are chosen first, for each protocol or policy: see `tuning.tuned`.
 
     Raises:
-        InputError: as `variants`.
+        InputError: as `variants`; a value cannot be, two runs would be the same, or the baseline is none of the rows.
     """
     kind, named = variants(scenario, protocols, policies)
+    check_number(len(named), varied, seeds, tune)
+    by_cell = {name: cells(one, varied) for name, one in named.items()}
+    rows = {", ".join(filter(None, (name, cell))): job for name, found in by_cell.items() for cell, job in found.items()}
+    names = list(by_cell) if tune else list(rows)
+    first = names[0] if baseline is None else baseline if baseline in names else label(baseline)
+    if first not in names:
+        raise InputError(f"--baseline {baseline}: is none of what is compared; choose from {'; '.join(names)}")
 
     def fill(done: Mapping[Key, Done]) -> dict[str, Any]:
         summaries = {name: [one.summary for one in runs] for name, runs in by_name(done).items()}
-        return {"target": scenario.evaluation.target, "seeds": seeds, kind: medians(summaries)}
+        facts = {"target": scenario.evaluation.target, "seeds": seeds, "baseline": first, "statistics": how(seeds)}
+        metric = next(iter(summaries.values()))[0]["metric"]
+        return {**facts, "better": directions(metric), "tuned": None, kind: medians(summaries, first)}
 
     metrics = {scenario.task_of(i).metric for i in range(len(scenario.cluster))}
-    return Grid(
-        kind,
-        over_seeds({(name,): changed for name, changed in named.items()}, seeds),
-        fill,
-        metric=metrics.pop() if len(metrics) == 1 else "score",
-    )
+    metric = metrics.pop() if len(metrics) == 1 else "score"
+    plain = Grid(kind, over_seeds({(name,): job for name, job in rows.items()}, seeds), fill, metric=metric)
+    found = tuned(plain, by_cell, varied, seeds, tune) if tune else plain
+    check_apart(found.jobs)
+    return found
 
 
-def medians(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """For each name the medians over seeds, the values themselves under ``by_seed``, and counts of assignments summed."""
-    return {name: _row(rows) for name, rows in summaries.items()}
+def medians(summaries: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str | None = None) -> dict[str, dict[str, Any]]:
+    """For each name the medians over seeds, with ``interval`` and ``not_reached``; ``paired`` differences from the baseline.
+
+    The values themselves are under ``by_seed``; counts of assignments are summed. The baseline is the first name if none is
+    given; differences are told where both have the same seeds.
+    """
+    first = next(iter(summaries), None) if baseline is None else baseline
+    found = {}
+    for name, rows in summaries.items():
+        others = summaries[first] if first is not None else ()
+        alike = name != first and [row["seed"] for row in rows] == [row["seed"] for row in others]
+        found[name] = {**_row(rows), "paired": against(rows, others) if alike else {}}
+    return found
 
 
 def _row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    by_seed = {key: [row.get(found) for row in rows] for key, found in MEDIANS.items()}
-    result: dict[str, Any] = {key: median(values) for key, values in by_seed.items()}
+    by_seed = {one.key: [row.get(one.of) for row in rows] for one in MEASURES}
+    result = told(rows)
     for key in ("target", "judged_on", "metric", "metric_by_cluster", "links"):
         result[key] = rows[0][key]
     tables = {key: [row.get(key, {}) for row in rows] for key in BY_LINK}
@@ -133,10 +144,3 @@ def _merged(tables: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict
                 mine = merged.setdefault(client, {})
                 mine[reason] = mine.get(reason, 0) + rounds
     return merged
-
-
-def median(values: Sequence[float | None]) -> float | None:
-    """The median; runs that did not get there count as later than all others."""
-    inf = float("inf")
-    found = statistics.median(inf if value is None else value for value in values)
-    return None if found == inf else found

@@ -164,13 +164,17 @@ def grid(scenario: Scenario, names: Sequence[str], clients: Sequence[int], seeds
         )
     others = by_clients(scenario, clients, names[-1], seeds)
 
-    def then(key: Key, job: Scenario, directory: Path) -> dict[Key, Scenario]:
+    jobs = trained(scenario, names, seeds) | others
+
+    def then(done: Mapping[Key, Done]) -> dict[Key, Scenario]:
         """The gates that start from a run's model; none for controls, and FedGate alone for other numbers of clients."""
-        method, name, seed = key
-        if method not in EXTRACTORS:
-            return {}
-        stages = gated(job, directory / "model", scenario.networked.gate_cycles)
-        return {(f"{method}, {g}", name, seed): stage for g, stage in stages.items() if key not in others or g == GATES[-1]}
+        found: dict[Key, Scenario] = {}
+        for key in (key for key in done if key[0] in EXTRACTORS):
+            method, name, seed = key
+            stages = gated(jobs[key], done[key].directory / "model", scenario.networked.gate_cycles)
+            wanted = [gate for gate in stages if key not in others or gate == GATES[-1]]
+            found |= {(f"{method}, {gate}", name, seed): stages[gate] for gate in wanted}
+        return found
 
     def fill(done: Mapping[Key, Done]) -> dict[str, Any]:
         ends = {key: _end(one.directory) for key, one in done.items()}
@@ -179,7 +183,7 @@ def grid(scenario: Scenario, names: Sequence[str], clients: Sequence[int], seeds
         ours = {key: end for key, end in ends.items() if key[1] in names}
         return {"partitions": list(names), "seeds": seeds, **_tables(ours), "clients": found}
 
-    return Grid("tables", trained(scenario, names, seeds) | others, fill, then)
+    return Grid("tables", jobs, fill, then)
 
 
 def _end(directory: Path) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, hear_warnings, warn_input
+from ..errors import Diverged, InputError, hear_warnings, warn_input
 from ..ledger import summary, tail
 from ..scenario import Scenario
 from .directory import check_directory, has_ended
@@ -27,17 +28,40 @@ Progress = Callable[[str, int, float | None], None]
 """Called with a run's name, its finished cycles and its last accuracy."""
 
 
-def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Workers:
+    """Where runs are made: in so many processes of this machine, as many as it has processors by default, or on a Ray cluster.
+
+    ``ray`` is the cluster's address; ``"local"`` starts one on this machine.
+    """
+
+    processes: int | None = None
+    ray: str | None = None
+
+
+HERE = Workers()
+
+
+def run_many(
+    jobs: Mapping[str, Scenario],
+    out: Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+    workers: Workers = HERE,
+    diverging: bool = False,
+) -> dict[str, Any]:
     """Run every scenario into ``out/<folder of its name>``; return the summaries by name, in the order of the jobs.
 
     Runs that have ended cost nothing: their summaries are read, and no process is started for them. When one fails, or the
-    caller is interrupted, the others are ended at once: ``resume`` goes on from their checkpoints. What the runs warn of
-    (`InputWarning`) is warned of here, the same thing once.
+    caller is interrupted, the others are ended at once: ``resume`` goes on from their checkpoints. With ``diverging`` a run
+    that diverges does not fail: its summary is ``{"diverged": why}``. What the runs warn of (`InputWarning`) is warned of here,
+    the same thing once.
 
     Raises:
-        InputError: a scenario cannot work, a folder holds another run, or one with other rates or cycles, or another process is
-            at work in ``out``.
+        InputError: a scenario cannot work, a folder holds another run, or one with other rates or cycles, another process is
+            at work in ``out``, or a Ray cluster cannot be used.
         RunError: the machine refuses, as a full disk does.
+        Diverged: training has left the finite numbers, with the run's folder.
     """
     with claimed(out):
         for name, job in jobs.items():
@@ -50,24 +74,37 @@ def run_many(jobs: Mapping[str, Scenario], out: Path, resume: bool = False, prog
         ended = [name for name in jobs if resume and has_ended(out / folder(name))]
         left = {name: job for name, job in jobs.items() if name not in ended}
         _report(ended, out, progress)
-        found = _run_all(left, out, resume, progress) if left else {}
+        found = _run_all(left, out, resume, progress, workers, diverging) if left else {}
         return {name: found[name] if name in left else summary(out / folder(name) / "ledger.jsonl") for name in jobs}
 
 
-def _run_all(jobs: Mapping[str, Scenario], out: Path, resume: bool, progress: Progress | None) -> dict[str, Any]:
-    workers = min(len(jobs), os.cpu_count() or 1)
+def _run_all(
+    jobs: Mapping[str, Scenario],
+    out: Path,
+    resume: bool,
+    progress: Progress | None,
+    workers: Workers = HERE,
+    diverging: bool = False,
+) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     others = set(multiprocessing.active_children())
     told: SimpleQueue[str] = context.SimpleQueue()
     warned: set[str] = set()
-    pool = ProcessPoolExecutor(workers, context, _begin, (told,))
+    pool: Executor
+    if workers.ray is not None:
+        from .on_ray import RayPool  # an extra, and slow to load
+
+        pool = RayPool(workers.ray, out, told.put)
+    else:
+        count = min(len(jobs), workers.processes or os.cpu_count() or 1)
+        pool = ProcessPoolExecutor(count, context, _begin, (told,))
 
     def report(names: list[str]) -> None:
         _pass_on(told, warned)
         _report(names, out, progress)
 
     try:
-        futures = {name: pool.submit(_run, job, out / folder(name), resume) for name, job in jobs.items()}
+        futures = {name: pool.submit(_run, job, out / folder(name), resume, diverging) for name, job in jobs.items()}
         results = _results(futures, report)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -117,8 +154,8 @@ def _follow_parent() -> None:
 
 
 def folder(name: str) -> str:
-    """A run's folder: its name in plain characters."""
-    plain = name.replace("γ ≈ 1", "gamma-1").lower()
+    """A run's folder: its name in plain characters; the sign of a number is a word, as all else that is not plain is a dash."""
+    plain = re.sub(r"(?<=[=\[ ,])-(?=[\d.])", "minus-", name.replace("γ ≈ 1", "gamma-1").lower())
     return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-")
 
 
@@ -127,10 +164,15 @@ def _begun(directory: Path, resume: bool) -> bool:
     return resume and (directory / "scenario.toml").is_file()
 
 
-def _run(scenario: Scenario, directory: Path, resume: bool) -> dict[str, Any]:
+def _run(scenario: Scenario, directory: Path, resume: bool, diverging: bool) -> dict[str, Any]:
     from .run import run  # here alone: whoever collects runs that have ended needs no torch
 
-    return run(scenario, directory, resume=_begun(directory, resume)).summary
+    try:
+        return run(scenario, directory, resume=_begun(directory, resume)).summary
+    except Diverged as error:
+        if diverging:
+            return {"diverged": str(error)}
+        raise Diverged(f"{directory}: {error}") from error
 
 
 def _report(jobs: Iterable[str], out: Path, progress: Progress | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def protocol(
 ) -> Any:
     """A protocol whose devices train ``head`` together, with what is said of the start and of splits."""
     told = Start(model, tuple(owned), frozenset({"head"}), owned, cycles=cycles, **start)
-    if not issubclass(kind, ExpertOwners):
+    whose = kind.func if isinstance(kind, partial) else kind
+    if not issubclass(whose, ExpertOwners):
         return kind(told)
     resplit = Resplit(split, every_cycles, trial_samples)
-    return kind(told, resplit, gate_tail_cycles) if issubclass(kind, EnhancedEmsFl) else kind(told, resplit)
+    return kind(told, resplit, gate_tail_cycles) if issubclass(whose, EnhancedEmsFl) else kind(told, resplit)

@@ -202,6 +202,21 @@ class AggregateLate(Aggregated):
     behind: Annotated[Count, "Rounds since its own."]
 
 
+class Wait(Part):
+    """FedBuff, on an arrival: it waits until there are ``server.buffer`` of them, which make an update together."""
+
+    version: Annotated[Count, "That the devices had trained from."]
+    behind: Annotated[Count, "Updates that have come since."]
+    waiting: Annotated[Count, "How many wait now, this one among them."]
+
+
+class Pooled(Line):
+    """All data in one place: what it takes to bring them there, once. Before the first contact."""
+
+    uplink_B: Annotated[Count, "Of the samples, as numbers in memory."]
+    samples: Annotated[Count, "Of all devices."]
+
+
 class Refuse(Part):
     """EMS-FL: an update that no version sent belongs to."""
 
@@ -319,6 +334,7 @@ EVENTS: dict[str, tuple[type[Line], ...]] = {
     "baselines": (Baselines,),
     "assignment": (Assignment,),
     "privacy": (Privacy,),
+    "pooled": (Pooled,),
     "rates": (Rates,),
     "longer": (Longer,),
     "contact": (Contact,),
@@ -328,6 +344,7 @@ EVENTS: dict[str, tuple[type[Line], ...]] = {
     "trial": (Trial,),
     "collect": (Collect,),
     "aggregate": (Aggregate, AggregateRound, AggregateLate),
+    "wait": (Wait,),
     "refuse": (Refuse, RefuseLate, RefuseNumbers, RefuseUpdate),
     "lost": (Lost,),
     "split": (Split,),

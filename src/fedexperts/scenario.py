@@ -10,56 +10,40 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError, unknown_key
 from .overrides import override, why
-from .own import OWN, is_own, label
+from .own import is_own, label
 from .reading import MOST_DEPTH, leaves, read_text, short
 from .tables import (
     Alignment,
     Assignment,
     Cluster,
     Device,
+    EmsFl,
     Evaluation,
     Faults,
     Model,
     Name,
     NetworkedTable,
-    OwnName,
     Place,
     Plan,
     Radio,
     Satellite,
+    Server,
     Table,
     TaskTable,
     Train,
     Warmup,
 )
-
-BY_CLIENT = frozenset({"aligned", "networked"})
-"""Protocols that treat clients one by one."""
-
+from .tables.fits import misfit
+from .tables.protocols import BY_CLIENT, Protocol
 
 MOST_TOML_B = 2**20
-
-
-ProtocolName = Literal["sync", "ems-fl", "ems-fl-enhanced", "aligned", "networked"]
-PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
-
-
-def _protocol(value: Any) -> Any:
-    if isinstance(value, str) and value not in PROTOCOLS and not re.fullmatch(OWN, value):
-        near = get_close_matches(value, PROTOCOLS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown; {hint}choose from {', '.join(PROTOCOLS)}, or name module:Class of your own")
-    return value
-
-
-Protocol = Annotated[ProtocolName | OwnName, BeforeValidator(_protocol)]
 
 
 def _listed(value: Any) -> Any:
@@ -158,7 +142,13 @@ class Prospect(Network):
     assignment: Assignment = Assignment()
     alignment: Alignment = Alignment()
     networked: NetworkedTable = NetworkedTable()
+    server: Server | None = None
+    ems_fl: EmsFl | None = None
     device: dict[Name, Device] = Field(default={})
+
+    @model_validator(mode="after")
+    def _fits(self) -> Prospect:
+        return _fitting(self)
 
 
 class Tasks(Network):
@@ -197,7 +187,8 @@ class Scenario(Tasks):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     protocol: Protocol = "ems-fl"
-    """The synchronous baseline, EMS-FL, its enhanced form, client–expert alignment, Networked MoE, or a class of your own."""
+    """The synchronous baseline, also with C times as many local rounds; FedAsync and FedBuff; EMS-FL and its enhanced form;
+    client–expert alignment; Networked MoE; all data in one place, or each cluster alone; or a class of your own."""
     train: Train
     """Rounds and local training."""
     assignment: Assignment = Assignment()
@@ -206,6 +197,10 @@ class Scenario(Tasks):
     """Who trains which expert in a round."""
     networked: NetworkedTable = NetworkedTable()
     """The stages of a Networked MoE."""
+    server: Server | None = None
+    """What the server makes of changes that arrive; its defaults if left out."""
+    ems_fl: EmsFl | None = None
+    """Parts of EMS-FL switched off; none if left out."""
     faults: Faults = Faults()
     """What goes wrong on the links."""
     device: dict[Name, Device] = Field(default={})
@@ -261,7 +256,18 @@ class Scenario(Tasks):
                 f"train.gate_tail_cycles = {self.train.gate_tail_cycles}: must be below train.cycles = {self.train.cycles}, "
                 "or no expert is ever trained"
             )
-        return self
+        return _fitting(self)
+
+
+_S = TypeVar("_S", "Scenario", "Prospect")
+
+
+def _fitting(scenario: _S) -> _S:
+    """Raises: ValueError, where tables of methods ask for what the protocol cannot do."""
+    told = (scenario.server or Server(), scenario.ems_fl or EmsFl())
+    if fault := misfit(scenario.protocol, *told, scenario.assignment, scenario.train, scenario.model):
+        raise ValueError(fault)
+    return scenario
 
 
 def overridden(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def judged(method: Mapping[str, Any], plan: ContactPlan, clusters: Sequence[str]
     """
     links: dict[str, list[str]] = {name: [] for name in clusters}
     for link, row in method["links"].items():
-        links[row["cluster"]].append(link)
+        for name in [row["cluster"]] if row["cluster"] in links else links:  # or of none, and so for all
+            links[name].append(link)
     found = {name: _told(method, plan, name, mine) for name, mine in links.items()}
     works = {one for one, _ in found.values()}
     whole = works.pop() if len(works) == 1 else None

@@ -21,6 +21,7 @@ from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
+from fedexperts.protocol.asynchronous import FedAsync, FedBuff
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
@@ -30,7 +31,7 @@ from fedexperts.train.host import Host, LocalHost
 LABELS = {"a": (8.0, 3.0), "b": (5.0,)}
 OWNED = {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})}
 ADAM = LocalTraining(local_steps=2, optimizer="adamw", lr_expert=0.1, lr_gate=0.1)
-PROTOCOLS = [EmsFl, Sync, EnhancedEmsFl]
+PROTOCOLS = [EmsFl, Sync, EnhancedEmsFl, FedAsync, FedBuff]
 PLAN = ContactPlan(
     ("a", "b"),
     tuple(Contact("ab"[i % 2], 40.0 * i, 40.0 * i + 30, 200.0, 300.0) for i in range(10)),

@@ -75,6 +75,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sync": {"protocol": "sync"},
     "ems-fl": {"protocol": "ems-fl"},
     "ems-fl-enhanced": {"protocol": "ems-fl-enhanced"},
+    "fedbuff": {"protocol": "fedbuff", "server": {"optimizer": "adam"}, "train": {"proximal_mu": 0.1}},
+    "sync, C rounds": {"protocol": "sync-c-rounds"},
     "aligned": {"protocol": "aligned"},
     "adapters in int8": {"protocol": "ems-fl", "model": LORA},
     "adapters merged": {"protocol": "ems-fl", "model": {**LORA, "lora": {"rank": 2, "alpha": 4.0, "average": "merge"}}},

@@ -24,6 +24,7 @@ from fedexperts.ledger import Ledger, read
 from fedexperts.moe.parts import Piece, finite
 from fedexperts.protocol.admission import Admission, Refusal, differs
 from fedexperts.protocol.aligned import Aligned, Alignment, Client
+from fedexperts.protocol.asynchronous import FedAsync, FedBuff
 from fedexperts.protocol.ems_fl import EmsFl, EnhancedEmsFl
 from fedexperts.protocol.link import Link, Start
 from fedexperts.protocol.sync import Sync
@@ -36,7 +37,7 @@ CYCLES = 4
 OWNED = {"a": frozenset({"expert:0"}), "b": frozenset({"expert:1"})}
 LABELS = {"a": (8.0, 3.0), "b": (5.0,)}
 CLIENTS = {"a": (8.0,), "b": (5.0,), "c": (3.0,)}
-PROTOCOLS = [Sync, EmsFl, EnhancedEmsFl, Aligned]
+PROTOCOLS = [Sync, EmsFl, EnhancedEmsFl, Aligned, FedAsync, FedBuff]
 
 
 def played(

@@ -28,6 +28,10 @@ MERGED = {"model": {"config": small.CONFIG, "lora": {"rank": 2, "alpha": 4.0, "a
 EVEN = {"assignment": {"policy": "balanced", "trial_samples": 8}, "train": {"cycles": 5}}
 CASES: dict[str, dict[str, Any]] = {
     "sync": fingerprints.text(EVEN, {"protocol": "sync"}),
+    "sync, C rounds": fingerprints.text(EVEN, {"protocol": "sync-c-rounds"}),
+    "fedasync": fingerprints.text(EVEN, {"protocol": "fedasync"}),
+    "fedbuff": fingerprints.text(EVEN, {"protocol": "fedbuff"}),
+    "ems-fl without owners": fingerprints.text(EVEN, {"protocol": "ems-fl", "ems_fl": {"disjoint": False}}),
     "ems-fl": fingerprints.text(EVEN, {"protocol": "ems-fl"}),
     "ems-fl-enhanced": fingerprints.text(EVEN, {"protocol": "ems-fl-enhanced"}),
     "adapters": fingerprints.text(EVEN, fingerprints.LORA, {"protocol": "ems-fl-enhanced"}),
@@ -93,7 +97,7 @@ def test_bytes_of_a_contact_are_those_of_a_run(case: str, tmp_path: Path) -> Non
             assert one["downlink_B"] == sum(prices[part]["piece_B"] for part in one["down"])
 
 
-@pytest.mark.parametrize("protocol", ["sync", "ems-fl", "ems-fl-enhanced"])
+@pytest.mark.parametrize("protocol", ["sync", "sync-c-rounds", "fedasync", "fedbuff", "ems-fl", "ems-fl-enhanced"])
 def test_a_plan_on_an_orbit_comes_to_what_check_counts_on_the_data(protocol: str) -> None:
     """Up to the end of the last cycle: with the final flush the same, though the simulation goes on for it."""
     scenario = Scenario.parse(fingerprints.on_orbit(fingerprints.text(EVEN, {"protocol": protocol})))

@@ -9,8 +9,9 @@ import typer
 
 from ..errors import overheard
 from ..runs.lock import check_usable
-from ..scenario import PROTOCOLS, Scenario
+from ..scenario import Scenario
 from ..setup.clients import device_classes
+from ..tables.protocols import PROTOCOLS
 from ..writing import check_replaceable
 from .common import advance, output, print_json, progress_bars, reached, resumable, say, warn
 

@@ -51,7 +51,11 @@ class Objective(Protocol):
 
 def evaluate(view: View, objectives: Mapping[str, Objective], tests: Mapping[str, Samples]) -> dict[str, Any]:
     """Score and loss of the model now in ``view``, over all clusters' tests (`total`) and by cluster."""
-    judged = judge(view, objectives, tests)
+    return facts_of(objectives, judge(view, objectives, tests))
+
+
+def facts_of(objectives: Mapping[str, Objective], judged: Mapping[str, Judged]) -> dict[str, Any]:
+    """What an evaluation says, of each cluster's test judged by whatever model."""
     return {
         **total(objectives, judged),
         "accuracy_by_cluster": {cluster: one.score for cluster, one in judged.items()},

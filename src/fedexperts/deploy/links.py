@@ -10,6 +10,7 @@ from ..own import imported_class, is_own
 from ..scenario import Scenario
 from ..setup.clients import client_plan, clients, device_classes
 from ..setup.plan import network_plan
+from ..tables.protocols import AT_HOME
 
 
 def links_of(scenario: Scenario) -> tuple[str, ...]:
@@ -22,6 +23,11 @@ def links_of(scenario: Scenario) -> tuple[str, ...]:
         raise InputError(
             'protocol = "networked": cannot be deployed, as its clients ask each other for gradients while they train; '
             "train with fedexperts run, and deploy the trained network with fedexperts peer init"
+        )
+    if scenario.protocol in AT_HOME:
+        raise InputError(
+            f"protocol = {scenario.protocol!r}: has no devices that anybody talks to, so there is nothing to deploy; use "
+            "fedexperts run"
         )
     if _by_client(scenario):
         return tuple(client.name for client in clients(scenario, device_classes(scenario)))

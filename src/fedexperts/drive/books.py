@@ -64,10 +64,10 @@ class Books:
     def round_s(self, name: str, task: Task) -> float:
         """Seconds of a local round; of devices that differ in speed, those of the slowest."""
         if self.pace.seconds_per_round is not None or not task.parts:
-            return self.pace.seconds_per_round or math.inf
+            return (self.pace.seconds_per_round or math.inf) / task.speed
         cluster = self.clusters[name]
         flops = cluster.host.local_steps * max(cluster.host.flops(task))
-        return max(1, flops) / cluster.meter.kind.flops_per_s
+        return max(1, flops) / cluster.meter.kind.flops_per_s / task.speed
 
     def train(self, name: str, task: Task, rounds: int, t_s: float, phase: Literal["connected", "disconnected"]) -> None:
         """Let all devices of a cluster do local rounds, which end now."""

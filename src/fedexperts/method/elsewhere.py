@@ -20,6 +20,7 @@ from ..setup.devices import dealt, devices
 from ..setup.model import accelerator, lora_of
 from ..setup.samples import datasets
 from ..tables import Load
+from ..tables.protocols import PROTOCOLS
 from ..train.device import Device
 from ..train.host import Host, LocalHost
 from .method import Method
@@ -96,7 +97,7 @@ def host(scenario: Scenario, link: str, owned: Collection[str] | None = None) ->
 
 def stays(scenario: Scenario, part: str) -> bool:
     """Whether it is certain that a part is never trained, and so never sent."""
-    known = scenario.protocol in ("sync", "ems-fl", "ems-fl-enhanced")
+    known = scenario.protocol in PROTOCOLS and not scenario.by_client
     return known and not is_expert(part) and part not in scenario.train.shared
 
 

@@ -14,15 +14,20 @@ from ..scenario import Scenario
 from ..setup.devices import Judges
 from ..setup.prepare import Prepared
 from ..setup.prepare import prepare as prepare_devices
-from . import aligned, networked, owners
+from . import aligned, alone, asynchronous, networked, owners
 from .method import Method, judged_by_clusters
 
 METHODS: dict[str, Method] = {
     "sync": owners.SYNC,
+    "sync-c-rounds": owners.SYNC,
+    "fedasync": asynchronous.ASYNCHRONOUS,
+    "fedbuff": asynchronous.ASYNCHRONOUS,
     "ems-fl": owners.EMS_FL,
     "ems-fl-enhanced": owners.ENHANCED,
     "aligned": aligned.ALIGNED,
     "networked": networked.NETWORKED,
+    "central": alone.CENTRAL,
+    "local": alone.LOCAL,
 }
 
 

@@ -27,12 +27,12 @@ from ..errors import InputError
 from ..ledger import Ledger
 from ..moe.parts import expert, expert_index, in_order, is_expert
 from ..protocol.ems_fl import EmsFl, EnhancedEmsFl, Resplit
-from ..protocol.link import Start
-from ..protocol.sync import Sync
+from ..protocol.link import ServerProtocol, Start
 from ..scenario import Scenario
 from ..seeds import Stream, stream
 from ..setup.prepare import Counts, Prepared, counted, prepare, trial_B
 from ..tables import Load
+from . import told
 from .capacity import most_experts
 from .method import Beginning, Method
 
@@ -43,7 +43,7 @@ def check(prepared: Prepared) -> None:
     Raises:
         InputError: with the remedy.
     """
-    if (most := most_experts(prepared)) is not None:
+    if told.parts(prepared.scenario).disjoint and (most := most_experts(prepared)) is not None:
         check_caps(prepared.scenario.assignment.policy, list(most.values()), sum(map(is_expert, prepared.view.parts)))
 
 
@@ -79,19 +79,27 @@ def resplit(prepared: Prepared) -> Resplit:
 
 
 def _ems_fl(prepared: Prepared, start: Start) -> EmsFl:
-    return EmsFl(start, resplit(prepared))
+    scenario = prepared.scenario
+    return EmsFl(start, resplit(prepared), told.step(scenario), told.parts(scenario))
 
 
 def _enhanced(prepared: Prepared, start: Start) -> EnhancedEmsFl:
-    return EnhancedEmsFl(start, resplit(prepared), prepared.scenario.train.gate_tail_cycles)
+    scenario, again = prepared.scenario, resplit(prepared)
+    return EnhancedEmsFl(start, again, scenario.train.gate_tail_cycles, told.step(scenario), told.parts(scenario))
 
 
-def _sync(prepared: Prepared, start: Start) -> Sync:
-    return Sync(start)
+def _sync(prepared: Prepared, start: Start) -> ServerProtocol:
+    return told.whole(prepared.scenario, start)
 
 
 def _loads(scenario: Scenario) -> tuple[Load, ...]:
-    """Behind the masked gate a device needs no others' experts, but for the gate tail and trials, which stream them."""
+    """Behind the masked gate a device needs no others' experts, but for the gate tail and trials, which stream them.
+
+    Ablated, it meets or trains them all.
+    """
+    there = told.parts(scenario)
+    if not (there.mask and there.disjoint):
+        return ("all",)
     alone: tuple[Load, ...] = () if scenario.train.gate_tail_cycles or scenario.assignment.every_cycles else ("own",)
     return (*alone, "stream", "all")
 
@@ -106,11 +114,16 @@ def _alike_before_tail(scenario: Scenario, cycles: int) -> int:
     return min(_alike(scenario, cycles), cycles - scenario.train.gate_tail_cycles)
 
 
-OWNERS = partial(Method, check=check, begin=begin)
+def _begin_ems_fl(prepared: Prepared, ledger: Ledger) -> Beginning:
+    """Where experts are everybody's, a trial pass has nothing to say, and is not done over the link."""
+    return begin(prepared, ledger, told.parts(prepared.scenario).disjoint)
+
+
+OWNERS = partial(Method, check=check, begin=_begin_ems_fl)
 EMS_FL = OWNERS(prepare, _ems_fl, alike=_alike)
 ENHANCED = OWNERS(_prepare_enhanced, _enhanced, loads=_loads, alike=_alike_before_tail)
 SYNC = Method(prepare, _sync, check, begin=partial(begin, uploads=False))
-"""The baseline has no use for the trial; for it the report is only there to be read."""
+"""The baseline has no use for the trial; for it the report is only there to be read. With C rounds it is the same method."""
 
 
 def split_experts(

@@ -10,15 +10,22 @@ from ..contact.plan import ContactPlan
 from ..errors import InputError
 from ..moe.parts import GATE, Piece
 from ..protocol.aligned import Alignment, Client
-from ..protocol.link import Start
+from ..protocol.alone import Alone
+from ..protocol.asynchronous import FedAsync, FedBuff
+from ..protocol.ems_fl import WHOLE, Parts
+from ..protocol.link import ServerProtocol, Start
 from ..protocol.networked import Stages
+from ..protocol.step import Step
+from ..protocol.sync import Sync
 from ..scenario import Prospect, Scenario
 from ..setup.clients import default_deadline_s
-from ..tables import Train
+from ..tables import Server, Train
 
 if TYPE_CHECKING:
     from ..moe.lora import LoRA
 
+ADAPTIVE_LR = 0.01
+"""η of FedAdam and FedYogi where it is not given."""
 STAGES = (
     *("extractor", "extractor_cycles", "expert_cycles", "gate", "gate_cycles", "gate_participation", "gate_patience"),
     *("control", "schedule"),
@@ -48,6 +55,38 @@ def start(
         first_cycle=train.first_cycle,
         max_rounds=train.max_rounds,
     )
+
+
+def step(scenario: Scenario | Prospect) -> Step:
+    """The server's own step."""
+    table = scenario.server or Server()
+    usual = 1.0 if table.optimizer in ("sgd", "momentum") else ADAPTIVE_LR
+    lr = usual if table.lr is None else table.lr
+    return Step(table.optimizer, lr, table.beta1, table.beta2, table.tau)
+
+
+def parts(scenario: Scenario | Prospect) -> Parts:
+    """What of EMS-FL is there."""
+    return WHOLE if scenario.ems_fl is None else Parts(**scenario.ems_fl.model_dump())
+
+
+def whole(scenario: Scenario | Prospect, start: Start) -> ServerProtocol:
+    """The server's side where everybody trains the whole model: it needs nothing but the scenario."""
+    table = scenario.server or Server()
+    match scenario.protocol:
+        case "sync":
+            return Sync(start, step(scenario))
+        case "sync-c-rounds":
+            return Sync(start, step(scenario), speed=len(start.clusters))
+        case "fedasync":
+            return FedAsync(start, table.mixing, table.staleness_exponent)
+        case "fedbuff":
+            return FedBuff(start, table.buffer, table.staleness_exponent, step(scenario))
+        case "central":
+            return Alone(start, away=False)
+        case "local":
+            return Alone(start, away=True)
+    raise AssertionError(f"{scenario.protocol}: has more to be told")
 
 
 def aligned_shared(scenario: Scenario | Prospect, train: Train) -> frozenset[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import Diverged
 from ..moe.parts import Piece, Tensors, finite, in_order
 from ..train.task import Update
+from .step import ADDED, Moments, Step, stepped
 
 if TYPE_CHECKING:  # a plan plays protocols without numbers, and does not load torch
     from ..moe.lora import LoRA
@@ -38,11 +39,13 @@ class Averaging:
         weights: of devices in a mean: ``"devices"`` is 1/J as printed, ``"samples"`` n_j over their sum.
         overlap: what clusters make of one version that several were sent: ``"add"`` lets each move the part by its own mean
             change, ``"mean"`` all together by the mean of theirs, (6).
+        step: what is made of a mean change of shared parts.
     """
 
     lora: LoRA | None = None
     weights: Literal["devices", "samples"] = "devices"
     overlap: Literal["add", "mean"] = "add"
+    step: Step = ADDED
 
     def terms(self, updates: Sequence[Update]) -> list[Term]:
         """Updates with their weights."""
@@ -113,9 +116,15 @@ def changed(
 
 
 def settled(
-    cluster: str, updates: Sequence[Update], model: Mapping[str, Piece], sent: Sent, returned: Returned, how: Averaging
+    cluster: str,
+    updates: Sequence[Update],
+    model: Mapping[str, Piece],
+    sent: Sent,
+    returned: Returned,
+    how: Averaging,
+    moments: Moments,
 ) -> tuple[Piece, Facts]:
-    """`changed`, for a protocol that remembers what it ``sent`` to whom, and what was ``returned`` of it.
+    """`changed`, for a protocol that remembers what it ``sent`` to whom, what was ``returned`` of it, and ``moments`` of steps.
 
     Takes the version out of ``sent``, so that it counts once. Until the last cluster that was sent the same version has
     returned it, or was sent another, ``returned`` keeps what the others are averaged with.
@@ -123,17 +132,31 @@ def settled(
     part = updates[0].piece.part
     base, versions = sent[cluster].pop(part), returned.get(part, {})
     before = versions.get(base.version, [])
-    result = changed(model, base, updates, how, before)
+    piece, facts = changed(model, base, updates, how, before)
     if how.overlap == "mean":
         held = {pieces[part].version for pieces in sent.values() if part in pieces}
         now = {**versions, base.version: _together([*before, *how.terms(updates)], how.lora)}
         returned[part] = {version: terms for version, terms in now.items() if version in held}
-    return result
+    if not how.step.plain:
+        more = base.version in returned.get(part, {})
+        piece = after(model[part], stepped(how.step, model[part], piece.tensors, moments, base.version, more))
+    return piece, facts
 
 
 def _together(terms: Sequence[Term], lora: LoRA | None) -> list[Term]:
     """Terms that hold as much in one: their mean. Products of adapters do not fit into one."""
     return list(terms) if _refactored(terms[0][1], lora) else [(sum(weight for weight, _ in terms), mean(terms))]
+
+
+def combination(terms: Sequence[Term], lora: LoRA | None) -> tuple[Tensors, Facts]:
+    """Σ w θ, whose weights may be negative; of adapters the sum of products, factored again, where these are averaged."""
+    if _refactored(terms[0][1], lora):
+        return _factored(terms)
+    (weight, first), *more = terms
+    total = {name: weight * value for name, value in first.items()}
+    for weight, tensors in more:
+        total = {name: value + weight * tensors[name] for name, value in total.items()}
+    return total, {}
 
 
 def _mean(terms: Sequence[Term], lora: LoRA | None) -> tuple[Tensors, Facts]:

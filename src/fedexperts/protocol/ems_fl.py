@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..moe.parts import in_order, is_expert
+from ..moe.parts import Piece, in_order, is_expert
 from ..train.task import Task, Update
-from .aggregate import Averaging, Returned, Sent, averaged, grouped, picked, settled
+from .aggregate import Averaging, Facts, Returned, Sent, averaged, grouped, picked, settled
 from .link import Link, Start
+from .step import ADDED, Moments, Step
 
 Split = Callable[[Mapping[str, tuple[NDArray[np.int64], int]], int], dict[str, frozenset[str]]]
 """From (counts_LM, tokens) of each cluster, and a number that tells splits apart, to the owners."""
@@ -40,18 +41,49 @@ class Resplit:
         return self.split is not None and self.every_cycles > 0 and self.every_cycles * (done + 1) <= cycle + 1 < cycles
 
 
-class ExpertOwners(ABC):
-    """The state that both versions share: the global model, who owns which expert, and which gate was sent to whom."""
+@dataclass(frozen=True)
+class Parts:
+    """What of EMS-FL is there; by default all, as the paper has it.
 
-    def __init__(self, start: Start, resplit: Resplit = Resplit()):  # frozen
+    Attributes:
+        away: clusters train on out of contact.
+        disjoint: an expert has one owner; else all clusters train all experts, which are aggregated as shared parts are, (26).
+        mask: enhanced EMS-FL masks the gate to the own experts.
+        joint_rounds: local rounds in a contact, at most; None: as many as fit.
+    """
+
+    away: bool = True
+    disjoint: bool = True
+    mask: bool = True
+    joint_rounds: int | None = None
+
+
+WHOLE = Parts()
+
+
+class ExpertOwners(ABC):
+    """The state that both versions share: the global model, who owns which expert, and which gate was sent to whom.
+
+    Args:
+        start: what every protocol is given.
+        resplit: when and how experts are split again.
+        step: the server's own on a mean change of shared parts.
+        there: what of EMS-FL is there.
+    """
+
+    def __init__(self, start: Start, resplit: Resplit = Resplit(), step: Step = ADDED, there: Parts = WHOLE):  # frozen
         self.model = dict(start.model)
         self.clusters = start.clusters
+        self.everybodys = frozenset[str]() if there.disjoint else frozenset(filter(is_expert, start.model))
         self.shared = start.shared
-        self.owned = {cluster: frozenset(parts) for cluster, parts in start.owned.items()}
+        none: Mapping[str, frozenset[str]] = dict.fromkeys(start.clusters, frozenset())
+        self.owned = {cluster: frozenset(parts) for cluster, parts in (start.owned if there.disjoint else none).items()}
         self.sent: Sent = {}
+        self.seen: Sent = {}  # of experts that are everybody's: what a cluster has made of the version before, as it arrived
         self.returned: Returned = {}
         self._cycles, self._resplit = start.cycles, resplit
-        self._how = Averaging(start.lora, start.weights, start.overlap)
+        self.moments: Moments = {}
+        self._how, self._there = Averaging(start.lora, start.weights, start.overlap, step), there
         self._first_cycle = start.first_cycle
         self.target: dict[str, str] = {}  # expert part -> next owner, while a re-split is under way
         self.counts: dict[str, Any] = {}  # cluster -> (counts_LM, tokens) of the trial that is under way
@@ -64,52 +96,85 @@ class ExpertOwners(ABC):
             sent = self.sent.get(link.cluster, {}).get(part)
             if part in self.owned[link.cluster]:
                 self.model[part], facts = averaged(self.model, group, self._how)
-            elif sent and sent.version == version:
-                self.model[part], facts = settled(link.cluster, group, self.model, self.sent, self.returned, self._how)
+            elif (sent and sent.version == version) or self.goes_on_from(link.cluster, part, version):
+                self.model[part], facts = self.settle(link.cluster, group, version)
             else:
                 link.log("refuse", part=part, version=version)
                 continue
             link.log("aggregate", part=part, version=version, behind=behind, digest=self.model[part].digest, **facts)
 
+    def goes_on_from(self, cluster: str, part: str, version: int) -> bool:
+        """Whether a cluster has trained on from a version that it has delivered: where its download was cut."""
+        seen = self.seen.get(cluster, {}).get(part)
+        return seen is not None and seen.version == version
+
+    def settle(self, cluster: str, group: list[Update], version: int) -> tuple[Piece, Facts]:
+        """A shared part moves by what the server has not seen yet."""
+        part, sent = group[0].piece.part, self.sent.setdefault(cluster, {})
+        newer = None
+        if part not in sent or sent[part].version != version:
+            newer, sent[part] = sent.get(part), self.seen[cluster][part]
+        result = settled(cluster, group, self.model, self.sent, self.returned, self._how, self.moments)
+        if newer is not None:
+            sent[part] = newer
+        if part in self.everybodys:
+            arrived = averaged({part: replace(group[0].piece, version=version - 1)}, group, self._how)[0]
+            self.seen.setdefault(cluster, {})[part] = arrived
+        return result
+
     @abstractmethod
     def order(self, mine: frozenset[str]) -> Task:
-        """What a cluster goes on with out of contact."""
+        """What a cluster trains of its experts, and goes on with out of contact."""
+
+    def away(self, mine: frozenset[str]) -> Task | None:
+        """What it does out of contact, unless it rests."""
+        return self.order(mine) if self._there.away else None
 
     def first_order(self, cluster: str) -> Task | None:
         """What it does until it is met: nothing, or, as the else-branch says from t = 0 on, what it does later."""
-        return self.order(self.owned[cluster]) if self._first_cycle == "paper" else None
+        return self.away(self.owned[cluster]) if self._first_cycle == "paper" else None
 
     async def flush(self, link: Link) -> None:
         """After training: experts that were trained since the last contact."""
-        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))
+        await self.gather(link)
         await link.leave(None)
+
+    async def gather(self, link: Link) -> None:
+        """Upload; expert update (31)."""
+        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared | self.everybodys))
+
+    def rounds(self, fit: int) -> int:
+        """Of a contact, of those that fit."""
+        most = self._there.joint_rounds
+        return fit if most is None else min(fit, most)
 
     async def joint_contact(self, link: Link, experts_frozen: bool = False) -> None:
         """The connected phase of Algorithm 2, then the standing order for the disconnected phase."""
-        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)
+        await self.gather(link)  # upload; expert update (31)
         mine = self.next_owned(link.cluster)
-        disconnected = None if experts_frozen else self.order(mine)
+        disconnected = None if experts_frozen else self.away(mine)
         await self.send_model(link, disconnected)  # model download and local initialisation
         self.hand_over(link, mine)
         if not experts_frozen:
             await self.trial(link)
-        joint = Task(self.shared if experts_frozen else mine | self.shared)
-        rounds = link.rounds_left(self.shared, self.shared, joint)
+        shared = self.shared if experts_frozen else self.shared | self.everybodys
+        joint = Task(shared if experts_frozen else mine | shared)
+        rounds = self.rounds(link.rounds_left(shared, shared, joint))
         await link.train(replace(joint, rounds=rounds))  # local update, (34) and (36)
-        self.accept(link, await link.collect(self.shared))  # local gate upload; gate update (32)
-        self.remember_shared(link)
-        await link.send(picked(self.model, self.shared), disconnected)  # gate download
+        self.accept(link, await link.collect(shared))  # local gate upload; gate update (32)
+        self.remember(link, shared)
+        await link.send(picked(self.model, shared), disconnected)  # gate download
         await link.leave(disconnected)  # else-branch: local expert update
 
     async def send_model(self, link: Link, order: Task | None) -> None:
         """The entire updated global model; only pieces that the devices lack will travel."""
-        self.remember_shared(link)
+        self.remember(link, self.shared | self.everybodys)
         experts = set(filter(is_expert, self.model))
         await link.send(picked(self.model, experts | self.shared), order)
 
-    def remember_shared(self, link: Link) -> None:
+    def remember(self, link: Link, parts: frozenset[str]) -> None:
         """Changes of shared parts refer to the version that was sent."""
-        self.sent[link.cluster] = {part: self.model[part] for part in in_order(self.shared)}
+        self.sent[link.cluster] = self.sent.get(link.cluster, {}) | {part: self.model[part] for part in in_order(parts)}
 
     async def trial(self, link: Link) -> None:
         """Every R cycles each cluster counts its routing once, on θ_t as it came down; when all have, Algorithm 1 is run."""
@@ -146,7 +211,7 @@ class EmsFl(ExpertOwners):
 
     def order(self, mine: frozenset[str]) -> Task:
         """Algorithm 2, the else-branch."""
-        return Task(mine)
+        return Task(mine | self.everybodys)
 
     async def contact(self, link: Link) -> None:
         """Algorithm 2, the branch of the connected cluster."""
@@ -160,27 +225,37 @@ class EnhancedEmsFl(ExpertOwners):
         start: what every protocol is given.
         resplit: when and how experts are split again.
         gate_tail_cycles: how many cycles, at the end, tune the gate only.
+        step, there: as `ExpertOwners` has them.
     """
 
-    def __init__(self, start: Start, resplit: Resplit = Resplit(), gate_tail_cycles: int = 1):  # frozen
-        super().__init__(start, resplit)
+    def __init__(
+        self,
+        start: Start,
+        resplit: Resplit = Resplit(),  # frozen
+        gate_tail_cycles: int = 1,
+        step: Step = ADDED,
+        there: Parts = WHOLE,
+    ):
+        super().__init__(start, resplit, step, there)
         self._tail_from = start.cycles - gate_tail_cycles
 
     def order(self, mine: frozenset[str]) -> Task:
         """Algorithm 3, the else-branch, with the mask (39)."""
-        return Task(mine, route=mine)
+        experts = mine | self.everybodys
+        return Task(experts, route=experts if self._there.mask else None)
 
     async def contact(self, link: Link) -> None:
         """Algorithm 3, the branch of the connected cluster."""
         if link.cycle >= self._tail_from:
             await self.joint_contact(link, experts_frozen=True)  # train gate with standard EMS-FL
             return
-        self.accept(link, await link.collect(self.owned[link.cluster] | self.shared))  # upload; expert update (31)
+        await self.gather(link)  # upload; expert update (31)
         mine = self.next_owned(link.cluster)
-        order = self.order(mine)
-        await link.send(picked(self.model, mine), order)  # model download and local initialisation
+        order, away = self.order(mine), self.away(mine)
+        self.remember(link, self.everybodys)
+        await link.send(picked(self.model, order.parts), away)  # model download and local initialisation
         self.hand_over(link, mine)
         await self.trial(link)
-        if mine:
-            await link.train(replace(order, rounds=link.rounds_left(task=order)))  # local update
-        await link.leave(order)  # else-branch: local expert update
+        if order.parts:
+            await link.train(replace(order, rounds=self.rounds(link.rounds_left(task=order))))  # local update
+        await link.leave(away)  # else-branch: local expert update

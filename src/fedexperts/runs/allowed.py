@@ -18,14 +18,15 @@ from ..contact.plan import FASTEST_BPS, Contact, ContactPlan, Direction
 from ..drive.classes import DeviceClass
 from ..errors import InputError
 from ..moe.parts import in_order, is_expert
-from ..own import is_own
-from ..scenario import BY_CLIENT, Prospect
+from ..scenario import Prospect
 from ..setup.clients import cluster_kinds
 from ..setup.plan import Orbit
+from ..tables import EmsFl
 from ..train.task import Task
 from .imagined import Imagined, imagined
 
 Owners = Mapping[str, frozenset[str]]
+BOUNDED = ("ems-fl", "ems-fl-enhanced", "sync")
 MOST_SATELLITES = 50
 """Of a larger shell passes are not computed again to say what a lower mask or one more satellite would help."""
 LOWER_DEG = 5.0
@@ -77,11 +78,13 @@ def sizes(scenario: Prospect, owners: Owners | None = None) -> tuple[Sizes, Owne
     """
     if scenario.model is None:
         raise InputError("[model]: is missing; a bound needs the sizes of what travels: give a path or a config")
-    if scenario.protocol in BY_CLIENT or is_own(scenario.protocol):
+    if scenario.protocol not in BOUNDED:
         raise InputError(
             f"protocol = {scenario.protocol!r}: bounds are of protocols whose clusters own experts; use ems-fl, "
             "ems-fl-enhanced or sync"
         )
+    if scenario.protocol != "sync" and scenario.ems_fl not in (None, EmsFl()):
+        raise InputError("[ems_fl]: bounds are of EMS-FL with all its parts; leave the table out")
     world = imagined(scenario)
     train = world.train
     trained = [part for part in world.pieces if is_expert(part) or part in train.shared]

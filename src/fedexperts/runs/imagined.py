@@ -26,10 +26,10 @@ from ..protocol.aligned import Aligned, Alignment, Client
 from ..protocol.ems_fl import EmsFl, EnhancedEmsFl
 from ..protocol.link import ServerProtocol
 from ..protocol.networked import Networked
-from ..protocol.sync import Sync
-from ..scenario import BY_CLIENT, Prospect
+from ..scenario import Prospect
 from ..setup.clients import capacity_over
 from ..tables import Model, Train
+from ..tables.protocols import AT_HOME, BY_CLIENT
 from ..train.dry import Blank
 from ..train.task import Task
 from ..train.wire import Typed, wire_B
@@ -112,6 +112,8 @@ class Imagined:
     @cached_property
     def upload_B(self) -> dict[str, int]:
         """Bytes of a device's upload of each part."""
+        if self.scenario.protocol in AT_HOME:
+            return dict.fromkeys(self.leaves, 0)
         sizes = {part: wire_B(self._typed(part, tensors), self.table.uplink) for part, tensors in self.leaves.items()}
         if self.scenario.protocol == "networked":
             D = self.representation_size
@@ -159,12 +161,11 @@ class Imagined:
         samples = dict.fromkeys(links, 1)
         start = told.start(self.scenario, self.train, dict(self.pieces), self.owned(links), cycles, samples)
         match self.scenario.protocol:
-            case "sync":
-                return Sync(start)
             case "ems-fl":
-                return EmsFl(start)
+                return EmsFl(start, there=told.parts(self.scenario))
             case "ems-fl-enhanced":
-                return EnhancedEmsFl(start, gate_tail_cycles=min(self.train.gate_tail_cycles, 2 if short else cycles))
+                tail = min(self.train.gate_tail_cycles, 2 if short else cycles)
+                return EnhancedEmsFl(start, gate_tail_cycles=tail, there=told.parts(self.scenario))
             case "aligned":
                 assert alignment is not None
                 return Aligned(start, alignment)
@@ -172,7 +173,7 @@ class Imagined:
                 stages = told.stages(self.scenario, samples, self.representation_size, self.latent_size)
                 few = {name: min(2, getattr(stages, name)) for name in LENGTHS}
                 return Networked(start, replace(stages, **few) if short else stages)
-        raise AssertionError(f"{self.scenario.protocol}: of the user's own, which `check` goes through")
+        return told.whole(self.scenario, start)
 
     def short_cycles(self) -> int:
         """Cycles of a protocol with short stages: enough to see each contact that differs from the last."""
@@ -227,13 +228,14 @@ class Imagined:
         M, gate = self.model.experts, GATE in self.shared
         beside = sum(count(self.model.parts[part]) for part in self.shared - {GATE})
         match self.scenario.protocol:
-            case "sync":
-                return {"training": held.training(held.complete, M, M, gate, beside=beside)}
             case "ems-fl":
                 training = held.training(held.complete, M, experts, gate, beside=beside)
                 return {"trial": held.trial(held.complete), "training": training}
             case "ems-fl-enhanced":
-                training = held.training(held.loaded, experts, experts, masked=True)
+                masked = told.parts(self.scenario).mask
+                training = held.training(
+                    held.loaded if masked else held.complete, experts if masked else M, experts, masked=masked
+                )
                 found = {"trial": held.trial(held.apart), "training": training}
                 tail = {"gate_tail": held.training(held.apart, M, 0, gate, beside=beside)}
                 return {**found, **(tail if self.train.gate_tail_cycles else {})}
@@ -247,14 +249,15 @@ class Imagined:
                     "experts": held.training(held.loaded, 1, 1, masked=True),
                     "gate": held.training(held.loaded, 1, 0, gate=True),
                 }
-        raise AssertionError(f"{self.scenario.protocol}: of the user's own, which `check` goes through")
+        return {"training": held.training(held.complete, M, M, gate, beside=beside)}
 
     def carries(self, alignment: Alignment | None, link: str) -> int:
         """Experts that a link's devices are to hold at once."""
-        if self.scenario.protocol == "sync":
-            return self.model.experts
+        if self.scenario.protocol == "networked":
+            return 1
         if alignment is None:
-            return -(-self.model.experts // len(self.scenario.cluster)) if self.scenario.protocol != "networked" else 1
+            owners = self.scenario.protocol.startswith("ems-fl") and told.parts(self.scenario).disjoint
+            return -(-self.model.experts // len(self.scenario.cluster)) if owners else self.model.experts
         most = min(self.model.experts, alignment.max_experts or self.model.experts)
         return experts_that_fit(alignment.clients[link].capacity, alignment.need, alignment.deadline_s, most)[0]
 

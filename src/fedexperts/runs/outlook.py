@@ -21,8 +21,9 @@ from ..moe.outline import count
 from ..moe.parts import GATE, in_order, is_expert
 from ..moe.size import forward_flops
 from ..protocol.aligned import Alignment
-from ..scenario import BY_CLIENT, Prospect
-from ..setup.clients import client_plan, clients, cluster_kinds, device_classes
+from ..scenario import Prospect
+from ..setup.clients import CENTRAL_LINK, central_plan, client_plan, clients, cluster_kinds, device_classes
+from ..tables.protocols import AT_HOME, BY_CLIENT
 from ..train.dry import DryHost, Imaginary
 from .imagined import Imagined, imagined
 
@@ -104,6 +105,9 @@ class _Links:
             self.plan = client_plan(plan, group, scenario)
             self.kinds = {client.name: client.kind for client in group}
             self.place = {client.name: scenario.cluster[client.at].name for client in group}
+        elif scenario.protocol == "central":
+            self.plan, self.kinds = central_plan(plan), {CENTRAL_LINK: next(iter(cluster_kinds(scenario).values()))}
+            self.place = {CENTRAL_LINK: CENTRAL_LINK}
         else:
             self.plan, self.kinds = plan, cluster_kinds(scenario)
             self.place = {name: name for name in self.kinds}
@@ -218,7 +222,8 @@ def _played(world: Imagined, links: _Links, wanted: int, known_flops: bool) -> d
     for line in lines:
         if line.get("cluster") in every:
             every[line["cluster"]].append(line)
-    devices = {place.name: place.devices for place in world.scenario.cluster}  # one was played for all of a cluster
+    one = world.scenario.protocol in AT_HOME
+    devices = {place.name: 1 if one else place.devices for place in world.scenario.cluster}  # one was played for all
     steps = sum(line["steps"] * devices.get(line["cluster"], 1) for line in lines if line["event"] == "train")
     if timed:
         warn_of_steps(steps * wanted / cycles, pace)

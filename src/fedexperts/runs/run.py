@@ -24,7 +24,7 @@ import torch
 
 from .. import __version__
 from ..drive.cluster import Pace
-from ..drive.faults import Faults
+from ..drive.faults import NO_FAULTS, Faults
 from ..drive.simulate import Simulator
 from ..errors import InputError, overheard
 from ..events import FORMAT
@@ -154,7 +154,7 @@ def simulator(
         ledger,
         evaluate,
         train.final_flush,
-        faults=Faults(**scenario.faults.model_dump(), seed=scenario.seed),
+        faults=NO_FAULTS if prepared.at_home else Faults(**scenario.faults.model_dump(), seed=scenario.seed),
         kinds=prepared.kinds,
         trial_B=partial(trial_B, scenario),
         first_uplink_B=first_uplink_B,

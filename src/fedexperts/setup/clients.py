@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..assign.scores import Capacity
-from ..contact.plan import MOST_CONTACTS, Contact, ContactPlan, PlanError
+from ..contact.plan import MOST_CONTACTS, TIGHT_S, Contact, ContactPlan, PlanError
 from ..drive.classes import CLASSES, DeviceClass, device_class, drawn
 from ..errors import InputError
 from ..scenario import Prospect, Scenario
@@ -54,6 +54,25 @@ def cluster_kinds(scenario: Scenario | Prospect) -> dict[str, DeviceClass]:
     """
     classes = device_classes(scenario)
     return {cluster.name: classes[_classes(cluster.device)[0]] for cluster in scenario.cluster}
+
+
+CENTRAL_LINK = "central"
+"""Where all data are in one place, the only link."""
+
+
+def central_plan(plan: ContactPlan) -> ContactPlan:
+    """When one place with all data trains: in every contact of the plan, whoever's it is; those that overlap are one.
+
+    Cycles end as they do in the plan, so that a cycle has as many rounds, one after the other, as the synchronous baseline's.
+    """
+    joined: list[tuple[float, float]] = []
+    for contact in plan.contacts:
+        if joined and contact.start_s < joined[-1][1] - TIGHT_S:
+            joined[-1] = joined[-1][0], max(joined[-1][1], contact.end_s)
+        else:
+            joined.append((contact.start_s, contact.end_s))
+    contacts = tuple(Contact(CENTRAL_LINK, start_s, end_s) for start_s, end_s in joined)
+    return ContactPlan((CENTRAL_LINK,), contacts, plan.horizon_s, plan.cycle_ends_s, plan.notes)
 
 
 def _classes(device: str | Mapping[str, float]) -> Sequence[str]:

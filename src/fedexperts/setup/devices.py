@@ -86,6 +86,7 @@ def _local_training(scenario: Scenario) -> LocalTraining:
         weight_decay=table.weight_decay,
         bucketing=table.bucketing,
         loss=_local_loss(scenario),
+        proximal_mu=table.proximal_mu or 0.0,
         max_update_norm=table.max_update_norm or MAX_UPDATE_NORM,
         cache_B=int(table.cache_MB * 1e6) // sum(cluster.devices for cluster in scenario.cluster),
     )

@@ -39,7 +39,8 @@ class Prepared:
 
     What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one. Without
     validation data ``validation`` is the test data. ``homes`` are the links whose devices answer for experts that never go
-    to the server.
+    to the server. ``held`` are the training samples that each cluster's devices hold. ``at_home``: nothing travels, so that no
+    link can fail.
     """
 
     scenario: Scenario
@@ -52,7 +53,9 @@ class Prepared:
     data: Datasets
     kinds: dict[str, DeviceClass]
     objectives: dict[str, Objective]
+    held: dict[str, int]
     by_client: bool = False
+    at_home: bool = False
     homes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -80,11 +83,8 @@ class Prepared:
 
     def used(self) -> dict[str, list[int]]:
         """Of each cluster the training samples that its devices hold, and all that it has; a partition may leave some over."""
-        hosts, found = iter(self.hosts.values()), {}
-        for cluster in self.scenario.cluster:
-            mine = [next(hosts) for _ in range(cluster.devices if self.by_client else 1)]
-            found[cluster.name] = [sum(sum(host.samples) for host in mine), size(self.data.splits[cluster.name].train)]
-        return found
+        there = {name: size(splits.train) for name, splits in self.data.splits.items()}
+        return {name: [held, there[name]] for name, held in self.held.items()}
 
     def _recipe(self, table: Warmup) -> WarmUp:
         names = (table.steps, table.batch_size, table.lr, table.weight_decay, table.token_dropout, table.gate_fit)
@@ -132,6 +132,7 @@ def prepare(scenario: Scenario, by_client: bool = False, even: bool = False, onl
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     wanted = [cluster for cluster in scenario.cluster if cluster.name in data.splits and only in (None, cluster.name)]
     shares = {cluster.name: dealt(cluster, data.splits[cluster.name].train, scenario.seed) for cluster in wanted}
+    held = {name: sum(map(size, group)) for name, group in shares.items()}
     groups = devices(scenario, view, model, data.objectives, shares)
     plan, hosts, kinds, objectives = _links(scenario, plan, groups, classes, data, by_client)
 
@@ -143,7 +144,7 @@ def prepare(scenario: Scenario, by_client: bool = False, even: bool = False, onl
         tests = validation = judged({name: test_of(splits) for name, splits in data.splits.items()}, "test")
     if only is None and any(splits.validation is not None for splits in data.splits.values()):
         validation = judged({name: validation_of(splits) for name, splits in data.splits.items()}, "validation")
-    prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives, by_client)
+    prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives, held, by_client)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared

@@ -2,7 +2,7 @@
 
 from .fields import LONGEST_S, MOST, Count, Fraction, Load, Name, NonNegative, OwnName, Positive, Table, Whole
 from .learning import Adapters, Cluster, Evaluation, Model, TaskTable, Train, Warmup
-from .methods import Alignment, Assignment, NetworkedTable
+from .methods import Alignment, Assignment, EmsFl, NetworkedTable, Server
 from .network import Device, Faults, Place, Plan, Radio, Satellite, Walker
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Cluster",
     "Count",
     "Device",
+    "EmsFl",
     "Evaluation",
     "Faults",
     "Fraction",
@@ -28,6 +29,7 @@ __all__ = [
     "Positive",
     "Radio",
     "Satellite",
+    "Server",
     "Table",
     "TaskTable",
     "Train",

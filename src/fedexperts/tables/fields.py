@@ -17,6 +17,7 @@ NonNegative = Annotated[float, Field(ge=0, le=1e30)]
 """Products and quotients of a few such numbers are finite."""
 Load = Literal["all", "own", "stream"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 MOST = 10**9
 """Of anything that is counted: above what fits any machine, and sums of it stay whole numbers of 64 bits."""
 Count = Annotated[int, Field(ge=1, le=MOST)]

@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .fields import LONGEST_S, MOST, Count, Fraction, NonNegative, OwnName, Positive, Table, Whole
+from .fields import LONGEST_S, MOST, Count, Fraction, NonNegative, OwnName, Positive, Share, Table, Whole
 from .network import Place
 
 SHORTEST_S = 1e-3
 Seconds = Annotated[float, Field(ge=SHORTEST_S, le=LONGEST_S)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Adapters(Table):
@@ -177,6 +176,9 @@ class Train(Table):
     """Weight decay of AdamW; with sgd an L2 penalty."""
     local_loss: OwnName | None = None
     """A function of your own, from a batch's loss to what is minimised, as examples/fedprox.py; left out, it is that loss."""
+    proximal_mu: NonNegative | None = None
+    """µ of FedProx: the loss gains µ/2 times the squared distance of what is trained from what was received; left out, 0. Not
+    of central and local, which receive nothing."""
     shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
     """Parts beside experts that whoever is in contact trains; of all protocols but networked."""
     seconds_per_round: Annotated[Seconds | Literal["device"], BeforeValidator(_seconds)] = 60.0
@@ -188,11 +190,11 @@ class Train(Table):
     final_flush: bool = True
     """Whether one further contact a cluster, without training, collects what was not uploaded."""
     first_cycle: Literal["met", "paper"] = "met"
-    """Whether clusters rest until they are met, or train from the start; ems-fl and ems-fl-enhanced."""
+    """Whether clusters rest until they are met, or train from the start; ems-fl, ems-fl-enhanced, fedasync, fedbuff."""
     weights: Literal["devices", "samples"] = "devices"
-    """Whether devices weigh alike or by their samples in (26), (31) and (32); sync, ems-fl and ems-fl-enhanced."""
+    """Whether devices weigh alike or by their samples in (26), (31) and (32); of protocols whose links are clusters."""
     overlap: Literal["add", "mean"] | None = None
-    """Changes of clusters that train one version at once add up, or are averaged; sync, ems-fl and ems-fl-enhanced."""
+    """Changes of clusters that train one version at once add up, or are averaged; sync, sync-c-rounds and EMS-FL's."""
     max_update_norm: Positive | None = None
     """An update is refused whose change of a part has a larger root mean square, in units of that of the part as it was
     sent, of at least 1; left out, 100, which lets all training that works through."""

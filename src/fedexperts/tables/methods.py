@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .fields import Count, Fraction, NonNegative, Positive, Table, Whole
+from .fields import Count, Fraction, NonNegative, Positive, Share, Table, Whole
 
 
 class Assignment(Table):
@@ -28,6 +28,44 @@ class Assignment(Table):
     """Whether algorithm-1 takes experts in a seeded order, or by their numbers."""
     repair: bool = True
     """Whether a cluster left without an expert gets the least relevant surplus one of another."""
+
+
+class Server(Table):
+    """``[server]``: what the server makes of the changes that arrive; η, β and τ are those of Reddi et al. (2021), Algorithm 2.
+
+    Of sync, sync-c-rounds and fedbuff for all that is trained, of ems-fl and ems-fl-enhanced for shared parts: an expert with
+    one owner becomes what its owner has. Protocols central and local have no server.
+    """
+
+    optimizer: Literal["sgd", "momentum", "adam", "yogi"] = "sgd"
+    """Whether a mean change is added (FedAvg), or goes through momentum (FedAvgM), Adam (FedAdam) or Yogi (FedYogi)."""
+    lr: Positive | None = None
+    """η: what a step is multiplied by; left out, 1 of sgd and momentum, 0.01 of adam and yogi."""
+    beta1: Share = 0.9
+    """β₁: what remains of the mean of changes; of momentum, adam and yogi."""
+    beta2: Share = 0.99
+    """β₂: what remains of the mean of their squares; of adam and yogi."""
+    tau: Positive = 1e-3
+    """τ: added to the root of that mean, which starts at τ²; of adam and yogi."""
+    mixing: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """α: share of the arriving model in the new one, times s; fedasync."""
+    staleness_exponent: NonNegative = 0.5
+    """a of s = (1 + τ)^−a, where τ are the updates since the model that was trained from; fedasync and fedbuff."""
+    buffer: Count = 2
+    """K: clusters whose changes make an update together; fedbuff."""
+
+
+class EmsFl(Table):
+    """``[ems_fl]``: parts of EMS-FL to be switched off, so that its gain is taken apart; ems-fl and ems-fl-enhanced."""
+
+    away: bool = True
+    """Whether clusters train on while they are out of contact (asynchrony)."""
+    disjoint: bool = True
+    """Whether an expert has one owner; else all clusters train all experts, whose changes are averaged as those of the gate."""
+    mask: bool = True
+    """Whether the gate may pick the own experts alone, before the gate tail; ems-fl-enhanced."""
+    joint_rounds: Count | None = None
+    """Local rounds in a contact, at most; as many as fit if left out."""
 
 
 class Alignment(Table):

@@ -44,6 +44,7 @@ class LocalTraining:
     gradient step (4)-(5). ``lr_gate`` is η^U and serves every shared part; ``lr_expert`` is η^E. ``bucketing`` makes batches of
     samples of similar length; it changes nothing where all have one length. ``cache_B`` bounds what a device keeps of the
     outputs of frozen layers (see `frozen`); 0 computes them in every step. ``loss`` makes of a batch's loss what is minimised.
+    ``proximal_mu`` is FedProx's μ: this gains μ/2·‖w − w_received‖² over all that is trained.
     What changes a part by more than ``max_update_norm`` has diverged, see `protocol.admission`.
     """
 
@@ -56,6 +57,7 @@ class LocalTraining:
     bucketing: bool = True
     cache_B: int = 10**9
     loss: LocalLoss | None = None
+    proximal_mu: float = 0.0
     max_update_norm: float = MAX_UPDATE_NORM
 
 
@@ -252,8 +254,9 @@ class Device(Holding):
         return self.view.freeze(but=[part for part in parts if part not in BESIDE])
 
     def _local_loss(self, leaves: list[tuple[str, str, Tensor]]) -> Callable[[Tensor], Tensor]:
-        """What is made of a batch's loss: with a function of the user's own, from the leaves and what they were received as."""
-        if (own := self.local.loss) is None:
+        """What is made of a batch's loss, from the leaves and what they were received as: by an own function, FedProx."""
+        own, mu = self.local.loss, self.local.proximal_mu
+        if own is None and not mu:
             return lambda loss: loss
         started = {part for part, _, _ in leaves if part in self.trained}
         for part in started:
@@ -264,10 +267,13 @@ class Device(Holding):
         trained = {f"{part}/{name}": leaf for part, name, leaf in leaves}
 
         def term(loss: Tensor) -> Tensor:
-            made = own(loss, trained, received)
+            made = loss if own is None else own(loss, trained, received)
             if not isinstance(made, Tensor) or made.dim():
                 raise InputError(f"train.local_loss: returned {type(made).__name__}; it must return a tensor of one number")
-            return made
+            if not mu:
+                return made
+            apart = sum((leaf.float() - received[name].float()).square().sum() for name, leaf in trained.items())
+            return made + mu / 2 * apart
 
         return term
 

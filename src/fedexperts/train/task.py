@@ -27,6 +27,7 @@ class Task:
         unit_gradient: whether gradients are scaled to the global norm 1.
         rate: what learning rates are multiplied by.
         appraisal: how many of its samples a device judges each expert on before it trains it; 0: none.
+        speed: local rounds that take the time of one, as on devices so many times as fast.
     """
 
     parts: frozenset[str]
@@ -38,6 +39,7 @@ class Task:
     unit_gradient: bool = False
     rate: float = 1.0
     appraisal: int = 0
+    speed: int = 1
 
 
 @dataclass(frozen=True)

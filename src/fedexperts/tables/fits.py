@@ -1,0 +1,58 @@
+"""What of ``[server]`` and ``[ems_fl]`` a protocol cannot do, in words."""
+
+from __future__ import annotations
+
+from .learning import Model, Train
+from .methods import Assignment, EmsFl, Server
+
+AVERAGED = ("sync", "sync-c-rounds", "fedbuff")
+"""Protocols whose server moves all that is trained by mean changes."""
+WHY = {
+    "fedasync": "mixes whole models, and has server.mixing for that; use fedbuff",
+    "aligned": "averages an expert over those who were given it in a round, others each time",
+    "networked": "has experts that never leave their clients",
+}
+"""Of protocols without a step of the server's own."""
+
+
+def misfit(
+    protocol: str, server: Server, table: EmsFl, assignment: Assignment, train: Train | None, model: Model | None
+) -> str | None:
+    """The first that does not fit, with the remedy; None if all does."""
+    return _of_server(protocol, server, table, model) or (_of_ems_fl(protocol, table, assignment, train))
+
+
+def _of_server(protocol: str, server: Server, table: EmsFl, model: Model | None) -> str | None:
+    if server.optimizer == "sgd" and server.lr in (None, 1.0):
+        return None
+    given = f"server.optimizer = {server.optimizer!r}" if server.optimizer != "sgd" else f"server.lr = {server.lr:g}"
+    if why := WHY.get(protocol):
+        return f"{given}: protocol = {protocol!r} {why}; leave it out"
+    factored = model is not None and model.lora is not None and model.lora.average == "refactor"
+    experts = protocol in AVERAGED or (protocol.startswith("ems-fl") and not table.disjoint)
+    by_products = protocol == "fedbuff" and server.optimizer == "sgd"  # a sum of products, whatever their weights
+    if factored and experts and not by_products:
+        return (
+            f'{given}: steps on numbers, and model.lora.average = "refactor" makes other factors of adapters each time; set '
+            'average = "merge" or "factors"'
+        )
+    return None
+
+
+def _of_ems_fl(protocol: str, table: EmsFl, assignment: Assignment, train: Train | None) -> str | None:
+    if protocol not in ("ems-fl", "ems-fl-enhanced"):
+        return None
+    if not table.mask and protocol == "ems-fl":
+        return 'ems_fl.mask = false: protocol = "ems-fl" masks no gate; leave it out, or use ems-fl-enhanced'
+    if not table.mask and not table.disjoint:
+        return (
+            "ems_fl.mask = false: with disjoint = false every cluster has all experts, and a mask lets all pass; leave one out"
+        )
+    if not table.disjoint and assignment.every_cycles:
+        return (
+            f"ems_fl.disjoint = false: experts without owners cannot be split again; set assignment.every_cycles = 0 (it is "
+            f"{assignment.every_cycles})"
+        )
+    if not table.away and train is not None and train.first_cycle == "paper":
+        return 'ems_fl.away = false: train.first_cycle = "paper" is training out of contact; set it to "met"'
+    return None

@@ -49,6 +49,8 @@ from fedexperts.peer.network import init, peers_text
 from fedexperts.peer.peer import Peer
 from fedexperts.peer.peers_file import Network, Patience, Tls
 from fedexperts.peer.relay import Relay, Shape
+from fedexperts.report.chart import Chart, Line, Panel
+from fedexperts.report.page import shown, write_page
 from fedexperts.runs.ended import scenario_of
 from fedexperts.train.message import encode
 
@@ -317,22 +319,15 @@ async def links(bench: Bench) -> None:
 
 def figure(found: dict[str, list[tuple[Any, Asked]]], path: Path) -> None:
     """Accuracy and p95 against loss, rate and absence."""
-    from plotly.subplots import make_subplots
-
-    panels = (("loss", "loss of segments"), ("rate", "rate, bit/s"), ("away", "clients away"))
-    drawn = make_subplots(rows=2, cols=3, shared_xaxes="columns", horizontal_spacing=0.07, vertical_spacing=0.08)
-    for column, (kind, title) in enumerate(panels, start=1):
-        x = [at for at, _ in found[kind]]
-        for row, values in ((1, [a.accuracy for _, a in found[kind]]), (2, [quantile(a.took_ms, 95) for _, a in found[kind]])):
-            drawn.add_scatter(x=x, y=values, mode="lines+markers", showlegend=False, row=row, col=column)
-        drawn.update_xaxes(type="log" if kind == "rate" else "linear", col=column)
-        drawn.update_xaxes(title_text=title, row=2, col=column)
-    drawn.update_yaxes(range=(0, 1), row=1)
-    drawn.update_yaxes(rangemode="tozero", row=2)
-    drawn.update_yaxes(title_text="accuracy", row=1, col=1)
-    drawn.update_yaxes(title_text="p95, ms", row=2, col=1)
-    drawn.update_layout(title=f"Client 0 asks for {BATCH} images at a time", width=1100, height=600)
-    drawn.write_html(path, include_plotlyjs="inline")
+    kinds = (("loss", "loss of segments"), ("rate", "rate, bit/s"), ("away", "clients away"))
+    panels = []
+    for label, value in (("accuracy", lambda asked: asked.accuracy), ("p95, ms", lambda asked: quantile(asked.took_ms, 95))):
+        for kind, title in kinds:
+            line = Line(label, [float(at) for at, _ in found[kind]], [float(value(asked)) for _, asked in found[kind]])
+            panels.append(Panel(title, label, [line], log="x" if kind == "rate" else ""))
+    title = f"Client 0 asks for {BATCH} images at a time"
+    alt = "Accuracy and the 95th percentile of latency against loss of segments, rate and clients that are away"
+    write_page(path, title, shown([Chart("Accuracy and latency", alt, panels, columns=3)]))
     print(f"{path}: accuracy and latency against loss, rate and absence")
 
 

@@ -50,6 +50,8 @@ from fedexperts.moe.view import View
 from fedexperts.peer.links import Links, best
 from fedexperts.peer.peers_file import Network
 from fedexperts.peer.tls import Authority, certificate_of, pem
+from fedexperts.report.measured import bound_section, dense_rows
+from fedexperts.report.work import peak_B
 from fedexperts.runs import checkpoint
 from fedexperts.runs.ended import scenario_of, what_lacks
 from fedexperts.runs.owners_file import read_owners
@@ -332,7 +334,29 @@ def adapters(path: Path) -> None:
     peft_adapter(parts_of({name: stored.tensor(name) for name in stored.shapes}), 2, 4.0)
 
 
+BOUND = {
+    **{scheme: {"published": 12.5, "corrected": None} for scheme in ("ems_fl", "sync")},
+    "constants": {"grad_expert": 1.5, "grad_gate": 0.25},
+}
+JUDGED = {"models": [{"model": "law", "dense": True, "clusters": {"x": {"metric": "accuracy", "accuracy": 0.25}}}]}
+
+
+def beside(path: Path) -> None:
+    """What a report tells of dense models."""
+    rows, told = dense_rows({"run": path.parent}, {"run": {"metric_by_cluster": {"x": "accuracy"}}})
+    told.encode()  # as the page's bytes
+    assert all(isinstance(score, float) for row in rows.values() for score in row.values())
+
+
 RUNS = (
+    Reader(
+        "bound.json of a run",
+        file("bound.json", as_json(BOUND)),
+        lambda path: bound_section({"run": path.parent}).encode(),
+        "json",
+    ),
+    Reader("eval.json of a run", file("eval.json", as_json(JUDGED)), beside, "json"),
+    Reader("memory of a run", file("runtime.jsonl", b'{"peak_rss_B": 5e8}\n'), lambda path: peak_B(path.parent), "lines"),
     Reader("ledger", file("ledger.jsonl", on_lines(LEDGER)), ledger, "lines"),
     Reader("owners", file("owners.json", as_json({"assignment": {"x": [0], "y": ["1.3", "expert:4"]}})), read_owners, "json"),
     Reader("scenario of a run", _run("scenario.toml"), lambda path: scenario_of(path.parent), "toml"),

@@ -29,6 +29,8 @@ MAY = {
     "scenario": BASE | {"tables", "overrides"},
     "caveats": set(),
     "ledger": BASE | {"caveats", "events", "lines"},
+    "columns": set(),
+    "recorded": BASE | {"columns", "ledger", "report"},
     "reference": BASE | {"scenario", "tables", "values", "events", "contact", "drive"},
     "contact": BASE,
     "assign": BASE,
@@ -43,7 +45,7 @@ MAY = {
     "runs": BASE
     | LOWER
     | {"protocol", "drive", "setup", "method", "scenario", "tables", "ledger", "caveats", "events", "lines"}
-    | {"theory", "overrides", "statistics"},
+    | {"theory", "overrides", "statistics", "columns"},
     "deploy": BASE | LOWER | {"protocol", "setup", "method", "scenario", "tables", "ledger", "runs", "peer"},
     "peer": BASE | LOWER | {"setup", "method", "scenario", "tables", "runs"},
     "report": BASE | {"caveats", "ledger"},

@@ -9,6 +9,7 @@ from .errors import Diverged, InputError, InputWarning, RunError
 
 if TYPE_CHECKING:
     from .planned import plan
+    from .recorded import Run
     from .runs.advise import advise
     from .runs.answers import ask
     from .runs.compare import Comparison, compare
@@ -27,6 +28,7 @@ __all__ = [
     "InputError",
     "InputWarning",
     "Result",
+    "Run",
     "RunError",
     "Scenario",
     "Setting",
@@ -44,6 +46,7 @@ __all__ = [
 _WHERE = {
     "Comparison": "runs.compare",
     "Result": "runs.run",
+    "Run": "recorded",
     "Constants": "theory",
     "Scenario": "scenario",
     "Setting": "theory",

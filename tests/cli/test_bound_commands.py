@@ -192,7 +192,7 @@ def test_a_run_beside_its_bounds(made: tuple[Path, Path], fedexperts: Any, tmp_p
         assert came_s == pytest.approx(row["schedule_s"][: len(came_s)], abs=1e-3)
     page = (tmp_path / "out" / "plan.html").read_text()
     assert "plain, the run" in page
-    assert "Circles: what came in the run, by ems-fl." in page
+    assert "Markers: what came in the run, by ems-fl." in page
     _, out, _ = fedexperts("plan", path, "--bound", "--run", directory)
     assert re.search(
         r"the run: plain 3 updates, the last after .* by when the plan allows 3 in EMS-FL's order and \d+ by any", out

@@ -11,7 +11,7 @@ import small
 from fedexperts import Scenario, run
 from fedexperts.cli.lazy import PANELS
 
-HEAVY = ("torch", "transformers", "scipy", "sklearn", "plotly", "pydantic", "numpy", "pyarrow", "sgp4")
+HEAVY = ("torch", "transformers", "scipy", "sklearn", "matplotlib", "pydantic", "numpy", "pyarrow", "sgp4")
 
 
 def loaded(*words: str) -> set[str]:
@@ -48,7 +48,7 @@ name = "lisbon"
 def test_commands_that_need_no_model_load_no_torch(tmp_path: Path) -> None:
     (tmp_path / "bare.toml").write_text(PLAN)
     assert loaded("plan", str(tmp_path / "bare.toml")) <= {"numpy", "scipy", "pydantic", "sgp4"}
-    assert loaded("report", "--help") <= {"numpy", "pydantic", "plotly"}
+    assert loaded("report", "--help") <= {"numpy", "pydantic"}
 
 
 def test_a_comparison_that_has_ended_is_collected_without_torch(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_comparison_that_has_ended_is_collected_without_torch(tmp_path: Path) 
     for protocol in ("sync", "ems-fl"):
         run(Scenario.load(tmp_path / "small.toml"), out / f"{protocol}-seed-3", protocol=protocol)
     words = ("compare", str(tmp_path / "small.toml"), "--protocol", "sync,ems-fl", "--out", str(out), "--resume")
-    assert loaded(*words) <= {"numpy", "pydantic", "plotly"}
+    assert loaded(*words) <= {"numpy", "pydantic", "matplotlib"}
     assert "ems-fl" in (out / "report.html").read_text()
 
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from charts import bars, lines_of, maps
 from fedexperts.ledger import summary
 from fedexperts.report.alignment import WHOLE, heatmap_figure, load_figure, periods, sat_out_table
+from fedexperts.report.chart import Look, looks
 from fedexperts.report.compare_html import client_figure, curve_figure, write_comparison
 from fedexperts.runs.comparison import medians
 
@@ -63,17 +65,17 @@ def written(lines: list[dict[str, Any]], at: Path) -> Path:
 
 
 def test_cells_are_shares_of_a_periods_rounds() -> None:
-    first, second, third, whole = (trace.z for trace in heatmap_figure({"balanced": LINES}).data)
-    assert first == ([1, 0], [0, 1])
-    assert second == ([1, 0], [0, 0])  # b sat out
-    assert third == ([0, 1], [1, 0])
-    assert whole == ([0.5, 0.5], [0.5, 0.25])
+    first, second, third, whole = (maps(panel)[0].values for panel in heatmap_figure({"balanced": LINES}).panels)
+    assert first == [[1, 0], [0, 1]]
+    assert second == [[1, 0], [0, 0]]  # b sat out
+    assert third == [[0, 1], [1, 0]]
+    assert whole == [[0.5, 0.5], [0.5, 0.25]]
 
 
 def test_every_policy_has_a_row_of_panels_and_every_round_is_in_one_third() -> None:
-    figure = heatmap_figure({"random": LINES, "optimal": LINES})
-    titles = [note.text for note in figure.layout.annotations]
-    assert len(figure.data) == 8
+    chart = heatmap_figure({"random": LINES, "optimal": LINES})
+    titles = [panel.title for panel in chart.panels]
+    assert len(titles) == 8
     assert titles[0] == "random: first third"
     assert titles[-1] == "optimal: whole run"
     found = periods(LINES)
@@ -83,29 +85,33 @@ def test_every_policy_has_a_row_of_panels_and_every_round_is_in_one_third() -> N
 
 def test_a_run_of_two_rounds_has_no_thirds() -> None:
     short = ledger([{"a": [0]}, {"a": [1]}], [[5, 0], [0, 5]], [0.1, 0.2, 0.3])
-    assert [note.text for note in heatmap_figure({"random": short}).layout.annotations] == ["random: whole run"]
+    assert [panel.title for panel in heatmap_figure({"random": short}).panels] == ["random: whole run"]
 
 
 def test_loads_are_those_of_the_whole_run() -> None:
-    (bar,) = load_figure({"balanced": LINES}, {"balanced": "#000000"}).data
-    assert list(bar.y) == [20, 15]
+    ((bar,),) = (bars(panel) for panel in load_figure({"balanced": LINES}, {"balanced": Look()}).panels)
+    assert bar.values == {"0": 20, "1": 15}
 
 
 def test_bands_reach_from_the_lowest_seed_to_the_highest(tmp_path: Path) -> None:
     other = [{**line, "accuracy": line["accuracy"] + 0.2} if "accuracy" in line else line for line in LINES]
     group = [summary(written(lines, tmp_path / name) / "ledger.jsonl") for name, lines in (("one", LINES), ("two", other))]
-    band, line = curve_figure({"balanced": group}, "accuracy", "", {"balanced": "#000000"}).data[:2]
+    line = lines_of(curve_figure({"balanced": group}, "accuracy", "", {"balanced": Look()}).panels[0])[0]
     assert [round(y) for y in line.y] == [20, 30, 40, 60, 70, 70]
-    assert [round(y) for y in band.y][:6] == [30, 40, 50, 70, 80, 80]
-    assert [round(y) for y in band.y][6:] == [60, 60, 50, 30, 20, 10]
+    assert [round(y) for y in line.high] == [30, 40, 50, 70, 80, 80]
+    assert [round(y) for y in line.low] == [10, 20, 30, 50, 60, 60]
 
 
 def test_without_clients_there_is_no_personalised_panel() -> None:
     plain = {"accuracy_by_cluster": {"plain": 0.5}}
     both = plain | {"personal_by_client": {"plain/0": 0.6}}
-    colours = {"sync": "#000000", "aligned": "#111111"}
-    assert len(client_figure({"sync": [plain]}, colours).data) == 1
-    assert [list(bar.y) for bar in client_figure({"sync": [plain], "aligned": [both]}, colours).data] == [[50], [50], [], [60]]
+    own = looks(["sync", "aligned"])
+    assert [panel.title for panel in client_figure({"sync": [plain]}, own).panels] == ["global model"]
+    panels = client_figure({"sync": [plain], "aligned": [both]}, own).panels
+    assert [[dict(bar.values) for bar in bars(panel)] for panel in panels] == [
+        [{"plain": 50}, {"plain": 50}],
+        [{"plain/0": 60}],
+    ]
 
 
 def test_a_page_of_two_kinds_of_protocols_stands_alone(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from charts import bars, lines_of
 from fedexperts.data.objective import Judged, total
 from fedexperts.ledger import summary
+from fedexperts.report.chart import Chart, looks
 from fedexperts.report.compare_html import client_figure, curve_figure
 from fedexperts.report.compare_table import comparison_table
-from fedexperts.report.html import cluster_figure, energy_figure, progress_figure
-from fedexperts.report.table import accuracy_table, results_table, written
+from fedexperts.report.progress import cluster_figure, energy_figure, progress_figure
+from fedexperts.report.table import accuracy_table, axis, metrics_rows, results_table, written
 from fedexperts.runs.comparison import medians
 from terminal import printed
 
@@ -129,19 +131,33 @@ def test_a_comparison_names_its_metric(tmp_path: Path) -> None:
     assert "costs to 20% accuracy" in " ".join(plain.split())
 
 
+def named(chart: Chart, name: str) -> dict[str, float]:
+    return next(dict(bar.values) for bar in bars(chart.panels[0]) if bar.name == name)
+
+
 def test_figures_name_metrics(tmp_path: Path) -> None:
     found = summary(ledger(tmp_path / "l", a="spearman"))
     found["energy_J_per_device"] = dict.fromkeys(found["energy_J_per_device"], 1.0)
     progress = progress_figure({"sync": found})
-    assert "spearman" in progress.layout.yaxis.title.text
-    assert "%" not in progress.layout.yaxis.title.text
-    assert list(progress.data[0].y) == [0.1, 0.1]
-    bars = cluster_figure({"sync": found})
-    assert (bars.layout.yaxis.title.text, list(bars.data[0].y)) == ("spearman", [0.1])
-    assert "final spearman" in bars.layout.title.text
-    assert "spearman" in energy_figure({"sync": found}).layout.yaxis.title.text
-    curves = curve_figure({"sync": [found]}, "accuracy", "global accuracy on test data, %", {"sync": "#000"})
-    assert curves.layout.yaxis.title.text == "global spearman on test data"
-    assert "final spearman" in client_figure({"sync": [found]}, {"sync": "#000"}).layout.title.text
+    assert progress.title == "Spearman and what it cost"
+    assert [panel.y for panel in progress.panels] == ["global spearman on test data"] * 4
+    assert list(lines_of(progress.panels[0])[0].y) == [0.1, 0.1]
+    chart = cluster_figure({"sync": found})
+    assert (chart.panels[0].x, named(chart, "sync")) == ("spearman", {"a": 0.1})
+    assert "Spearman by cluster" in chart.title
+    assert "spearman" in energy_figure({"sync": found}).panels[0].y
+    curves = curve_figure({"sync": [found]}, "accuracy", "global accuracy on test data, %", looks(["sync"]))
+    assert curves.panels[0].y == "global spearman on test data"
+    assert client_figure({"sync": [found]}, looks(["sync"])).title == "Final spearman by cluster"
     plain = cluster_figure({"sync": summary(ledger(tmp_path / "l", a="accuracy", b="accuracy"))})
-    assert (plain.layout.yaxis.title.text, list(plain.data[0].y)) == ("accuracy, %", [10.0, 50.0])
+    assert (plain.panels[0].x, named(plain, "sync")) == ("accuracy, %", {"a": 10.0, "b": 50.0})
+
+
+def test_axes_and_tables_say_where_lower_is_better() -> None:
+    assert axis("perplexity") == (1.0, "perplexity (lower is better)")
+    assert axis("spearman") == (1.0, "spearman")
+    row = {"metrics_by_cluster": {"a": {"accuracy": 0.5, "perplexity": 7.25}, "b": {"perplexity": None}}}
+    title, heads, rows = metrics_rows({"run": row})
+    assert title == "all metrics by cluster, on test data"
+    assert heads == ["run", "metric", "a", "b"]
+    assert rows == [["run", "accuracy", "50.0%", "–"], ["run", "perplexity (lower is better)", "7.250", "–"]]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from charts import lines_of, maps
 from fedexperts import InputError
 from fedexperts.cli.main import app
 from fedexperts.ledger import summary
@@ -99,8 +100,8 @@ def test_a_loss_that_is_no_number_is_named_with_its_line(loss: str, tmp_path: Pa
 def test_a_figure_has_a_panel_for_what_is_learnt_and_a_line_for_each_cluster(tmp_path: Path) -> None:
     figure = loss_figure({"sync": summary(folder(tmp_path, LINES) / "ledger.jsonl")})
     assert figure is not None
-    assert [note.text for note in figure.layout.annotations] == ["sync", "sync, contrast of views"]
-    assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
+    assert [panel.title for panel in figure.panels] == ["sync", "sync, contrast of views"]
+    assert [(line.name, list(line.x), list(line.y)) for panel in figure.panels for line in lines_of(panel)] == [
         ("a", [1], [2.5]),
         ("b", [1, 2], [4.0, 2.0]),
         ("b", [2], [-1.0]),
@@ -109,8 +110,8 @@ def test_a_figure_has_a_panel_for_what_is_learnt_and_a_line_for_each_cluster(tmp
     row = {"history": [{"cycle": 1, "training_loss": {"task": many}}]}
     figure = loss_figure({"sync": row})
     assert figure is not None
-    band, middle = figure.data
-    assert (list(band.y), list(middle.y)) == ([8.0, 0.0], [4.0])
+    (line,) = lines_of(figure.panels[0])
+    assert (list(line.low), list(line.y), list(line.high)) == ([0.0], [4.0], [8.0])
     assert loss_figure({"old": {"history": [{"cycle": 1}]}}) is None
 
 
@@ -183,14 +184,15 @@ def test_a_network_shows_what_clients_get_and_no_gamma() -> None:
     assert "…" not in text
     figure = routing_figure({"network": found})
     assert figure is not None
-    assert [list(row) for row in figure.data[0].z] == end["routing"]
-    assert list(figure.data[0].y) == list(end["accuracy_by_cluster"])
+    (heat,) = maps(figure.panels[0])
+    assert heat.values == end["routing"]
+    assert list(heat.rows) == list(end["accuracy_by_cluster"])
 
 
 def test_the_pages_of_networks_and_alignments_say_it_too(tmp_path: Path) -> None:
     write_report({"network": OLD / "networked"}, tmp_path / "page.html", "x")
     page = (tmp_path / "page.html").read_text()
-    for words in ("B a sample", "at home", "k = 2", "who asks whom", "by client", "even shares", "macro AUC"):
+    for words in ("B a sample", "at home", "k = 2", "Who asks whom", "by client", "even shares", "macro AUC"):
         assert words in page
     assert "γ" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     write_report({"aligned": OLD / "aligned"}, tmp_path / "page.html", "x")
@@ -228,7 +230,7 @@ def test_settings_are_on_the_page_folded_and_where_runs_differ(tmp_path: Path) -
     (other / "scenario.toml").write_text(changed)
     write_report({"one": one}, tmp_path / "page.html", "x")
     page = (tmp_path / "page.html").read_text()
-    assert "<details><summary>one: all settings, with every default</summary>" in page
+    assert "<details class='settings'><summary>one: all settings, with every default</summary>" in page
     assert f"<tr><td>train.lr_expert</td><td>{rate[1]}</td></tr>" in page
     assert "Where runs differ" not in page
     write_report({"one": one, "other": other}, tmp_path / "page.html", "x")
@@ -269,7 +271,7 @@ def test_a_comparison_has_results_and_baselines_by_cluster(tmp_path: Path) -> No
     page = (tmp_path / "page.html").read_text()
     assert "<td>50.0%<br><span class='spread'>25.0–75.0</span></td><td>50.0%</td>" in page
     assert "<td>majority</td><td>50.0%</td><td>12.5%</td>" in page
-    assert '"name":"TF-IDF"' in page
+    assert "</svg>TF-IDF</li>" in page
 
 
 def test_one_seed_has_no_spread_and_says_so(tmp_path: Path) -> None:

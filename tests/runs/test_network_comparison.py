@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import pictures
+from charts import lines_of, maps
 from fedexperts import Scenario
 from fedexperts.cli.main import app
 from fedexperts.errors import InputError
@@ -126,24 +127,24 @@ def test_tables_and_page_from_ledgers_ends(tmp_path: Path) -> None:
     assert "<script src=" not in page
     figure = routing_figure(document["network"], "0.5")
     assert figure is not None
-    assert [list(row) for row in figure.data[0].z] == [[0.75, 0.25], [0.5, 0.5]]
+    assert maps(figure.panels[0])[0].values == [[0.75, 0.25], [0.5, 0.5]]
     assert networked_tables(document).renderables
 
 
 def test_a_page_of_tables_can_be_read_on_a_phone(tmp_path: Path) -> None:
-    """390 pixels: wide tables scroll by themselves, titles of maps fit their maps, no two lines look alike."""
+    """Wide tables scroll by themselves, and no two lines look alike; drawings are tried in a browser (`test_in_chromium`)."""
     ends = {(f"{e}{g}", "0.5", 1): _end(0.3) for e in ("none", "fedce", "fedsc") for g in ("", ", rolling", ", federated")}
     document = {"partitions": ["0.5"], "seeds": 1, **tables._tables(ends)}
     write_tables(document, tmp_path / "page.html", "title")
     page = (tmp_path / "page.html").read_text()
-    assert '<meta name="viewport" content="width=device-width">' in page
-    assert page.count("<div class='wide'><table>") == page.count("<table>") == 3
-    maps = routing_figure(document["network"], "0.5")
-    assert maps is not None
-    assert max(len(line) for note in maps.layout.annotations for line in note.text.split("<br>")) <= len("fedce, federated")
-    assert maps.data[0].colorbar.orientation == "h"  # beside the maps it takes a fifth of the width
-    lines = picks_figure(document["network"], ["0.5"]).data
-    assert len({(line.line.color, line.line.dash) for line in lines}) == len(lines) == 9
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert page.count("<div class='wide'><table>") == page.count("<table>") == 3 + page.count("<figure>")
+    assert len(page) < 10**6
+    chart = picks_figure(document["network"], ["0.5"])
+    assert chart is not None
+    lines = lines_of(chart.panels[0])
+    assert len({(line.look.colour, line.look.dash) for line in lines}) == len(lines) == 9
+    assert len({(str(line.look.dash), line.look.marker, line.look.hollow) for line in lines}) == 9  # nor in grey
 
 
 @pytest.mark.slow

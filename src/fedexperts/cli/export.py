@@ -1,4 +1,4 @@
-"""``fedexperts export``: the model of a finished run for other programs."""
+"""``fedexperts export``: the model or the ledger of a finished run for other programs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .run import Json
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     form: Annotated[
-        Literal["merged", "peft"],
-        typer.Option("--format", help="A plain checkpoint, or an adapter for PEFT beside its base model."),
+        Literal["merged", "peft", "parquet", "tensorboard"],
+        typer.Option("--format", help="A plain checkpoint, an adapter for PEFT beside its base model, or the ledger."),
     ],
     to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not hold files.")],
     json: Json = False,
 ) -> None:
-    """Write a run's final model as a plain checkpoint, or its adapters as PEFT loads them."""
+    """Write a run's final model as a plain checkpoint, its adapters as PEFT loads them, or its ledger for other programs."""
     from ..runs.export import export
 
     document = export(run, form, to)

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import InputError
 from ..ledger import summary
+from ..report.comparable import check_comparable
 from ..report.html import write_report
 from ..report.table import results_table
 from ..runs.sums import SUMS, damage
@@ -37,6 +38,7 @@ def command(
         summaries[name] = summary(directory / "ledger.jsonl")  # names the line, where a line is wrong
         if (directory / SUMS).exists() and (why := damage(directory, ["ledger.jsonl"], only="ledger.jsonl")):
             raise InputError(f"{directory}: {why}; mend the run with fedexperts run … --resume")
+    check_comparable(summaries, named)
     with on_disk(out, "make room, or name another place", "--out"):
         try:
             write_report(named, out, "runs")

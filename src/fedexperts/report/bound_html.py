@@ -6,18 +6,17 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-import plotly.graph_objects as go
-
 from .bound_text import ANY, CHANGES, ORDERED, any_rows, change_rows, ordered_rows, sentences
-from .page import COLOURS, html_table, look, shown, text_row
+from .chart import COLOURS, Chart, Line, Look, Panel, looks
+from .page import html_table, shown, text_row
 from .words import duration
 
 MOST_CURVES = len(COLOURS)
-"""As many clusters as there are colours; the others wait in the legend."""
+"""As many clusters as there are colours; the others stand in the tables."""
 NOTE = (
     "No run has an update earlier than these curves. Solid: in EMS-FL's order, snapshots as a contact begins, one a contact. "
     "Dashed: by any protocol that takes up together what a cluster owns, as often as bytes and rounds allow. Dotted: local "
-    "rounds without any network."
+    "rounds without any network. More updates are better."
 )
 
 
@@ -38,49 +37,39 @@ def bound_section(document: Mapping[str, Any]) -> str:
         f"<p class='note'>{title}:</p><div class='wide'>{html_table([text_row(heads, 'th')], map(text_row, of(bound)))}</div>"
         for title, heads, of in tables
     )
-    note = NOTE + (f" Circles: what came in the run, by {bound['run']['protocol']}." if "run" in bound else "")
-    figure = shown([updates_figure(bound, 86400.0 if days else 3600.0, "days" if days else "hours")], responsive=True)
+    figure = shown([updates_figure(bound, 86400.0 if days else 3600.0, "days" if days else "hours")])
     return f"""<h2>What the plan allows</h2><ul>{told}</ul>
-<p class='note'>{html.escape(note)}</p>{figure}
+{figure}
 {rows}
 """
 
 
-def updates_figure(bound: Mapping[str, Any], unit_s: float, unit: str) -> go.Figure:
+def updates_figure(bound: Mapping[str, Any], unit_s: float, unit: str) -> Chart:
     """Complete updates of each cluster over time, in steps."""
-    figure = go.Figure()
-    end_s = bound["horizon_s"]
-    most = max([1, *(len(row[key]) for row in bound["clusters"].values() for key in ("update_s", "schedule_s"))])
-    for i, (name, row) in enumerate(bound["clusters"].items()):
-        for key, times_s, dash in (("EMS-FL's order", row["schedule_s"], "solid"), ("any protocol", row["update_s"], "dash")):
-            figure.add_scatter(
-                x=[0.0, *(t_s / unit_s for t_s in times_s), end_s / unit_s],
-                y=[*range(len(times_s) + 1), len(times_s)],
-                name=html.escape(f"{name}, {key}"),
-                legendgroup=str(i),
-                visible=True if i < MOST_CURVES else "legendonly",
-                mode="lines",
-                line={"shape": "hv", "dash": dash, "color": COLOURS[i % len(COLOURS)], "width": 2 if dash == "solid" else 1.2},
+    lines, end_s, clusters = [], bound["horizon_s"], bound["clusters"]
+    most = max([1, *(len(row[key]) for row in clusters.values() for key in ("update_s", "schedule_s"))])
+    own = looks(clusters)
+    for name, row in list(clusters.items())[:MOST_CURVES]:
+        for label, times_s, dash in (("EMS-FL's order", row["schedule_s"], "-"), ("any protocol", row["update_s"], "--")):
+            x = [0.0, *(t_s / unit_s for t_s in times_s), end_s / unit_s]
+            y = [*map(float, range(len(times_s) + 1)), float(len(times_s))]
+            lines.append(
+                Line(f"{name}, {label}", x, y, Look(own[name].colour, dash, own[name].marker), step=True, marked=False)
             )
         if came_s := bound.get("run", {"clusters": {}})["clusters"].get(name, {"update_s": []})["update_s"]:
-            figure.add_scatter(
-                x=[t_s / unit_s for t_s in came_s],
-                y=[*range(1, len(came_s) + 1)],
-                name=html.escape(f"{name}, the run"),
-                legendgroup=str(i),
-                visible=True if i < MOST_CURVES else "legendonly",
-                mode="markers",
-                marker={"color": COLOURS[i % len(COLOURS)], "size": 7, "line": {"color": "white", "width": 1}},
-            )
-    for round_s in sorted({row["round_s"] for row in bound["clusters"].values() if row["round_s"]}):
+            x, y = [t_s / unit_s for t_s in came_s], [*map(float, range(1, len(came_s) + 1))]
+            lines.append(Line(f"{name}, the run", x, y, own[name], joined=False))
+    for round_s in sorted({row["round_s"] for row in clusters.values() if row["round_s"]}):
         last = min(most, end_s / round_s)
-        figure.add_scatter(
-            x=[0.0, last * round_s / unit_s],
-            y=[0, last],
-            name=f"no network, rounds of {duration(round_s)}",
-            mode="lines",
-            line={"dash": "dot", "color": "#777", "width": 1.5},
-        )
-    look(figure, 460, xaxis_title=f"{unit} after the start", yaxis_title="complete updates", margin={"t": 20})
-    figure.update_yaxes(range=[0, most * 1.05], rangemode="tozero")
-    return figure
+        x = [0.0, last * round_s / unit_s]
+        lines.append(Line(f"no network, rounds of {duration(round_s)}", x, [0.0, last], Look("#777777", ":"), marked=False))
+    note = NOTE + (f" Markers: what came in the run, by {bound['run']['protocol']}." if "run" in bound else "")
+    if len(clusters) > MOST_CURVES:
+        note += f" The first {MOST_CURVES} of {len(clusters)} clusters are drawn."
+    return Chart(
+        "Updates over time",
+        f"Complete updates of each cluster over {unit}: in EMS-FL's order, by any protocol, and without any network",
+        [Panel(f"{unit} after the start", "complete updates", lines)],
+        note,
+        columns=1,
+    )

@@ -6,10 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
-from .page import html_table, look, share_map, text_row
+from .chart import Chart, Heat, Panel
+from .page import html_table, text_row
 from .table import client_rows, ladder_rows, picks_rows
 
 Summaries = Mapping[str, Mapping[str, Any]]
@@ -56,19 +54,18 @@ def _note(summaries: Summaries) -> str:
     return f"<p class='note'>{' '.join(told)}</p>" if told else ""
 
 
-def routing_figure(summaries: Summaries) -> go.Figure | None:
+def routing_figure(summaries: Summaries) -> Chart | None:
     """Client by expert, the share of picks on test data; None where no run tells it."""
     found = {name: row for name, row in summaries.items() if row.get("routing") and row.get("accuracy_by_k")}
     if not found:
         return None
-    titles = [f"{name}: {100 * row['local_ratio']:.0f} % at home" for name, row in found.items()]
-    figure = make_subplots(cols=len(found), subplot_titles=titles, horizontal_spacing=0.08)
-    for column, row in enumerate(found.values(), start=1):
-        clients, experts = list(row["accuracy_by_cluster"]), len(row["routing"][0])
-        heat = share_map(row["routing"], x=[str(m) for m in range(experts)], y=clients, showscale=column == 1, xgap=1, ygap=1)
-        figure.add_trace(heat, row=1, col=column)
-        figure.update_yaxes(autorange="reversed", type="category", row=1, col=column)
-        figure.update_xaxes(title_text="expert", type="category", row=1, col=column)
-    rows = max(len(row["routing"]) for row in found.values())
-    look(figure, 180 + max(200, 22 * rows), title="who asks whom: share of picks on test data", margin={"t": 100})
-    return figure
+    panels = []
+    for name, row in found.items():
+        heat = Heat(row["routing"], list(row["accuracy_by_cluster"]), [str(m) for m in range(len(row["routing"][0]))])
+        panels.append(Panel("expert", "client", [heat], f"{name}: {100 * row['local_ratio']:.0f} % at home"))
+    return Chart(
+        "Who asks whom",
+        f"Maps of clients by experts: the share of a client's picks on test data that go to each expert, of {', '.join(found)}",
+        panels,
+        "The share of a client's picks on test data; darker is more.",
+    )

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import html
+import json
 import statistics
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
 from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
+from .chart import GREYS, Bars, Chart, Line, Look, Panel, looks
 from .clients import titled
-from .compare_table import COMPARED, compared, compared_columns, ranges
+from .compare_table import COMPARED, Column, compared, compared_columns, ranges
+from .contacts import contact_figure
 from .losses import loss_figure
+from .measured import dense_rows
 from .page import (
-    COLOURS,
     cell,
     cell_row,
     html_table,
-    legend_above,
-    look,
     over_seeds,
     shown,
     spread_cell,
-    target_line,
     text_row,
     warnings_html,
     write_page,
 )
-from .settings import settings_html
-from .table import ACCURACY, axis, baseline_rows, client_rows, link_rows, metric_by_cluster, metric_of, one_of
+from .progress import ranked
+from .settings import environment_html, settings_html
+from .table import ACCURACY, axis, baseline_rows, client_rows, goal, link_rows, metric_by_cluster, metric_of, one_of
+from .work import cost_table, expert_figure
 
-AXES = (("cycle", "rounds (orbital cycles)", 1.0), ("steps", "gradient steps", 1.0), ("uplink_B", "uplink MB", 1e-6))
+AXES = (
+    ("cycle", "rounds (orbital cycles)", 1.0),
+    ("t_s", "simulated hours", 1 / 3600),
+    ("steps", "gradient steps, of all devices", 1.0),
+    ("uplink_B", "uplink, MB", 1e-6),
+)
 
 
 def write_comparison(runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
@@ -49,108 +54,186 @@ def write_comparison(runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapp
     """
     summaries = {name: [summary(at / "ledger.jsonl") for at in group] for name, group in runs.items()}
     lines = {name: list(read(group[0] / "ledger.jsonl")) for name, group in runs.items()}
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
+    own = looks(runs)
     on = next(iter(rows.values())).get("judged_on", "test")
-    figures = [curve_figure(summaries, "accuracy", f"global accuracy on {on} data, %", colours)]
-    if personal := {name: group for name, group in summaries.items() if _has(group, "personal_accuracy")}:
-        figures.append(curve_figure(personal, "personal_accuracy", "personalised accuracy, %", colours))
-    figures.append(client_figure(summaries, colours, baseline_rows(rows)))
-    figures += [figure for figure in [loss_figure({name: group[0] for name, group in summaries.items()})] if figure is not None]
+    personal = {name: group for name, group in summaries.items() if _has(group, "personal_accuracy")}
     aligned = {name: group for name, group in lines.items() if any(line["event"] == "round" for line in group)}
-    if aligned:
-        figures += [load_figure(aligned, colours), heatmap_figure(aligned)]
+    first = {name: group[0] for name, group in summaries.items()}
     seeds = len(next(iter(summaries.values())))
-    sat_out = f"<h2>Who sat out, all seeds</h2>{sat_out_table(rows)}" if aligned else ""
-    warned = warnings_html({name: row["warnings"] for name, row in rows.items()})
-    tables = f"{_table(rows)}{_note(seeds, bool(aligned))}{_by_link(rows)}{_of_clients(rows)}"
-    settings = settings_html({name: group[0] for name, group in runs.items()})
-    write_page(path, title, f"{warned}{tables}{shown(figures)}{sat_out}{settings}")
+    folders = {name: group[0] for name, group in runs.items()}
+    dense, told = dense_rows(folders, first)
+    sections = [
+        warnings_html({name: row["warnings"] for name, row in rows.items()}),
+        f"{_table(rows)}{_note(rows, seeds, bool(aligned))}{_paired(rows)}{_tuned(rows)}{_by_link(rows)}{_of_clients(rows)}",
+        shown(
+            [
+                curve_figure(summaries, "accuracy", f"global accuracy on {on} data, %", own),
+                curve_figure(personal, "personal_accuracy", "personalised accuracy, %", own) if personal else None,
+                client_figure(summaries, own, {**dense, **baseline_rows(rows)}, told),
+                loss_figure(first),
+                load_figure(aligned, own) if aligned else None,
+                heatmap_figure(aligned) if aligned else None,
+                expert_figure(lines) if aligned.keys() != lines.keys() else None,
+                contact_figure(lines),
+            ]
+        ),
+        f"<h2>Who sat out, all seeds</h2>{sat_out_table(rows)}" if aligned else "",
+        cost_table(lines, folders),
+        settings_html(folders),
+        environment_html(folders, lines),
+    ]
+    write_page(path, title, "\n".join(section for section in sections if section))
 
 
 def _has(group: Sequence[Mapping[str, Any]], key: str) -> bool:
     return all(key in point for summary in group for point in summary["history"])
 
 
-def curve_figure(
-    summaries: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: str, colours: Mapping[str, str]
-) -> go.Figure:
-    """Accuracy by round, gradient step and MB: the median over seeds, and between the lowest and the highest a band."""
-    figure = make_subplots(cols=len(AXES), shared_yaxes=True, horizontal_spacing=0.03)
-    metric = metric_of({f"{name} {i}": row for name, group in summaries.items() for i, row in enumerate(group)})
-    times, _ = axis(metric)
-    label = label if metric == ACCURACY else label.replace("accuracy", metric).removesuffix(", %")
-    for name, group in summaries.items():
-        points = [list(p) for p in zip(*(s["history"] for s in group), strict=False)]
-        middle, low, high = ([times * f([p[key] for p in at]) for at in points] for f in (statistics.median, min, max))
-        for column, (along, _, scale) in enumerate(AXES, start=1):
+def curve_figure(summaries: Mapping[str, Sequence[Mapping[str, Any]]], key: str, label: str, own: Mapping[str, Look]) -> Chart:
+    """Accuracy by round, hour, gradient step and MB: the median over seeds, and from the lowest to the highest a band."""
+    metric = metric_of(_flat(summaries))
+    times, unit = axis(metric)
+    label = label if metric == ACCURACY else label.replace("accuracy", unit).removesuffix(", %")
+    target = next(iter(summaries.values()))[0]["target"] if key == "accuracy" else None
+    panels, seeds = [], max(len(group) for group in summaries.values())
+    for along, title, scale in AXES:
+        lines = []
+        for name, group in summaries.items():
+            points = [list(p) for p in zip(*(s["history"] for s in group), strict=False) if all(along in one for one in p)]
+            if not points:
+                continue
+            middle, low, high = ([times * f([p[key] for p in at]) for at in points] for f in (statistics.median, min, max))
             x = [scale * statistics.median(p[along] for p in at) for at in points]
-            band = go.Scatter(
-                x=x + x[::-1],
-                y=high + low[::-1],
-                fill="toself",
-                fillcolor=colours[name],
-                opacity=0.15,
-                mode="lines",
-                line={"width": 0},
-                hoverinfo="skip",
-                legendgroup=name,
-                showlegend=False,
-            )
-            line = go.Scatter(
-                x=x,
-                y=middle,
-                name=name,
-                mode="lines+markers",
-                legendgroup=name,
-                line={"color": colours[name]},
-                showlegend=column == 1,
-            )
-            figure.add_traces([band, line], rows=1, cols=column)
-    for column, (_, text, _) in enumerate(AXES, start=1):
-        figure.update_xaxes(title_text=text, row=1, col=column)
-    target_line(figure, next(iter(summaries.values()))[0]["target"] if key == "accuracy" else None, times)
-    figure.update_yaxes(title_text=label, col=1)
-    look(figure, 420, **legend_above(1.12))
-    return figure
+            band: dict[str, Any] = {"low": low, "high": high} if seeds > 1 else {}
+            late = [len(points) - 1] if all(p["cycle"] > s["cycles"] for s, p in zip(group, points[-1], strict=True)) else []
+            lines.append(Line(name, x, middle, own[name], late=late, **band))
+        if lines:
+            panels.append(Panel(title, label, lines, target=None if target is None else times * target))
+    told = [f"Medians over {seeds} seeds; bands reach from the lowest to the highest."] if seeds > 1 else []
+    if target is not None:
+        told.append(f"Dashed: the target, {goal(target, metric)}.")
+    if any(line.late for panel in panels for line in panel.marks if isinstance(line, Line)):
+        told.append("Open, larger points: after the last cycle, in the final flush.")
+    name, _, _ = label.partition(", ")
+    return Chart(
+        f"{name[:1].upper()}{name[1:]}",
+        f"{label} of {', '.join(summaries)} against rounds, simulated hours, gradient steps and uplink MB, a panel each",
+        panels,
+        " ".join(told),
+        share_y=True,
+    )
+
+
+def _flat(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Mapping[str, Any]]:
+    """Every run by a name of its own."""
+    return {f"{name} {i}": row for name, group in summaries.items() for i, row in enumerate(group)}
 
 
 def client_figure(
     summaries: Mapping[str, Sequence[Mapping[str, Any]]],
-    colours: Mapping[str, str],
+    own: Mapping[str, Look],
     baselines: Mapping[str, Mapping[str, float]] = types.MappingProxyType({}),
-) -> go.Figure:
+    told: str = "",
+) -> Chart:
     """Final accuracy on each cluster's or client's own test data: the global model, and the personalised one if there is any.
 
     Protocols that treat clients one by one and those that know clusters alone stand side by side, and grey what needs no model.
     """
     personal = any(s.get("personal_by_client") for group in summaries.values() for s in group)
     kinds = {"accuracy_by_cluster": "global model"} | ({"personal_by_client": "personalised"} if personal else {})
-    metric = metric_by_cluster({f"{name} {i}": row for name, group in summaries.items() for i, row in enumerate(group)})
+    metric = metric_by_cluster(_flat(summaries))
     times, unit = axis(metric)
-    unit = unit.removeprefix("accuracy, ")
-    figure = make_subplots(rows=len(kinds), shared_xaxes=True, vertical_spacing=0.08)
-    for row, (key, label) in enumerate(kinds.items(), start=1):
+    seeds, by = max(len(group) for group in summaries.values()), one_of(_flat(summaries))
+    panels = []
+    for row, (key, label) in enumerate(kinds.items()):
+        bars = []
         for name, group in summaries.items():
             names = list(dict.fromkeys(client for s in group for client in s.get(key) or ()))
-            values = [times * statistics.median(s[key][c] for s in group if c in s[key]) for c in names]
-            bar = go.Bar(x=names, y=values, name=name, legendgroup=name, showlegend=row == 1, marker={"color": colours[name]})
-            figure.add_trace(bar, row=row, col=1)
-        for i, (name, shares) in enumerate(baselines.items() if row == 1 else ()):
-            grey, y = ("#bbbbbb", "#777777")[i % 2], [times * value for value in shares.values()]
-            figure.add_trace(go.Bar(x=list(shares), y=y, name=name, marker={"color": grey}), row=row, col=1)
-        figure.update_yaxes(title_text=f"{label}, {unit}", row=row, col=1)
-    seeds = max(len(group) for group in summaries.values())
-    by = one_of({f"{name} {i}": row for name, group in summaries.items() for i, row in enumerate(group)})
-    title = f"final {metric} by {by}{', median over seeds' if seeds > 1 else ''}"
-    look(figure, 120 + 220 * len(kinds), barmode="group", title=title)
-    return figure
+            found = {c: [times * s[key][c] for s in group if c in (s.get(key) or ())] for c in names}
+            ends = {c: values for c, values in found.items() if len(values) > 1}
+            low, high = ({c: f(values) for c, values in ends.items()} for f in (min, max))
+            bars.append(Bars(name, {c: statistics.median(values) for c, values in found.items()}, own[name], low, high))
+        for i, (name, shares) in enumerate(baselines.items() if row == 0 else ()):
+            bars.append(Bars(name, {c: times * value for c, value in shares.items()}, GREYS[i % len(GREYS)]))
+        panels.append(ranked(Panel(unit, by, [bar for bar in bars if bar.values], title=label), by))
+    spread = ", median over seeds; thin lines reach from the lowest to the highest" if seeds > 1 else ""
+    return Chart(
+        f"Final {metric} by {by}",
+        f"Final {unit} on the test data of each {by}, of {', '.join(summaries)}",
+        panels,
+        f"On test data, once, at the end{spread}. {told}".strip(),
+    )
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     columns = compared_columns(rows)
     heads = text_row(["", *(column.title for column in columns)], "th")
-    body = (cell_row([cell(name), *(spread_cell(*compared(c, found)) for c in columns)]) for name, found in rows.items())
+    body = (cell_row([cell(name), *(_over(c, found) for c in columns)]) for name, found in rows.items())
     return html_table([heads], body)
+
+
+def _over(column: Column, row: Mapping[str, Any]) -> str:
+    """The median; below it the lowest and the highest seed and, where there is one, the interval of the median."""
+    middle, spread = compared(column, row)
+    ends = _ends((row.get("interval") or {}).get(column.key), column)
+    return spread_cell(middle, "; ".join(text for text in (spread, f"95 %: {ends}" if ends else "") if text))
+
+
+def _ends(found: Sequence[float | None] | None, column: Column) -> str:
+    """An interval, where there is one; of costs its upper end may not have been reached."""
+    if found is None or all(end is None for end in found):
+        return ""
+    return " to ".join("not reached" if end is None else column.write(end) for end in found)
+
+
+def _paired(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Differences from a named baseline, seed by seed, where rows carry them."""
+    told = {name: row["paired"] for name, row in rows.items() if row.get("paired")}
+    columns = [c for c in compared_columns(rows) if any(isinstance(of.get(c.key), Mapping) for of in told.values())]
+    if not told or not columns:
+        return ""
+    body = []
+    for name, of in told.items():
+        cells = [cell(name)]
+        for column in columns:
+            found = of.get(column.key)
+            if not isinstance(found, Mapping) or found.get("difference") is None:
+                cells.append(cell("–"))
+                continue
+            signed = replace(column, write=_signed(column))
+            ends = _ends(found.get("interval"), signed)
+            ahead = f"{found['ahead']} of {found['of']} ahead" if "ahead" in found and "of" in found else ""
+            told_below = "; ".join(text for text in (f"95 %: {ends}" if ends else "", ahead) if text)
+            cells.append(spread_cell(signed.write(found["difference"]), told_below))
+        body.append(cell_row(cells))
+    heads = text_row(["", *(column.title for column in columns)], "th")
+    note = (
+        "Ours less the baseline's, paired by seed: the median of the differences, its interval, and seeds on which it is ahead."
+    )
+    return f"<h2>Differences from the baseline</h2>{html_table([heads], body)}<p class='note'>{note}</p>"
+
+
+def _signed(column: Column) -> Callable[[Any], str]:
+    return lambda value: f"{'+' if value > 0 else ''}{column.write(value)}"
+
+
+def _tuned(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was tuned for each, where rows say it."""
+    told = {name: row["tuned"] for name, row in rows.items() if row.get("tuned")}
+    if not told:
+        return ""
+    keys = list(dict.fromkeys(key for found in told.values() if isinstance(found, Mapping) for key in found))
+    if keys:
+        body = [[name, *(_plain(found.get(key)) for key in keys)] for name, found in told.items()]
+    else:
+        body = [[name, _plain(found)] for name, found in told.items()]
+    note = "Chosen on validation data, over seeds that are not reported."
+    table = html_table([text_row(["", *(keys or ["tuned"])], "th")], map(text_row, body))
+    return f"<h2>What was tuned</h2>{table}<p class='note'>{note}</p>"
+
+
+def _plain(value: Any) -> str:
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _by_link(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -171,8 +254,10 @@ def _of_clients(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return titled(*client_rows(rows, {column.key for column in COMPARED}))
 
 
-def _note(seeds: int, aligned: bool) -> str:
+def _note(rows: Mapping[str, Mapping[str, Any]], seeds: int, aligned: bool) -> str:
     text = f"{over_seeds(seeds)}{' where seeds differ' if seeds > 1 else ''}. A dash: not reached. "
+    if any(row.get("interval") for row in rows.values()):
+        text += "95 %: the interval of the median over seeds. "
     text += "Steps are summed over all devices; MB are 10⁶ bytes sent up by all devices. "
     if aligned:
         text += (

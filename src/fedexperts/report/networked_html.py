@@ -8,20 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 from rich.console import Group
 from rich.table import Table
 
-from .page import COLOURS, cell, cell_row, html_table, look, over_seeds, share_map, shown, spread_cell, text_row, write_page
+from .chart import COLOURS, MARKERS, Chart, Heat, Line, Look, Panel, looks
+from .page import cell, cell_row, html_table, over_seeds, shown, spread_cell, text_row, write_page
 
 METRICS = (("accuracy", "Acc"), ("macro_f1", "F1"), ("macro_auc", "AUC"))
 TITLES = {
     "same": "Test data like each client's training data (the paper's Table I), %",
     "even": "Even shares of the test data (the paper's Table II), %",
 }
-DASHES = {"none": "dot", "fedce": "dash", "fedsc": "solid"}
-"""Of lines by extractor; gates have colours."""
+DASHES = {"none": ":", "fedce": "--", "fedsc": "-"}
+"""Of lines by extractor; gates have colours and markers."""
 GATES = ("random", "rolling", "federated")
 RUNGS = ("central gate", "all experts", "oracle", "probe")
 METHODS = (
@@ -32,8 +31,6 @@ METHODS = (
     "fedavg",
     *(f"{extractor}, {gate}" for extractor in DASHES for gate in (*GATES, *RUNGS)),
 )
-HEIGHTS = (100, 170, 110, 70)
-"""Of the maps of who asks whom, in pixels: over the first line, of a line, below the last one, between lines."""
 UNBROKEN = " style='white-space: nowrap'"
 Cells = Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]]
 
@@ -78,8 +75,7 @@ def write_tables(document: Mapping[str, Any], path: Path, title: str) -> None:
     """Write the page."""
     tables = "".join(_html_table(document["tables"][key], document["partitions"], text) for key, text in TITLES.items())
     network, partitions = document["network"], document["partitions"]
-    figures = [figure for name in partitions if (figure := routing_figure(network, name)) is not None]
-    figures.append(picks_figure(network, partitions))
+    figures = [*(routing_figure(network, name) for name in partitions), picks_figure(network, partitions)]
     if document.get("clients"):
         figures.append(clients_figure(document["clients"], partitions[-1]))
     write_page(path, title, f"{tables}{_note(document['seeds'])}{_costs(network, partitions)}{shown(figures)}")
@@ -124,72 +120,60 @@ def _costs(network: Mapping[str, Any], partitions: Sequence[str]) -> str:
     return f"<h2>Local processing ratio, and bytes between clients for one image</h2>{html_table([heads], rows)}"
 
 
-def routing_figure(network: Mapping[str, Any], name: str) -> go.Figure | None:
+def routing_figure(network: Mapping[str, Any], name: str) -> Chart | None:
     """Client by expert, the share of picks (the paper's Fig. 3), for each extractor and gate on one partition."""
     methods = [m for m in METHODS if "," in m and network.get(m, {}).get(name, {}).get("routing")]
     if not methods:
         return None
-    columns, (over, line, below, between) = 3, HEIGHTS
-    lines = -(-len(methods) // columns)
-    inner = lines * line + (lines - 1) * between
-    titles = [f"{m}<br>{100 * network[m][name]['local_ratio'][0]:.0f} % at home" for m in methods]
-    figure = make_subplots(
-        rows=lines,
-        cols=columns,
-        subplot_titles=titles,
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-        vertical_spacing=between / inner if lines > 1 else 0,
+    panels = []
+    for method in methods:
+        shares, ratio = network[method][name]["routing"][0], network[method][name]["local_ratio"][0]
+        clients, experts = ([str(i) for i in range(n)] for n in (len(shares), len(shares[0])))
+        title = f"{method}: {100 * ratio:.0f} % at home"
+        panels.append(Panel("expert", "client", [Heat(shares, clients, experts)], title))
+    return Chart(
+        f"Who asks whom, {_label(name)}",
+        f"Maps of clients by experts: the share of a client's picks on test data, {_label(name)}, of {'; '.join(methods)}",
+        panels,
+        "The share of a client's picks on test data, of the first seed; darker is more.",
+        columns=3,
+        narrow=2,
     )
-    bar = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "thickness": 10, "tickformat": ".0%"}
-    for i, method in enumerate(methods):
-        heat = share_map(network[method][name]["routing"][0], showscale=i == 0, colorbar=bar, xgap=1, ygap=1)
-        row, column = i // columns + 1, i % columns + 1
-        figure.add_trace(heat, row=row, col=column)
-        figure.update_yaxes(autorange="reversed", title_text="client" if column == 1 else None, row=row, col=column)
-        figure.update_xaxes(title_text="expert" if row == lines else None, row=row, col=column)
-    margin = {"l": 45, "r": 10, "t": over, "b": below}
-    look(figure, inner + over + below, margin=margin, title=f"who asks whom, {_label(name)}")
-    figure.update_annotations(font_size=11)
-    return figure
 
 
-def picks_figure(network: Mapping[str, Any], partitions: Sequence[str]) -> go.Figure:
+def picks_figure(network: Mapping[str, Any], partitions: Sequence[str]) -> Chart | None:
     """Accuracy by the number of picks at inference (the paper's Fig. 4b), median over seeds."""
-    figure = make_subplots(
-        cols=len(partitions), shared_yaxes=True, subplot_titles=[_label(name) for name in partitions], horizontal_spacing=0.03
-    )
-    methods = [m for m in METHODS if "," in m and m in network]
-    for column, name in enumerate(partitions, start=1):
+    methods, panels = [m for m in METHODS if "," in m and m in network], []
+    for name in partitions:
+        lines = []
         for method in methods:
             tables = network[method].get(name, {}).get("accuracy_by_k", [])
             if not tables:
                 continue
-            ks = list(tables[0])
-            values = [100 * statistics.median(table[k] for table in tables) for k in ks]
+            values = [100 * statistics.median(table[k] for table in tables) for k in tables[0]]
             extractor, gate = method.split(", ")
-            line = go.Scatter(
-                x=ks,
-                y=values,
-                name=method,
-                legendgroup=method,
-                showlegend=column == 1,
-                line={"color": COLOURS[GATES.index(gate)], "dash": DASHES[extractor]},
-            )
-            figure.add_trace(line, row=1, col=column)
-        figure.update_xaxes(title_text="experts picked, k", type="category", row=1, col=column)
-    figure.update_yaxes(title_text="accuracy, %", row=1, col=1)
-    look(figure, 520, legend={"orientation": "h", "y": -0.2}, margin={"l": 45, "r": 10, "t": 60}, title="asking more experts")
-    return figure
+            look = Look(COLOURS[GATES.index(gate)], DASHES[extractor], MARKERS[GATES.index(gate)], hollow=extractor == "none")
+            lines.append(Line(method, [float(k) for k in tables[0]], values, look))
+        if lines:
+            panels.append(Panel("experts picked, k", "accuracy, %", lines, _label(name)))
+    if not panels:
+        return None
+    alt = f"Accuracy by the number of experts picked at inference, of {'; '.join(methods)}, a panel for each way data are dealt"
+    return Chart("Asking more experts", alt, panels, "Medians over seeds, on test data.", share_y=True)
 
 
-def clients_figure(clients: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> go.Figure:
+def clients_figure(clients: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Chart:
     """FedGate's accuracy by the number of clients that the same data are dealt to (the paper's Fig. 4a), median over seeds."""
-    figure = go.Figure()
-    for method in dict.fromkeys(method for found in clients.values() for method in found):
-        values = [100 * statistics.median(found[method]) for found in clients.values()]
-        figure.add_scatter(x=list(clients), y=values, name=method)
-    look(figure, 380, title=f"the same data on more clients, {_label(name)}")
-    figure.update_xaxes(title_text="clients", type="category")
-    figure.update_yaxes(title_text="accuracy, %")
-    return figure
+    methods = list(dict.fromkeys(method for found in clients.values() for method in found))
+    own, lines = looks(methods), []
+    for method in methods:
+        known = {count: found[method] for count, found in clients.items() if method in found}
+        values = [100 * statistics.median(found) for found in known.values()]
+        lines.append(Line(method, [float(count) for count in known], values, own[method]))
+    return Chart(
+        f"The same data on more clients, {_label(name)}",
+        f"Accuracy by the number of clients that the same data are dealt to, of {'; '.join(methods)}",
+        [Panel("clients", "accuracy, %", lines)],
+        "Medians over seeds, on test data.",
+        columns=1,
+    )

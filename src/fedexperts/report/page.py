@@ -2,36 +2,72 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from ..errors import legible
 from ..writing import mark, write_together
+from .chart import Chart, as_csv, number
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
+MOST_ROWS = 200
+"""Of a figure's numbers, on the page; all of them are in its CSV."""
+PLAIN_B = 40_000
+"""More bytes of CSV are compressed."""
+PACKED_B = 80_000
+"""Of these so many at most, or a page would be large for its figures' numbers."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What a page may load: nothing, and no script runs in it."""
+ALLOWED = "; script-src 'unsafe-inline'"
+"""But where the page brings one."""
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, h2, h3, p, li, summary, td, th { overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin: 2.2rem 0 0.3rem; line-height: 1.3; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.95rem; }
-th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-span.spread { color: #777; font-size: 0.8rem; white-space: nowrap; }
+th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: right; overflow-wrap: normal; }
+th { vertical-align: bottom; font-weight: 600; }
+th:first-child, td:first-child { text-align: left; min-width: 4.2rem; }
+span.spread { color: #666; font-size: 0.8rem; white-space: nowrap; }
 div.wide { overflow-x: auto; }
 div.warning { border-left: 4px solid #d55e00; padding: 0.1rem 1rem; background: #fdf3ec; }
-details { margin: 0.5rem 0; } summary { cursor: pointer; }
-details th:nth-child(2) { text-align: left; }
-details td:nth-child(2) { text-align: left; font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
-p.note { color: #555; max-width: 60rem; }
+details { margin: 0.5rem 0; } summary { cursor: pointer; color: #0072b2; }
+details.settings th:nth-child(2) { text-align: left; }
+details.settings td:nth-child(2) { text-align: left; font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+p.note { color: #555; max-width: 60rem; margin: 0.2rem 0 0.6rem; }
+figure { margin: 0.5rem 0 0; } figure svg { display: block; width: 100%; height: auto; }
+figure svg * { stroke-linejoin: round; } figure svg text { font-family: "DejaVu Sans", Verdana, sans-serif !important; }
+figure svg g.halo text { paint-order: stroke; stroke: white; stroke-width: 3px; }
+figure svg.narrow { display: none; max-width: 30rem; }
+ul.key { list-style: none; display: flex;
+  flex-wrap: wrap; gap: 0.1rem 1.2rem; padding: 0; margin: 0.3rem 0; font-size: 0.9rem; }
+ul.key li { display: flex; align-items: center; gap: 0.45rem; } ul.key svg { flex: none; }
+div.data { font-size: 0.85rem; display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: baseline; color: #666; }
+div.data details { margin: 0; min-width: 0; } div.data a { color: #0072b2; }
+@media screen and (max-width: 40rem) {
+  body { margin-top: 1rem; } h1 { font-size: 1.35rem; } h2 { font-size: 1.1rem; } th, td { padding: 0.25rem 0.45rem; }
+  figure svg.narrow { display: block; } figure svg.wide { display: none; }
+}
+@media print {
+  body { margin: 0; padding: 0; max-width: none; font-size: 10pt; } h2 { break-after: avoid; }
+  figure, tr { break-inside: avoid; } section.figure { break-inside: avoid; }
+  div.wide { overflow: visible; } table { font-size: 8pt; } th, td { padding: 0.15rem 0.3rem; overflow-wrap: anywhere; }
+  div.data, details.settings > summary { display: none; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
 """
 
 
 def write_page(
-    path: Path, title: str, content: str, style: str = "", beside: Mapping[str, str] = types.MappingProxyType({})
+    path: Path,
+    title: str,
+    content: str,
+    style: str = "",
+    beside: Mapping[str, str] = types.MappingProxyType({}),
+    script: str = "",
 ) -> None:
     """A page that is readable offline, and files beside it, by name; all of them appear when they are complete, or none.
 
@@ -43,14 +79,16 @@ def write_page(
         content: what stands below it, as HTML.
         style: what this page adds to the common style.
         beside: texts of the files.
+        script: what runs in the page, if anything does.
 
     Raises:
         OSError: one of them cannot be written.
     """
     page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-{mark(beside.values())}<title>{html.escape(title)}</title>
-<style>{STYLE}{style}</style><script>{get_plotlyjs()}</script></head><body>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+{mark(beside.values())}<meta http-equiv="Content-Security-Policy" content="{POLICY}{script and ALLOWED}">
+<title>{html.escape(title)}</title>
+<style>{STYLE}{style}</style>{script and f"<script>{script}</script>"}</head><body>
 <h1>{html.escape(title)}</h1>
 {content}
 </body></html>
@@ -69,10 +107,46 @@ def warnings_html(warnings: Mapping[str, Sequence[str]]) -> str:
     return f"<div class='warning'><b>Warnings</b><ul>{items}</ul></div>" if items else ""
 
 
-def shown(figures: Iterable[go.Figure], **config: Any) -> str:
-    """Figures as HTML, to be put into a page that holds plotly."""
-    config = {"displayModeBar": False, **config}
-    return "".join(figure.to_html(full_html=False, include_plotlyjs=False, config=config) for figure in figures)
+def shown(charts: Iterable[Chart | None]) -> str:
+    """Figures as HTML: each with a heading, its key above it, so that it lies over no curve, and its numbers below."""
+    return "".join(_section(chart) for chart in charts if chart is not None)
+
+
+def _section(chart: Chart) -> str:
+    from .draw import NARROW, WIDE, svg, swatch
+
+    items = "".join(f"<li>{swatch(*of)}{html.escape(legible(name))}</li>" for name, of in chart.key().items())
+    key = f"<ul class='key'>{items}</ul>" if items else ""
+    note = f"<p class='note'>{html.escape(chart.note)}</p>" if chart.note else ""
+    wide = svg(chart, WIDE).replace("<svg", "<svg class='wide'", 1)
+    narrow = svg(chart, NARROW, told=False).replace("<svg", "<svg class='narrow'", 1)
+    return (
+        f"<section class='figure'><h2>{html.escape(legible(chart.title))}</h2>{note}{key}"
+        f"<figure>{wide}{narrow}</figure>{_data(chart)}</section>\n"
+    )
+
+
+def _data(chart: Chart) -> str:
+    """A figure's numbers: to be downloaded, and as a table that is folded away."""
+    heads, rows = chart.table()
+    name = re.sub(r"[^a-z0-9]+", "-", chart.title.lower()).strip("-")[:60] or "figure"
+    file, coded, kept = _csv(heads, rows)
+    cut = f", the first {kept:,} of {len(rows):,} rows" if kept < len(rows) else ""
+    link = f"<a download='{name}.{file}' href='data:application/octet-stream;base64,{coded}'>{file.upper()}{cut}</a>"
+    more = f", the first {MOST_ROWS} of {len(rows):,}" if len(rows) > MOST_ROWS else ""
+    table = html_table([text_row(heads, "th")], (text_row(map(number, row)) for row in rows[:MOST_ROWS]))
+    return f"<div class='data'>{link}<details><summary>numbers of this figure{more}</summary>{table}</details></div>"
+
+
+def _csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[str, str, int]:
+    """How a figure's numbers are written, in base 64, and how many rows; compressed where they are many, cut where too many."""
+    text = as_csv(heads, rows).encode()
+    if len(text) <= PLAIN_B:
+        return "csv", base64.b64encode(text).decode(), len(rows)
+    packed = gzip.compress(text, mtime=0)
+    if len(packed) <= PACKED_B:
+        return "csv.gz", base64.b64encode(packed).decode(), len(rows)
+    return _csv(heads, rows[: len(rows) * PACKED_B // (len(packed) + 1)])
 
 
 def html_table(heads: Sequence[str], rows: Iterable[str]) -> str:
@@ -104,24 +178,3 @@ def spread_cell(middle: str, spread: str) -> str:
 def over_seeds(seeds: int) -> str:
     """How a note begins that explains such cells."""
     return f"Medians over {seeds} seeds, below them the lowest and the highest" if seeds > 1 else "Of one seed"
-
-
-def look(figure: go.Figure, height: float, **layout: Any) -> None:
-    """The look of a figure, and what is its own."""
-    figure.update_layout(template="plotly_white", height=height, **layout)
-
-
-def legend_above(y: float) -> dict[str, Any]:
-    """A legend in one line above the panels, and the room for it."""
-    return {"legend": {"orientation": "h", "y": y}, "margin": {"t": 60}}
-
-
-def share_map(z: Sequence[Sequence[float]], **own: Any) -> go.Heatmap:
-    """A map of shares between 0 and 1."""
-    return go.Heatmap(z=z, zmin=0, zmax=1, colorscale="Blues", **own)
-
-
-def target_line(figure: go.Figure, target: float | None, times: float) -> None:
-    """A dashed line at the target, if there is one, on an axis of so many times its unit."""
-    if target is not None:
-        figure.add_hline(y=times * target, line={"color": "#888", "dash": "dash", "width": 1})

@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
-
 from .bound_html import bound_section
-from .page import COLOURS, cell, cell_row, html_table, shown, text_row, write_page
+from .chart import Chart, Line, Look, Panel, Spans
+from .page import cell, cell_row, html_table, shown, text_row, write_page
 from .plan_map import map_figure, reach_of, sites_of
 from .plan_method import method_section, pass_list
-from .plan_text import clock, colours_of, megabytes, number, satellites_of, style
+from .plan_text import clock, looks_of, megabytes, number, satellites_of
 from .words import count, duration
 
-BLUES = ["#92c5de", "#0072b2", "#00284d"]  # the pale end is still seen on white
+BLUES = ("#9ecae1", "#4f9bcb", "#0072b2", "#00284d")
+"""Of bars, from the least to the most; the pale end is still seen on white, and they differ in greys."""
+CUT = Look("#d55e00", hatch="xxx", hollow=True)
+IDLE = Look("#c4c4c4")
+NOBODY = "nobody in view"
 PANELS = (
     ("elevation_deg", "elevation, °", 1.0),
     ("snr_dB", "SNR, dB", 1.0),
@@ -31,23 +32,25 @@ COLUMNS = (
     *("cluster", "devices", "mask", "passes", "passes a day", "median pass", "longest pass"),
     *("median gap", "longest gap", "idle", "MB up a day", "MB down a day"),
 )
-QUIET = {"font": {"color": "#777"}, "bgcolor": "white"}
 DAY_S = 86400.0
-LONG_S = 3 * DAY_S  # a longer plan opens on its first days, with a slider below
-OPENING_S = 2 * DAY_S
-MOST_BARS = 5000  # a browser stays quick with these
-MOST_CURVES = 8  # as many as there are colours; the others wait in the legend
-MOST_LANES = 4  # satellites drawn side by side within a cluster's row
+LONG_S = 3 * DAY_S
+"""A longer plan is drawn day by day, a panel each."""
+MOST_DAYS = 7
+MOST_BARS = 1500
+"""So many a page has room for; all contacts are in its list."""
+MOST_CURVES = 8
+"""As many as there are colours."""
+MOST_LANES = 4
+"""Satellites with rows of their own for each cluster."""
 PLAN_STYLE = """
-.wide { overflow: auto; max-height: 46rem; }
-.wide thead th { position: sticky; top: 0; background: white; }
+body { max-width: 74rem; } figure svg { max-width: 62rem; }
+div.wide { overflow: auto; max-height: 46rem; }
+div.wide thead th { position: sticky; top: 0; background: white; }
 th { vertical-align: bottom; font-weight: 600; }
 tr.numbers td { border-bottom: 0; padding-bottom: 0; white-space: nowrap; }
 td.verdict { text-align: left; color: #555; padding-bottom: 0.6rem; }
-h2 { margin: 2.2rem 0 0.3rem; font-size: 1.25rem; }
-summary { cursor: pointer; color: #0072b2; }
-p.note { margin: 0.2rem 0 0.6rem; max-width: none; }
-.rangeslider-mask-min, .rangeslider-mask-max { fill: white !important; fill-opacity: 0.65 !important; }
+div.wide div.wide { overflow: visible; max-height: none; }
+@media print { div.wide { max-height: none; } }
 """
 
 
@@ -67,11 +70,6 @@ def write_plan(document: Mapping[str, Any], path: Path, beside: Mapping[str, str
 
 
 # --- the page's parts -------------------------------------------------------------------------------------------------
-
-
-def _section(title: str, note: str, figure: go.Figure | None) -> str:
-    drawn = shown([] if figure is None else [figure], responsive=True)
-    return f"<h2>{title}</h2><p class='note'>{note}</p>{drawn}\n"
 
 
 def _headline(document: Mapping[str, Any]) -> str:
@@ -122,141 +120,110 @@ def _map_section(document: Mapping[str, Any]) -> str:
         )
     if reach_of(document) is not None:
         note += " A site is in contact while the track runs through the dotted ring around it."
-    return _section("Ground track and sites", note, map_figure(document))
+    return shown([map_figure(document, note)])
 
 
 def _contact_section(document: Mapping[str, Any]) -> str:
-    contacts = document["contacts"]
-    if not contacts:
-        return _section("Contacts", "No cluster is ever in view: there is no contact to draw.", None)
-    note = "The bottom row is grey while nobody is in view. Drag to zoom, double-click to go back; point at a bar to read it."
-    satellites = satellites_of(document)
-    if 1 < len(satellites) <= MOST_LANES:
-        note += f" Within a row, from the top: {html.escape(', '.join(satellites))}."
-    if len(contacts) > MOST_BARS:
-        note += f" Only the first {MOST_BARS:,} of {len(contacts):,} contacts are drawn."
-    if _drawn(document)[1] > LONG_S:
-        note += f" The chart opens on the first {OPENING_S / 3600:.0f} h; the slider below it moves through the rest."
-    return _section("Contacts", note, contact_figure(document))
+    if not document["contacts"]:
+        return "<h2>Contacts</h2><p class='note'>No cluster is ever in view: there is no contact to draw.</p>"
+    return shown([contact_figure(document)])
 
 
 def _pass_section(document: Mapping[str, Any]) -> str:
-    if not document.get("passes"):
-        return ""
-    note = (
-        "All panels share one clock, which starts at the rise. While the Doppler shift is positive the satellite comes nearer."
-    )
-    if len(document["passes"]) > MOST_CURVES:
-        note += f" The first {MOST_CURVES} clusters are drawn; click a name to add another."
-    return _section("The best pass of each cluster", note, pass_figure(document))
+    return shown([pass_figure(document)]) if document.get("passes") else ""
 
 
 # --- the contacts -----------------------------------------------------------------------------------------------------
 
 
-def contact_figure(document: Mapping[str, Any]) -> go.Figure:
-    """One row for each cluster, one bar for each contact; the bottom row is grey while nobody is in view."""
+def contact_figure(document: Mapping[str, Any]) -> Chart:
+    """One row for each cluster, or for each satellite that it sees, one bar for each contact; of a long plan a panel a day."""
     contacts, horizon_s = _drawn(document)
-    names, satellites = list(document["clusters"]), satellites_of(document)
-    lanes = max(1, len(satellites)) if len(satellites) <= MOST_LANES else 1
-    row_height = 34 + 10 * (lanes - 1) if len(names) < 40 else 16
-    height = 130 + max(170, (len(names) + 1) * row_height) + (70 if horizon_s > LONG_S else 0)
-    figure = go.Figure()
-    colours = _add_scale(figure, contacts, min(height - 130, 320))
-    for cut in (False, True):
-        chosen = [(c, colour) for c, colour in zip(contacts, colours, strict=True) if bool(c["cut"]) == cut]
-        if chosen:
-            _add_bars(figure, document, chosen, lanes, cut)
-    _add_idle(figure, idle_times(contacts, horizon_s))
-    for name in set(names) - {contact["cluster"] for contact in document["contacts"]}:
-        row = len(names) - names.index(name)
-        figure.add_annotation(x=0.5, xref="x domain", y=row, text="never in view", showarrow=False, **QUIET)
-    top = 40 if any(contact["cut"] for contact in contacts) else 10
-    style(figure, height=height, barmode="overlay", margin={"t": top, "b": 50, "l": 20, "r": 20})
-    _contact_axes(figure, document["start"], horizon_s, names)
-    return figure
+    lanes = 1 < len(satellites_of(document)) <= MOST_LANES
+    kinds = _kinds(contacts)
+    rows = list(
+        dict.fromkeys(_row(c, lanes) for c in sorted(contacts, key=lambda c: (_place(document, c), str(c["satellite"]))))
+    )
+    unseen = [name for name in document["clusters"] if name not in {c["cluster"] for c in document["contacts"]}]
+    rows = [*rows, *(f"{name}, never in view" for name in unseen), NOBODY]
+    idle = idle_times(contacts, horizon_s)
+    length_s = DAY_S if horizon_s > LONG_S else horizon_s
+    days = min(MOST_DAYS, max(1, -(-int(horizon_s) // int(length_s or 1)))) if len(rows) <= 24 or horizon_s <= LONG_S else 1
+    panels = []
+    for day in range(days):
+        begin_s, end_s = day * length_s, min((day + 1) * length_s, horizon_s)
+        marks = []
+        for kind, look in {**{name: look for _, name, look in kinds}, CUT_NAME: CUT}.items():
+            spans = [
+                (_row(c, lanes), max(begin_s, c["start_s"]) / 3600, min(end_s, c["end_s"]) / 3600)
+                for c, name, _ in kinds
+                if (CUT_NAME if c["cut"] else name) == kind and c["start_s"] < end_s and c["end_s"] > begin_s
+            ]
+            if spans:
+                marks.append(Spans(kind, spans, look))
+        gaps = [(NOBODY, max(a, begin_s) / 3600, min(b, end_s) / 3600) for a, b in idle if a < end_s and b > begin_s]
+        marks += [Spans(NOBODY, gaps, IDLE)] if gaps else []
+        title = f"day {day + 1}" if days > 1 else ""
+        panels.append(Panel(f"hours from {clock(document['start'])}", "", marks, title, rows=rows))
+    drawn_s = days * length_s
+    note = "The bottom row is grey while nobody is in view. Every contact with its times is in the list below."
+    if len(document["contacts"]) > len(contacts):
+        note += f" Only the first {len(contacts):,} of {len(document['contacts']):,} contacts are drawn."
+    elif drawn_s < horizon_s:
+        note += f" Drawn are the first {duration(drawn_s)} of {duration(horizon_s)}."
+    alt = f"When each of {len(document['clusters'])} clusters is in view: {', '.join(document['clusters'])}"
+    return Chart("Contacts", alt, panels, note, columns=1, data=_contact_rows(document["contacts"]))
+
+
+CUT_NAME = "cut by the plan's start or end"
+
+
+def _place(document: Mapping[str, Any], contact: Mapping[str, Any]) -> int:
+    return list(document["clusters"]).index(contact["cluster"])
+
+
+def _row(contact: Mapping[str, Any], lanes: bool) -> str:
+    return f"{contact['cluster']}, {contact['satellite']}" if lanes and contact["satellite"] else str(contact["cluster"])
 
 
 def _drawn(document: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], float]:
-    """The contacts that a browser can bear, in order, and the time up to which they are all there."""
+    """The contacts that a page has room for, in order, and the time up to which they are all there."""
     contacts = sorted(document["contacts"], key=lambda contact: contact["start_s"])
     horizon_s = document["horizon_s"] if len(contacts) <= MOST_BARS else contacts[MOST_BARS]["start_s"]
     return contacts[:MOST_BARS], horizon_s
 
 
-def _add_scale(figure: go.Figure, contacts: Sequence[Mapping[str, Any]], height: float) -> list[str]:
-    """The colour of each bar: its mean rate where rates vary, else its highest elevation, else one for all."""
+def _kinds(contacts: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, Look]]:
+    """Of each contact how it is called and looks: by its mean rate where rates vary, else its highest elevation, else alike."""
     rates = [contact["uplink_bps"] / 1e6 for contact in contacts if contact["uplink_bps"] is not None]
-    values, label = [*rates], "mean uplink, Mb/s"
+    values: list[float | None] = [*rates]
+    unit, digits = "Mb/s up", 2
     if len(rates) < len(contacts) or max(rates) <= 1.01 * min(rates):
-        values, label = [contact["max_elevation_deg"] for contact in contacts], "highest elevation, °"
+        values, unit, digits = [contact["max_elevation_deg"] for contact in contacts], "° at most", 0
     known = [value for value in values if value is not None]
-    if not known:
-        return [COLOURS[0]] * len(values)
+    if not known or max(known) == min(known):
+        return [(contact, "in view", Look(BLUES[2])) for contact in contacts]
     low, high = min(known), max(known)
-    shares = [0.5 if value is None or high == low else (value - low) / (high - low) for value in values]
-    bar = {"title": {"text": label, "side": "right"}, "thickness": 12, "outlinewidth": 0, "len": height, "lenmode": "pixels"}
-    scale = {"colorscale": BLUES, "cmin": low, "cmax": high, "colorbar": {**bar, "y": 1, "yanchor": "top"}, "color": [low]}
-    figure.add_scatter(x=[None], y=[None], mode="markers", marker={**scale, "showscale": True}, showlegend=False)
-    return [str(colour) for colour in sample_colorscale(BLUES, shares)]
+    step = (high - low) / len(BLUES)
+    found: dict[int, str] = {
+        i: f"{low + i * step:.{digits}f}–{low + (i + 1) * step:.{digits}f} {unit}" for i in range(len(BLUES))
+    }
+    each = []
+    for contact, value in zip(contacts, values, strict=True):
+        i = len(BLUES) // 2 if value is None else min(len(BLUES) - 1, int((value - low) / step))
+        each.append((contact, found[i], Look(BLUES[i])))
+    order = list(found.values())
+    return sorted(each, key=lambda one: order.index(one[1]))
 
 
-def _add_bars(
-    figure: go.Figure, document: Mapping[str, Any], chosen: Sequence[tuple[Mapping[str, Any], str]], lanes: int, cut: bool
-) -> None:
-    names, satellites = list(document["clusters"]), satellites_of(document)
-    contacts, colours = [contact for contact, _ in chosen], [colour for _, colour in chosen]
-    width = 0.72 / lanes
-    lane = [satellites.index(str(contact["satellite"])) if lanes > 1 and contact["satellite"] else 0 for contact in contacts]
-    edge = {"width": 1.6, "color": COLOURS[1]} if cut else {"width": 1.2, "color": colours}
-    figure.add_bar(
-        orientation="h",
-        base=[contact["start_s"] / 3600 for contact in contacts],
-        x=[(contact["end_s"] - contact["start_s"]) / 3600 for contact in contacts],
-        y=[len(names) - names.index(contact["cluster"]) for contact in contacts],
-        offset=[0.36 - width * (k + 1) for k in lane],
-        width=width * (0.86 if lanes > 1 else 1),
-        marker={"color": colours, "line": edge},  # a few minutes of a day are a few pixels: the edge keeps them seen
-        customdata=[_contact_text(contact) for contact in contacts],
-        hovertemplate="%{customdata}<extra></extra>",
-        name="cut by the plan's start or end",
-        showlegend=cut,
-    )
-
-
-def _add_idle(figure: go.Figure, idle: Sequence[tuple[float, float]]) -> None:
-    figure.add_bar(
-        orientation="h",
-        base=[start / 3600 for start, _ in idle],
-        x=[(end - start) / 3600 for start, end in idle],
-        y=[0.0] * len(idle),
-        width=0.72,
-        marker={"color": "#c4c4c4", "line": {"width": 0}},
-        customdata=[f"nobody in view for {duration(end - start)}, from T+{duration(start)}" for start, end in idle],
-        hovertemplate="%{customdata}<extra></extra>",
-        showlegend=False,
-    )
-
-
-def _contact_axes(figure: go.Figure, start: str | None, horizon_s: float, names: Sequence[str]) -> None:
-    long, hours = horizon_s > LONG_S, horizon_s / 3600
-    shown = OPENING_S / 3600 if long else hours
-    figure.update_xaxes(
-        range=[0, shown],
-        minallowed=0,
-        maxallowed=hours,
-        nticks=16,
-        title_text=f"hours from {clock(start)}",
-        rangeslider={"visible": long, "thickness": 0.12, "range": [0, hours], "bgcolor": "#f7f7f7"},
-    )
-    figure.update_yaxes(
-        range=[-0.6, len(names) + 0.6],
-        tickvals=list(range(len(names) + 1)),
-        ticktext=["nobody in view", *(html.escape(name) for name in reversed(names))],
-        fixedrange=True,
-        zeroline=False,
-        gridcolor="#e2e2e2",
-    )
+def _contact_rows(contacts: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    heads = ["cluster", "satellite", "from, s", "to, s", "highest, °", "uplink, bit/s", "up, B", "down, B", "cut"]
+    keys = ("cluster", "satellite", "start_s", "end_s", "max_elevation_deg", "uplink_bps", "uplink_B", "downlink_B", "cut")
+    rows: list[list[object]] = []
+    for contact in contacts[:MOST_BARS]:
+        cells = [contact.get(key) for key in keys]
+        rows.append(["" if cell is None else ("yes" if cell else "") if isinstance(cell, bool) else cell for cell in cells])
+    return heads, rows
 
 
 def idle_times(contacts: Sequence[Mapping[str, Any]], horizon_s: float) -> list[tuple[float, float]]:
@@ -270,47 +237,26 @@ def idle_times(contacts: Sequence[Mapping[str, Any]], horizon_s: float) -> list[
     return [*idle, (seen_until, horizon_s)] if seen_until < horizon_s else idle
 
 
-def _contact_text(contact: Mapping[str, Any]) -> str:
-    highest, bps = contact["max_elevation_deg"], contact["uplink_bps"]
-    satellite = html.escape(str(contact["satellite"] or ""))
-    lines = [
-        f"<b>{html.escape(contact['cluster'])}</b>" + (f", {satellite}" if satellite else ""),
-        f"T+{duration(contact['start_s'])}, for {duration(contact['end_s'] - contact['start_s'])}"
-        + ("" if highest is None else f", highest {highest:.0f}°"),
-        ("no limit" if bps is None else f"{bps / 1e6:.2f} Mb/s")
-        + f": {megabytes(contact['uplink_B'], '∞')} MB up, {megabytes(contact['downlink_B'], '∞')} MB down",
-    ]
-    return "<br>".join(lines)
-
-
 # --- the passes -------------------------------------------------------------------------------------------------------
 
 
-def pass_figure(document: Mapping[str, Any]) -> go.Figure:
-    """Elevation, SNR, rate, bytes and Doppler of each cluster's best pass, one panel below the other."""
-    passes, colours, several = document["passes"], colours_of(document), len(satellites_of(document)) > 1
-    panels = [panel for panel in PANELS if any(one.get(panel[0]) for one in passes)] or [PANELS[0]]
-    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.025)
-    for index, one in enumerate(passes):
-        name = html.escape(str(one["cluster"]))
-        satellite = f"{html.escape(str(one['satellite']))}, " if several else ""
-        for row, (key, _, scale) in enumerate(panels, start=1):
-            line = go.Scatter(
-                x=[t / 60 for t in one["t_s"]],
-                y=[None if value is None else value * scale for value in one.get(key) or ()],
-                name=f"{name} ({satellite}T+{duration(one['start_s'])})",
-                legendgroup=f"{index}",
-                showlegend=row == 1,
-                visible=True if index < MOST_CURVES else "legendonly",
-                mode="lines",
-                line={"color": colours.get(one["cluster"], COLOURS[-1]), "width": 2},
-                hovertemplate="%{x:.1f} min: %{y:.2f}<extra>" + name + "</extra>",
-            )
-            figure.add_trace(line, row=row, col=1)
-    for row, (_, label, _) in enumerate(panels, start=1):
-        figure.update_yaxes(title_text=label, row=row, col=1, zeroline=label.startswith("Doppler"), zerolinecolor="#999")
-    figure.update_xaxes(title_text="minutes since the rise", row=len(panels), col=1)
-    figure.update_xaxes(rangemode="tozero", zeroline=False)
-    extra = {"legend": {"orientation": "v"}} if len(passes) > MOST_CURVES else {}  # beside the panels it scrolls
-    style(figure, height=90 + 190 * len(panels), **extra, margin={"t": 40, "b": 50, "l": 70, "r": 20})
-    return figure
+def pass_figure(document: Mapping[str, Any]) -> Chart:
+    """Elevation, SNR, rate, bytes and Doppler of each cluster's best pass, a panel each."""
+    passes, own, several = document["passes"], looks_of(document), len(satellites_of(document)) > 1
+    panels = []
+    for key, label, scale in [panel for panel in PANELS if any(one.get(panel[0]) for one in passes)] or [PANELS[0]]:
+        lines = []
+        for one in passes[:MOST_CURVES]:
+            satellite = f"{one['satellite']}, " if several else ""
+            known = [(t / 60, v * scale) for t, v in zip(one["t_s"], one.get(key) or (), strict=False) if v is not None]
+            name = f"{one['cluster']} ({satellite}T+{duration(one['start_s'])})"
+            x, y = [at for at, _ in known], [value for _, value in known]
+            lines.append(Line(name, x, y, own.get(one["cluster"], Look()), marked=False))
+        panels.append(Panel("minutes since the rise", label, lines))
+    note = (
+        "All panels share one clock, which starts at the rise. While the Doppler shift is positive the satellite comes nearer."
+    )
+    if len(passes) > MOST_CURVES:
+        note += f" The first {MOST_CURVES} of {len(passes)} clusters are drawn."
+    alt = f"The best pass of each cluster over its minutes: {', '.join(panel.y for panel in panels)}"
+    return Chart("The best pass of each cluster", alt, panels, note)

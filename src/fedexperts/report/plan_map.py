@@ -2,101 +2,78 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-import plotly.graph_objects as go
-
-from .plan_text import colours_of, style
+from .chart import Chart, Curves, Look, Map, Panel, Track
+from .plan_text import looks_of
 
 INKS = ("#222222", "#7a1f5c", "#7a4a00", "#0b5345")  # satellites: darker than any cluster's colour, and dashed apart
-DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("-", "--", ":", "-.")
 MOST_LABELS = 40  # more names would cover the map
+ARROW_EVERY_MIN = 12.0
 
 
-def map_figure(document: Mapping[str, Any]) -> go.Figure:
-    """Land, ground tracks, footprints and sites on a plain longitude-latitude grid; no tiles, no geo layer."""
-    figure = go.Figure()
+def map_figure(document: Mapping[str, Any], note: str = "") -> Chart:
+    """Land, ground tracks, footprints and sites on a plain longitude-latitude grid."""
     rings = json.loads(files("fedexperts.report").joinpath("land.json").read_text())
-    lon, lat = _joined([([x for x, _ in ring], [y for _, y in ring]) for ring in rings])
-    fill = {"fill": "toself", "fillcolor": "#e4e0d6", "line": {"color": "#b9b3a4", "width": 0.6}}
-    figure.add_scatter(x=lon, y=lat, mode="lines", hoverinfo="skip", showlegend=False, **fill)
-    _add_sites(figure, document)
-    tracks = document.get("tracks") or ()
-    for index, track in enumerate(tracks):
-        _add_track(figure, track, INKS[index % len(INKS)], DASHES[index % len(DASHES)], several=len(tracks) > 1)
-    fixed = {"fixedrange": True, "constrain": "domain", "gridcolor": "#dde6ec", "zeroline": False}
-    degrees = range(-180, 181, 30)
-    figure.update_xaxes(range=[-180, 180], tickvals=list(degrees), ticktext=[_compass(d, "EW") for d in degrees], **fixed)
-    degrees = range(-90, 91, 30)
-    figure.update_yaxes(range=[-90, 90], tickvals=list(degrees), ticktext=[_compass(d, "NS") for d in degrees], **fixed)
-    figure.update_yaxes(scaleanchor="x", scaleratio=1)
-    margin = {"t": 40 if len(tracks) > 1 else 10, "b": 40, "l": 50, "r": 20}
-    style(figure, height=610 + margin["t"], plot_bgcolor="#f1f6f9", dragmode=False, margin=margin)
-    return figure
-
-
-def _add_sites(figure: go.Figure, document: Mapping[str, Any]) -> None:
-    sites, colours, reach_deg = sites_of(document), colours_of(document), reach_of(document)
-    for name, row in sites.items() if reach_deg is not None else ():
-        lon, lat = _joined(small_circle(row["latitude_deg"], row["longitude_deg"], reach_deg or 0.0))
-        line = {"color": colours[name], "width": 1.4, "dash": "dot"}
-        figure.add_scatter(x=lon, y=lat, mode="lines", line=line, hoverinfo="skip", showlegend=False)
-    if not sites:
-        return
-    figure.add_scatter(
-        x=[row["longitude_deg"] for row in sites.values()],
-        y=[row["latitude_deg"] for row in sites.values()],
-        text=[f"<b>{html.escape(name)}</b>" for name in sites],
-        mode="markers+text" if len(sites) <= MOST_LABELS else "markers",
-        textposition=["middle left" if row["longitude_deg"] > 140 else "middle right" for row in sites.values()],
-        textfont={"size": 13, "color": "#222", "shadow": "0 0 3px white, 0 0 3px white, 0 0 5px white"},
-        marker={"size": 11, "color": [colours[name] for name in sites], "line": {"color": "white", "width": 1.5}},
-        hovertemplate="%{text}<br>%{y:.2f}°, %{x:.2f}°<extra></extra>",
-        cliponaxis=False,
-        showlegend=False,
+    land = [([x for x, _ in ring], [y for _, y in ring]) for ring in rings]
+    sites, own, reach_deg = sites_of(document), looks_of(document), reach_of(document)
+    places = {name: (row["longitude_deg"], row["latitude_deg"], own[name].colour) for name, row in sites.items()}
+    reach = []
+    if reach_deg is not None:
+        reach = [(small_circle(lat, lon, reach_deg), colour) for lon, lat, colour in places.values()]
+    tracks = [
+        _track(track, Look(INKS[i % len(INKS)], DASHES[i % len(DASHES)]))
+        for i, track in enumerate(document.get("tracks") or ())
+        if track["t_s"]
+    ]
+    rows = [[name, row["latitude_deg"], row["longitude_deg"]] for name, row in sites.items()]
+    names = ", ".join(track.name for track in tracks)
+    return Chart(
+        "Ground track and sites" if tracks else "Sites",
+        f"Map of the Earth with {len(sites)} sites: {', '.join(sites)}" + (f"; ground tracks of {names}" if names else ""),
+        [Panel("longitude", "latitude", [Map(land, tracks, places, reach, labelled=len(sites) <= MOST_LABELS)])],
+        note,
+        columns=1,
+        data=(["site", "latitude, °", "longitude, °"], rows),
     )
 
 
-def _add_track(figure: go.Figure, track: Mapping[str, Any], ink: str, dash: str, several: bool) -> None:
-    name = html.escape(str(track["satellite"]))
+def _track(track: Mapping[str, Any], look: Look) -> Track:
     latitudes, longitudes, minutes = track["latitude_deg"], track["longitude_deg"], [t / 60 for t in track["t_s"]]
-    if not minutes:
-        return
-    ring_lon, ring_lat = _joined(small_circle(latitudes[0], longitudes[0], track["footprint_deg"]))
-    ring = {"fill": "toself", "fillcolor": _faint(ink, 0.13), "line": {"color": ink, "width": 1}, "hoverinfo": "skip"}
-    figure.add_scatter(x=ring_lon, y=ring_lat, mode="lines", legendgroup=name, showlegend=False, **ring)
     lon, lat, at = cut_track(longitudes, latitudes, minutes)
-    plain = {"opacity": 1, "line": {"width": 0}}  # markers of many sizes are pale and framed in white by default
-    figure.add_scatter(
-        x=lon,
-        y=lat,
-        customdata=at,
-        mode="lines+markers",
-        name=name,
-        legendgroup=name,
-        line={"color": ink, "width": 1.6, "dash": dash, "backoff": 0},
-        showlegend=several,
-        marker={"symbol": "arrow", "angleref": "previous", "color": ink, "size": _arrows(at, every=12.0), **plain},
-        hovertemplate="%{y:.1f}°, %{x:.1f}°<br>%{customdata:.1f} min<extra>" + name + "</extra>",
-    )
-    figure.add_scatter(
-        x=longitudes[:1],
-        y=latitudes[:1],
-        text=[name],
-        mode="markers+text",
-        textposition="top center",
-        textfont={"color": ink, "shadow": "0 0 3px white, 0 0 3px white"},
-        marker={"symbol": "diamond", "size": 12, "color": ink, "line": {"color": "white", "width": 1.5}},
-        hoverinfo="skip",
-        cliponaxis=False,
-        legendgroup=name,
-        showlegend=False,
-    )
+    covered = small_circle(latitudes[0], longitudes[0], track["footprint_deg"])
+    return Track(str(track["satellite"]), _curves(lon, lat), _arrows(lon, lat, at), covered, look)
+
+
+def _curves(lon: Sequence[float | None], lat: Sequence[float | None]) -> Curves:
+    """Parts between gaps."""
+    found: list[tuple[list[float], list[float]]] = [([], [])]
+    for x, y in zip(lon, lat, strict=True):
+        if x is None or y is None:
+            found.append(([], []))
+        else:
+            found[-1][0].append(x)
+            found[-1][1].append(y)
+    return [curve for curve in found if curve[0]]
+
+
+def _arrows(
+    lon: Sequence[float | None], lat: Sequence[float | None], minutes: Sequence[float | None]
+) -> list[tuple[float, float, float, float]]:
+    """Where an arrow's head is and where it comes from, whenever so many minutes have gone by."""
+    found, due = [], ARROW_EVERY_MIN / 2
+    for i in range(1, len(lon)):
+        x, y, before_x, before_y, at = lon[i], lat[i], lon[i - 1], lat[i - 1], minutes[i]
+        if x is None or y is None or before_x is None or before_y is None or at is None or at < due:
+            continue
+        found.append((x, y, before_x, before_y))
+        due += ARROW_EVERY_MIN
+    return found
 
 
 def small_circle(latitude_deg: float, longitude_deg: float, radius_deg: float) -> list[tuple[list[float], list[float]]]:
@@ -137,16 +114,6 @@ def cut_track(
     return [p[0] for p in out], [p[1] for p in out], [p[2] for p in out]
 
 
-def _arrows(minutes: Sequence[float | None], every: float) -> list[float]:
-    """Marker sizes: an arrow whenever another `every` minutes have gone by, nothing elsewhere."""
-    sizes, due = [], every / 2
-    for at in minutes:
-        arrow = at is not None and at >= due
-        sizes.append(12.0 if arrow else 0.0)
-        due += every if arrow else 0.0
-    return sizes
-
-
 def sites_of(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The clusters that have a place."""
     return {name: row for name, row in document["clusters"].items() if row.get("latitude_deg") is not None}
@@ -159,22 +126,3 @@ def reach_of(document: Mapping[str, Any]) -> float | None:
     if len(masks) != 1 or not radii or max(radii) - min(radii) > 0.5:
         return None
     return float(sum(radii) / len(radii)) if len(sites_of(document)) <= MOST_LABELS else None
-
-
-def _joined(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[list[float | None], list[float | None]]:
-    """Curves one after the other with gaps between them, as one trace wants them."""
-    lon: list[float | None] = []
-    lat: list[float | None] = []
-    for xs, ys in curves:
-        lon += [*([None] if lon else []), *(round(x, 2) for x in xs)]
-        lat += [*([None] if lat else []), *(round(y, 2) for y in ys)]
-    return lon, lat
-
-
-def _compass(degrees: int, sides: str) -> str:
-    return f"{abs(degrees)}°{sides[degrees < 0] if degrees % 180 else ''}"
-
-
-def _faint(colour: str, opacity: float) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, {opacity})"

@@ -1,4 +1,4 @@
-"""What the parts of a plan's page share: colours, the look of figures, and times and numbers as text."""
+"""What the parts of a plan's page share: looks, and times and numbers as text."""
 
 from __future__ import annotations
 
@@ -6,23 +6,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import plotly.graph_objects as go
-
-from .page import COLOURS
+from .chart import Look, looks
 
 
-def style(figure: go.Figure, **layout: Any) -> None:
-    """The look of a figure, and what is its own."""
-    font = {"family": "system-ui, sans-serif", "size": 13, "color": "#333"}
-    legend = {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0}
-    figure.update_layout(**{"template": "plotly_white", "font": font, "legend": legend, **layout})
-    for update in (figure.update_xaxes, figure.update_yaxes):  # a little air between labels and axes
-        update(ticks="outside", ticklen=5, tickcolor="rgba(0,0,0,0)")
-
-
-def colours_of(document: Mapping[str, Any]) -> dict[str, str]:
-    """A colour for each cluster."""
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(document["clusters"])}
+def looks_of(document: Mapping[str, Any]) -> dict[str, Look]:
+    """A look for each cluster."""
+    return looks(document["clusters"])
 
 
 def satellites_of(document: Mapping[str, Any]) -> list[str]:

@@ -182,6 +182,29 @@ def ladder_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[s
     return "accuracy beside other gates on the same experts", ["run", "final", *RUNGS.values()], rows
 
 
+LOWER = frozenset({"perplexity", "loss", "macro_auc_left_out"})
+"""Metrics of which less is better, which tables and axes say."""
+
+
+def named(metric: str) -> str:
+    """A metric's name, and that lower is better, where it is."""
+    return NAMES.get(metric, metric) + (" (lower is better)" if metric in LOWER else "")
+
+
+def metrics_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str], Rows]:
+    """Other metrics of each cluster or client than its own: a title, heads, and a row for each run and metric."""
+    own = {name: row.get("metrics_by_cluster") or {} for name, row in summaries.items()}
+    links = list(dict.fromkeys(link for found in own.values() for link in found))
+    if len(links) > WIDEST:  # their means stand in the table of clients
+        return "", [], []
+    rows = []
+    for name, found in own.items():
+        for metric in dict.fromkeys(metric for values in found.values() for metric in values):
+            values = [found.get(link, {}).get(metric) for link in links]
+            rows.append([name, named(metric), *(written(value, metric) for value in values)])
+    return f"all metrics by {one_of(summaries)}, on test data", ["run", "metric", *links], rows
+
+
 def links_of(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the runs keep results by: clusters, clients, or both."""
     usual = {name: "clients" if row.get("personal_by_client") else "clusters" for name, row in summaries.items()}
@@ -227,7 +250,7 @@ def written(value: float | None, metric: str) -> str:
 
 def axis(metric: str) -> tuple[float, str]:
     """By what a figure multiplies a metric, and how its axis is called."""
-    return (100.0, "accuracy, %") if metric == ACCURACY else (1.0, metric)
+    return (100.0, "accuracy, %") if metric == ACCURACY else (1.0, named(metric))
 
 
 def accuracy_table(

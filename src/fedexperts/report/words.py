@@ -1,4 +1,4 @@
-"""Numbers, times and parts as people say them; without plotly, for terminals as for pages."""
+"""Numbers, times and parts as people say them; without matplotlib, for terminals as for pages."""
 
 from __future__ import annotations
 

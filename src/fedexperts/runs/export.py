@@ -1,4 +1,4 @@
-"""From a finished run to a folder that other programs load: the merged model, or PEFT's adapter beside its base."""
+"""From a finished run to a folder that other programs load: its model, PEFT's adapter beside its base, or its ledger."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from ..scenario import Scenario
 from ..tables import Adapters
 from ..writing import check_empty, filled
 from .ended import ADAPTERS, check_ended, initial_folder, scenario_of
+from .records import check_tensorboard, write_events, write_parquet
 
-Format = Literal["merged", "peft"]
+Format = Literal["merged", "peft", "parquet", "tensorboard"]
 
 
 def save_adapters(file: Path, model: dict[str, Piece], classifier: bool) -> None:
@@ -33,21 +34,24 @@ def save_adapters(file: Path, model: dict[str, Piece], classifier: bool) -> None
 
 
 def export(run: str | Path, form: Format, to: str | Path) -> dict[str, Any]:
-    """Write the final model of a run; what ``fedexperts export --json`` prints.
+    """Write the final model of a run, or its ledger; what ``fedexperts export --json`` prints.
 
     ``merged`` is a plain checkpoint. ``peft`` is an adapter for the model that the run started from: ``base``, which is the
-    scenario's checkpoint or, after a warm-up or from random weights, the run's own ``base/``.
+    scenario's checkpoint or, after a warm-up or from random weights, the run's own ``base/``. ``parquet`` is the ledger, a row
+    for each line, and ``tensorboard`` (an extra) the numbers of each evaluation by cycle, at simulated times.
 
     ``load`` is Python that loads it in a new process.
 
     Raises:
         InputError: no run, or one that has not ended; ``to`` is no folder or holds files; a run whose change is no adapter, or
-            whose numbers are not finite.
+            whose numbers are not finite; TensorBoard is missing.
         RunError: the machine refuses, as a full disk does; nothing is left in ``to`` then.
     """
     run, to = Path(run), Path(to)
     check_ended(run)
     check_empty(to, "--to")
+    if form == "parquet" or form == "tensorboard":
+        return _records(run, form, to)
     scenario = scenario_of(run)
     kind = FOR_TASK[scenario.task.kind]
     auto = AUTO[kind].__name__
@@ -63,6 +67,21 @@ def export(run: str | Path, form: Format, to: str | Path) -> dict[str, Any]:
     start = f"{auto}.from_pretrained({base!r}{labels})"
     load = f"{_imports(run, auto)}from peft import PeftModel\nPeftModel.from_pretrained({start}, {str(to)!r})"
     return {"format": form, "directory": str(to), "base": base, "load": load}
+
+
+def _records(run: Path, form: Format, to: Path) -> dict[str, Any]:
+    """The ledger for other programs."""
+    if form == "tensorboard":
+        check_tensorboard()
+        with filled(to, "--to"):
+            write_events(run, to)
+        name = "tensorboard.backend.event_processing.event_accumulator"
+        load = f"from {name} import EventAccumulator\nEventAccumulator({str(to)!r}).Reload()"
+        return {"format": form, "directory": str(to), "base": None, "load": load}
+    with filled(to, "--to"):
+        path = write_parquet(run, to)
+    load = f"import pandas\npandas.read_parquet({str(path)!r})"
+    return {"format": form, "directory": str(to), "base": None, "load": load}
 
 
 def _imports(run: Path, auto: str) -> str:

@@ -1,8 +1,10 @@
-"""The first line of a run's ``scenario.toml``: what was run, and the format of the folder around it."""
+"""What a run says first: in ``scenario.toml`` what was run, and the format of its folder; in ``runtime.jsonl`` on what."""
 
 from __future__ import annotations
 
+import platform
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..events import FORMAT
@@ -29,3 +31,14 @@ def format_of(directory: Path) -> int:
     form = int(found[1]) if found else 1
     check_format(form, str(path))
     return form
+
+
+def environment() -> dict[str, str]:
+    """What a run depends on beside its scenario: Python, libraries that compute, the machine."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # installed in another way
+            continue
+    return {**found, "machine": f"{platform.system()} {platform.machine()}"}

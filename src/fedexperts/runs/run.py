@@ -49,7 +49,7 @@ from . import checkpoint
 from .directory import FILES, appended, check_directory, has_ended, seal
 from .ended import ADAPTERS, FOLDER, what_lacks
 from .export import save_adapters
-from .header import header
+from .header import environment, header
 from .lock import LEFTOVERS, LOCK, claimed
 from .longer import LONGER, digest, fault, go_on_longer
 from .rates import changed_rates, rates
@@ -230,7 +230,7 @@ class _Run:
         seal(self.directory)
 
     def _play(self, saved: dict[str, Any] | None) -> dict[str, Piece]:
-        self.runtime.write(json.dumps({FOLDER: str(self.scenario.base.resolve())}) + "\n")
+        self.runtime.write(json.dumps({FOLDER: str(self.scenario.base.resolve()), "environment": environment()}) + "\n")
         if not saved or self.prepared.lora:  # weights under adapters are in no checkpoint, but repeat bit for bit
             self.prepared.begin()
         begun = Beginning(saved["owned"]) if saved else self._begin()

@@ -23,7 +23,6 @@ from fedexperts.protocol.networked import Networked, Stages
 from fedexperts.runs import checkpoint
 from fedexperts.runs.run import run
 from fedexperts.setup.prepare import Prepared
-from fedexperts.train.host import latest
 from fedexperts.train.member import call_B, image_flops
 from fedexperts.train.privacy import sensitivity
 from fedexperts.train.task import Task
@@ -205,12 +204,11 @@ def test_the_first_round_of_a_gate_tells_statistics_and_moves_nothing(folder: Pa
     devices = [group[0] for group in small.devices(prepared).values()]
     server = Networked(Start(prepared.model, tuple(prepared.hosts), frozenset(), {}, cycles=4), stages(prepared))
     server.round = 3
-    peers = {part: host.own(part) for part, host in prepared.owners.items()}
     task = server.federated()
     assert task.rate == 0
     for device in devices:
         device.receive(server.pieces(device.name, task))
-        device.train(task, 1, peers=peers)
+        device.train(task, 1, peers=prepared.homes.others(device.name))
         server.statistics[device.name] = device.trained[STATISTICS]
         before = prepared.model["gate"].tensors
         assert all(torch.allclose(tensor, before[name], atol=1e-6) for name, tensor in device.trained["gate"].items())
@@ -228,7 +226,7 @@ def test_a_gate_alone_steps_by_its_rate_in_standardised_coordinates(folder: Path
     """One step of plain descent along a gradient of norm 1: the move has the length of the rate."""
     prepared = prepare(scenario(folder, train={"local_steps": 1}, networked={"gate_lr": 0.5}))
     device = small.devices(prepared)["c/0"][0]
-    peers = {part: host.own(part) for part, host in prepared.owners.items()}
+    peers = prepared.homes.others("c/0")
     size = prepared.view.model.config.latent_size
     mean_D, spread_D = torch.linspace(-1, 1, size), torch.linspace(0.5, 2, size)
     told = {"mean": mean_D, "spread": spread_D, "load": torch.full((CLIENTS,), 1 / CLIENTS)}
@@ -242,13 +240,16 @@ def test_a_gate_alone_steps_by_its_rate_in_standardised_coordinates(folder: Path
 def test_only_the_gate_learns_in_its_stage_and_experts_of_others_stay(folder: Path) -> None:
     prepared = prepare(scenario(folder))
     device = small.devices(prepared)["c/0"][0]
-    before = {part: latest(host, part) for part, host in prepared.owners.items()}
-    peers = {part: host.own(part) for part, host in prepared.owners.items()}
+    experts = {link: [part] for part, link in prepared.homes.experts.items()}
+    before = {link: prepared.hosts[link].own(parts) for link, parts in experts.items()}
+    peers = prepared.homes.others("c/0")
+    assert set(peers) == {expert(1), expert(2)}
     device.train(Task(frozenset({"gate"}), goal="gate", peers=True, unit_gradient=True), 1, peers=peers)
     assert set(device.trained) == {"gate"}
     assert not torch.equal(device.trained["gate"]["moe.gate.weight"], prepared.model["gate"].tensors["moe.gate.weight"])
-    for part, host in prepared.owners.items():
-        assert all(torch.equal(tensor, before[part][name]) for name, tensor in latest(host, part).items())
+    for link, parts in experts.items():
+        now = prepared.hosts[link].own(parts)
+        assert all(torch.equal(tensor, now[part][name]) for part in parts for name, tensor in before[link][part].items())
 
 
 def test_training_from_kept_latents_is_training_from_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

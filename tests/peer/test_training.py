@@ -37,7 +37,7 @@ def trainer(trained: Path, folder: Path, gate_top_k: int) -> Any:
 
 def gate_of(trained: Path, folder: Path, k: int, peers: Any = None) -> tuple[dict[str, torch.Tensor], int, Any]:
     device, view = trainer(trained, folder, k)
-    others = {expert(m): (device.held[expert(m)].tensors, None) for m in range(CLIENTS)}
+    others = {expert(m): device.held[expert(m)] for m in range(CLIENTS)}
     task = Task(frozenset({GATE, STATISTICS}), goal="gate", peers=True, unit_gradient=True)
     if peers is None:
         device.train(task, 2, peers=others)

@@ -8,17 +8,21 @@ it; what is wrong with one is a `MessageError`, which costs the node its contact
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safetensors import SafetensorError
 
 from ..errors import RunError
-from ..moe.parts import Piece, Tensors
+from ..moe.parts import BESIDE, MAX_UPDATE_NORM, Piece, Tensors
 from ..moe.view import View
 from ..protocol.admission import differs, quoted
 from ..train.codec import decode, payload_B
+from ..train.holding import merged
 from ..train.host import Host
-from ..train.upload import MOST_HEAD_B
+from ..train.message import WireError
+from ..train.task import Update
+from ..train.upload import MOST_HEAD_B, Promise, arrived, opened
+from ..train.wire import Codec
 from .orders import Call, Command, Done, Facts, MessageError, Reply, Status, read_reply
 
 ROW_B = 256
@@ -37,6 +41,7 @@ class Answers:
         held: what the devices hold, as it was sent.
         view: the server's model.
         upload_B: bytes of an upload of a part.
+        max_update_norm: how far a part that stays there may lie from what was sent, see `Admission`.
     """
 
     devices: Sequence[str]
@@ -44,6 +49,7 @@ class Answers:
     held: Mapping[str, Piece]
     view: View
     upload_B: Callable[[str], int]
+    max_update_norm: float = MAX_UPDATE_NORM
 
     def read(self, message: bytes, call: Call) -> tuple[Reply, list[bytes]]:
         """The reply to a call, with its files.
@@ -52,7 +58,7 @@ class Answers:
             MessageError: it cannot be that; never anything else.
         """
         wanted = (*call.decided, *call.foreseen)
-        most_B = sum(map(self._most_B, wanted)) + ROW_B * (1 + len(call.asked) * len(self.devices)) + MOST_HEAD_B
+        most_B = sum(map(self._most_B, wanted)) + ROW_B * (1 + len(call.asked) * (1 + len(self.devices))) + MOST_HEAD_B
         if len(message) > most_B:
             raise MessageError(f"a reply of {len(message):,} B, where at most {most_B:,} could come")
         reply, blobs = read_reply(message)
@@ -60,7 +66,7 @@ class Answers:
             return reply, []
         if [done.id for done in reply.done] != [command.id for command in wanted]:
             raise MessageError("the node's reply is to another call")
-        if [len(row) for row in reply.asked] != [len(self.devices)] * len(call.asked):
+        if [len(row) for row in reply.asked] != [len(self.devices) + 1] * len(call.asked):
             raise MessageError("the node's reply does not say how much work a task is, for each of its devices")
         for done, command in zip(reply.done, wanted, strict=True):
             check_status(done.status, self.devices, self.held)
@@ -75,8 +81,8 @@ class Answers:
             case "snapshot":
                 return status_B + sum(self.upload_B(part) + MOST_HEAD_B for part in command.args[1])
             case "own":
-                piece = self.held[command.args[0]]
-                return status_B + 2 * (payload_B(piece.tensors, "exact") + MOST_HEAD_B)
+                pieces = [self.held[part] for part in command.args[0]]
+                return status_B + sum(payload_B(piece.tensors, "exact") + MOST_HEAD_B for piece in pieces)
             case "trial":
                 rows, columns = self._counts_LM
                 return status_B + len(self.devices) * ROW_B * (1 + rows * columns)
@@ -96,6 +102,7 @@ class Answers:
                 task, rounds, *_ = command.args
                 good = done.steps is not None and done.steps <= rounds * self.local_steps * len(self.devices)
                 good &= done.flops is not None and len(done.flops) == len(self.devices)
+                good &= task.peers or not done.peer_B
                 good &= set(done.broken) == set(self.devices) and all(
                     set(parts) <= task.parts for parts in done.broken.values()
                 )
@@ -108,15 +115,31 @@ class Answers:
                     good &= [len(row) for row in trial.counts_LM] == [columns] * rows
                     good &= trial.tokens > 0 and all(count <= trial.tokens for row in trial.counts_LM for count in row)
             case "own":
-                good = done.own is not None and 1 <= len(done.own) <= 2
-                for number in done.own or ():
-                    check_tensors(blobs[number], self.held[command.args[0]])
+                parts = command.args[0]
+                good = done.own is not None and len(done.own) == len(parts)
+                for part, number in zip(parts, done.own or (), strict=False):
+                    check_tensors(blobs[number], self.held[part], self.max_update_norm)
             case "activations_B":
                 good = done.number is not None
             case _:
                 good = True
         if not good:
             raise MessageError(f"the node says that it has done {command.verb}, and what came of it cannot be")
+
+
+def read_upload(
+    device: str, message: bytes, promises: Mapping[str, Promise], held: Mapping[str, Piece], view: View, codec: Codec
+) -> Update:
+    """An upload as the server has it; what cannot be read is for the gate to refuse."""
+    try:
+        update, coded = opened(message, promises)
+    except WireError as error:
+        return Update(device, Piece("", -1, {}), 0, 0, len(message), fault=f"cannot be read: {error}")
+    part, version = update.piece.part, update.piece.version
+    if version != held[part].version:
+        return update  # which the gate refuses, as it stands on what the device does not hold
+    update = arrived(update, coded, view.start(part, held[part].tensors), codec)
+    return replace(update, piece=Piece(part, version, merged(view, held[part], update.piece.tensors)))
 
 
 def check_status(status: Status, devices: Collection[str], parts: Collection[str]) -> None:
@@ -127,13 +150,13 @@ def check_status(status: Status, devices: Collection[str], parts: Collection[str
         raise MessageError(f"the node speaks of part {quoted(min(strange))}, which the model does not have")
 
 
-def check_tensors(file: bytes, piece: Piece) -> None:
+def check_tensors(file: bytes, piece: Piece, max_update_norm: float) -> None:
     """Raises: MessageError, where a file does not hold what a part could be."""
     try:
         tensors: Tensors = decode(file)
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise MessageError(f"the node's file of {piece.part} cannot be read ({quoted(error)})") from error
-    if fault := differs(tensors, piece):
+    if fault := differs(tensors, piece, max_update_norm):
         raise MessageError(f"the node's file of {piece.part} {fault}")
 
 
@@ -155,7 +178,7 @@ def introduced(message: bytes | None, link: str, known: Host, parts: Collection[
                 raise MessageError(
                     f"its node has {name} = {quoted(found)}, and the scenario {right}; give it this scenario's data"
                 )
-        check_status(reply.facts.status, known.devices, parts)
+        check_status(reply.facts.status, known.devices, {*parts, *BESIDE})
     except MessageError as error:
         raise RunError(f"{link}: {error}") from error
     return reply.facts

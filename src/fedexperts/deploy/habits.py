@@ -21,13 +21,16 @@ class Habits:
     def __init__(self, devices: Sequence[str]):
         self.devices = devices
         self.then: dict[str, Then] = {}
+        self.varying: set[str] = set()  # after what the last two were not alike: a guess would be trained in vain
         self.last: Command | None = None
         self.received = 0  # how often in this contact
 
     def learn(self, command: Command) -> None:
         """This was decided."""
         if self.last is not None:
-            self.then[self._key(self.last)] = (command.verb, command.args)
+            key, then = self._key(self.last), (command.verb, command.args)
+            self.varying = self.varying - {key} if self.then.get(key, then) == then else self.varying | {key}
+            self.then[key] = then
         self.last = command
         self.received += command.verb == "receive"
 
@@ -46,6 +49,8 @@ class Habits:
 
     def ends(self, command: Command) -> bool:
         """Whether the contact is over after a command, as it was the last time; at first, a guess, with the second send."""
+        if command.verb == "own":
+            return True
         key = self._key(command)
         return self.then[key] == OVER if key in self.then else command.verb == "receive" and self.received > 0
 
@@ -63,7 +68,7 @@ class Habits:
             at = self.devices.index(device) + 1
             return ("snapshot", (self.devices[at], parts)) if at < len(self.devices) else None
         if (then := self.then.get(self._key(command))) is not None:
-            return then if then[0] in ("snapshot", "train") else None
+            return then if then[0] == "snapshot" or (then[0] == "train" and self._key(command) not in self.varying) else None
         if command.verb == "train":  # a guess: in contact shared parts are collected after it, and all after an absence
             task = command.args[0]
             parts = in_order(task.parts - task.keeps)

@@ -19,11 +19,6 @@ def links_of(scenario: Scenario) -> tuple[str, ...]:
     Raises:
         InputError: the protocol's devices cannot live on nodes.
     """
-    if scenario.protocol == "networked":
-        raise InputError(
-            'protocol = "networked": cannot be deployed, as its clients ask each other for gradients while they train; '
-            "train with fedexperts run, and deploy the trained network with fedexperts peer init"
-        )
     if scenario.protocol in AT_HOME:
         raise InputError(
             f"protocol = {scenario.protocol!r}: has no devices that anybody talks to, so there is nothing to deploy; use "

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from .. import __version__
 from ..errors import InputError
+from ..moe.parts import Piece
 from ..runs import checkpoint
 from ..train.codec import encode
 from ..train.host import LocalHost, Trained, Trial
@@ -73,6 +74,7 @@ class Node:
         self.host, self.run, self.spool = host, run, spool
         self.base = GENESIS  # what was done before `path`
         self.path: list[Step] = []
+        self.others: dict[str, Piece] = {}  # experts of other clients, as they were told
         self.meanwhile: tuple[Command, ...] = ()
         self.quiet_s = 0.0  # how long to wait for a call before that is begun with
         self.saved: list[Saved] = []
@@ -176,11 +178,11 @@ class Node:
         return steps, asked
 
     def _flops(self, task: Task, steps: int) -> list[int]:
-        """FLOPs of a step of a task, as it was after so many steps of the path."""
+        """FLOPs as `Reply.asked` has them, after so many steps of the path."""
         for step in self.path[steps:]:
             if step.command.verb == "train" and step.command.args[0] == task and step.done.flops is not None:
-                return step.done.flops
-        return self.host.flops(task)
+                return [*step.done.flops, step.done.beside]
+        return [*self.host.flops(task), self.host.flops_beside(task)]
 
     def _alike(self, start: int, wanted: Sequence[Command]) -> int:
         """How many of these were done from there on already."""
@@ -202,14 +204,18 @@ class Node:
         last = self.saved[-1]
         self._restore(last)
         for step in self.path[last.steps : steps]:
-            _done(self.host, step.command)
+            _done(self, step.command)
         del self.path[steps:]
         self.torn = False
 
     def _restore(self, saved: Saved) -> None:
         found = checkpoint.load(saved.folder, remedy="begin the run anew")
         assert found is not None  # it was written here
-        self.host.restore(found[1]["host"])
+        self._take(found[1])
+
+    def _take(self, tree: dict[str, Any]) -> None:
+        self.host.restore(tree["host"])
+        self.others = tree.get("others", {})
 
     def _save(self) -> None:
         """A state to go back to. Where the disk has no room for it, one before it will do, with more to do again."""
@@ -218,7 +224,7 @@ class Node:
         at = self.path[-1].command.id if self.path else self.base
         folder = self.spool / "states" / f"{self.states:08d}"
         try:
-            checkpoint.save(folder, 1, {"host": self.host.state(), "at": at, "call": self.calls})
+            checkpoint.save(folder, 1, {"host": self.host.state(), "others": self.others, "at": at, "call": self.calls})
         except (OSError, SafetensorError) as error:
             if not self.saved:
                 raise InputError(f"{self.spool}: {reason(error)}; make room there, or mend it") from error
@@ -255,7 +261,7 @@ class Node:
         found = next(filter(None, map(self._read, sorted(states.glob("[0-9]*")))), None)
         if found is not None:
             folder, tree = found
-            self.host.restore(tree["host"])
+            self._take(tree)
             self.base, self.calls = tree["at"], tree["call"]
             self.saved = [Saved(0, tree["call"], folder)]
         for path in states.glob("*"):
@@ -304,7 +310,7 @@ class Node:
 
     def _do(self, command: Command) -> None:
         self.torn = True
-        done, blobs = _done(self.host, command)
+        done, blobs = _done(self, command)
         self.torn = False
         self.path.append(Step(command, done, tuple(blobs)))
 
@@ -329,13 +335,15 @@ def _reply(steps: Sequence[Step], asked: list[list[int]]) -> bytes:
     return write_reply(Reply(version=__version__, done=rows, asked=asked), blobs)
 
 
-def _done(host: LocalHost, command: Command) -> tuple[Done, list[bytes]]:
+def _done(node: Node, command: Command) -> tuple[Done, list[bytes]]:
     """Do what a command says, and tell what came of it."""
+    host = node.host
     blobs: list[bytes] = []
     facts: dict[str, Any] = {}
     match command.verb:
         case "train":
-            task, rounds, round_s, peers = command.args
+            task, rounds, round_s, names = command.args
+            peers = None if names is None else {part: node.others[part] for part in names}
             facts = {"flops": host.flops(task), "beside": host.flops_beside(task)}
             facts |= _trained(host.train(task, rounds, round_s, peers))
         case "snapshot":
@@ -350,9 +358,12 @@ def _done(host: LocalHost, command: Command) -> tuple[Done, list[bytes]]:
         case "trial":
             facts = {"trials": [_trial(one) for one in host.trial(*command.args)]}
         case "own":
-            held, trained = host.own(*command.args)
-            blobs = [encode(held, "exact")] + ([] if trained is None else [encode(trained, "exact")])
+            (parts,) = command.args
+            found = host.own(parts)
+            blobs = [encode(found[part], "exact") for part in parts]
             facts = {"own": list(range(len(blobs)))}
+        case "others":
+            node.others = node.others | {piece.part: piece for piece in command.args[0]}
         case "activations_B":
             facts = {"number": host.activations_B(*command.args)}
         case "receive" | "release":
@@ -375,10 +386,7 @@ def _facts(host: LocalHost, turn: int) -> Facts:
 def _status(host: LocalHost) -> Status:
     group = list(host.group.values())
     untouched = {part: piece.version for part, piece in group[0].held.items() if all(device.holds(piece) for device in group)}
-    return Status(
-        untouched=untouched,
-        pending={device.name: dict(device.pending) for device in group},
-    )
+    return Status(untouched=untouched, pending={device.name: dict(device.pending) for device in group})
 
 
 def _trained(trained: Trained) -> dict[str, Any]:

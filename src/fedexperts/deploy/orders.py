@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -18,9 +18,9 @@ from safetensors.torch import load, save
 
 from .. import __version__
 from ..errors import InputError
-from ..moe.parts import Piece
+from ..moe.parts import Piece, in_order
 from ..protocol.admission import quoted
-from ..runs.checkpoint import Packer, unpack
+from ..runs.checkpoint import Packer, aligned, unpack
 
 SAME = "install the same on both"
 GENESIS = "genesis"
@@ -47,6 +47,28 @@ def following(before: str, verb: str, args: tuple[Any, ...]) -> Command:
     document = json.dumps(Packer().pack(_named(args, digests)))
     text = "\n".join((before, verb, document, *digests))
     return Command(hashlib.sha256(text.encode()).hexdigest()[:32], verb, args)
+
+
+def commands_of(before: str, verb: str, args: tuple[Any, ...], shown: Mapping[str, int]) -> list[Command]:
+    """What a verb of a Host is in the log: experts of others go down once, before the first order that names them.
+
+    Args:
+        before: the log up to then.
+        verb, args: as `Host` has them.
+        shown: of which experts of others the log has which version.
+    """
+    if verb != "train":
+        return [following(before, verb, args)]
+    *order, peers = args
+    fresh = [piece for part, piece in (peers or {}).items() if shown.get(part) != piece.version]
+    first = [following(before, "others", (fresh,))] if fresh else []
+    names = None if peers is None else in_order(peers)
+    return [*first, following(first[0].id if first else before, "train", (*order, names))]
+
+
+def versions(commands: Iterable[Command]) -> dict[str, int]:
+    """Of experts of others that commands bring, which version."""
+    return {piece.part: piece.version for one in commands if one.verb == "others" for piece in one.args[0]}
 
 
 def _named(value: Any, digests: list[str]) -> Any:
@@ -126,7 +148,7 @@ def read_call(message: bytes) -> Call:
     if (theirs := header.get("version")) != __version__:
         raise MessageError(f"the server has fedexperts {quoted(theirs)}, and this node {__version__}; {SAME}")
     try:
-        tensors = load(blobs[0])
+        tensors = aligned(load(blobs[0]))
 
         def commands(kind: str) -> tuple[Command, ...]:
             rows = [(row["id"], row["verb"], tuple(unpack(row["args"], tensors))) for row in header[kind]]
@@ -155,7 +177,8 @@ class Strict(BaseModel):
 
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Loss = Annotated[float, Field(allow_inf_nan=False)]
+"""Below 0 it may be with FedSC's contrast, and with a local loss of a user's own."""
 
 
 class Status(Strict):
@@ -168,6 +191,20 @@ class Status(Strict):
 
     untouched: dict[str, Count]
     pending: dict[str, dict[str, Count]]
+
+    def after_training(self, parts: Collection[str], sent: Collection[str], rounds: int) -> Status:
+        """After an order of which nobody has told what came of it; ``sent`` are those parts that do not stay there."""
+        owed = self.pending.items()
+        pending = {name: {**rows, **{part: rows.get(part, 0) + rounds for part in sent}} for name, rows in owed}
+        return Status(untouched={part: n for part, n in self.untouched.items() if part not in parts}, pending=pending)
+
+    def after_delivery(self, delivered: Iterable[tuple[str, str, int]]) -> Status:
+        """After these rounds, of devices and parts, have arrived."""
+        pending = {device: dict(rounds) for device, rounds in self.pending.items()}
+        for device, part, rounds in delivered:
+            if (left := pending[device].pop(part, 0) - rounds) > 0:
+                pending[device][part] = left
+        return Status(untouched=self.untouched, pending=pending)
 
 
 class TrialCounts(Strict):
@@ -186,7 +223,7 @@ class Done(Strict):
         flops, beside: of a step of the task and beside its steps, before it was trained.
         uploads: of a snapshot, the blob of each update, see `train.upload`.
         trials: of a trial pass.
-        own: blobs of a part as it is held, and as it was trained.
+        own: blobs of parts as the device has them, in the order in which they were asked for.
         number: of a verb that says how many.
     """
 
@@ -219,7 +256,7 @@ class Reply(Strict):
 
     Attributes:
         done: of each command that was decided or foreseen, in order.
-        asked: FLOPs by device of each task that was asked for.
+        asked: FLOPs of each task that was asked for: of a step, by device, and beside its steps.
         facts: where that was asked.
         refused: why nothing was done, in words for a person.
         kind: whether a refusal is for good, as that of another run, or until something there is mended, as a full disk.

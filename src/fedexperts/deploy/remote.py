@@ -5,49 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, RunError
-from ..moe.parts import Piece, Tensors, in_order, is_expert
+from ..errors import RunError
+from ..moe.parts import BACKBONE, BESIDE, MAX_UPDATE_NORM, Piece, Tensors, in_order
 from ..moe.view import View
 from ..train.codec import decode
-from ..train.holding import merged
 from ..train.host import Ahead, Host, Trained, Trial
-from ..train.member import NetworkClient
-from ..train.message import WireError
+from ..train.member import Extractor, NetworkClient
 from ..train.task import Experts, Task, Update
-from ..train.upload import Promise, arrived, opened, promised
+from ..train.upload import promised
 from ..train.wire import Codec
-from .answers import Answers, introduced, printable
+from .answers import Answers, introduced, printable, read_upload
+from .costs import Costs, kind
 from .habits import Habits
-from .orders import GENESIS, Call, Command, Done, MessageError, Status, following, said_hello, write_call
+from .orders import GENESIS, Call, Command, Done, MessageError, Reply, Status, commands_of, said_hello, versions, write_call
+from .way import Way
 
 log = logging.getLogger(__name__)
 
 
 class _UnknownError(Exception):
     """Only the devices know, and they are not to be asked now."""
-
-
-class Way(Protocol):
-    """How calls reach a node.
-
-    Attributes:
-        quiet_s: after how long without a call a node may take a contact for lost.
-    """
-
-    quiet_s: float
-
-    def begin(self, start_s: float, end_s: float) -> None:
-        """A contact begins by the plan, and ends at ``end_s``."""
-
-    def ask(self, message: bytes) -> bytes | None:
-        """Carry a call while there is contact; the reply, or None if none has come."""
-
-    def end(self) -> None:
-        """The contact is over."""
 
 
 Answer = tuple[Done, list[bytes]]
@@ -75,6 +57,7 @@ class RemoteHost:
         model: θ_0, which everybody has.
         codec: of uploads.
         hello: what the node has answered to `hello` already.
+        max_update_norm: how far what it tells may lie from what was sent, as `Admission` has it of updates.
     """
 
     def __init__(
@@ -87,14 +70,17 @@ class RemoteHost:
         model: dict[str, Piece],
         codec: Codec,
         hello: bytes | None = None,
+        max_update_norm: float = MAX_UPDATE_NORM,
     ):
         self.link, self.way, self.run, self.view, self.codec = link, way, run, view, codec
-        self.known, self.held = known, dict(model)
+        self.known, self.held, self.max_update_norm = known, dict(model), max_update_norm
         self.acked = self.tail = GENESIS  # what the node has done for certain, and what is decided
         self.queue: list[Command] = []  # what lies between the two
         self.foreseen: list[tuple[Command, Answer]] = []  # done there, and not decided
-        self.measured: dict[str, list[int]] = {}  # FLOPs of a step, by kind of task
-        self.beside: dict[str, int] = {}  # and beside its steps
+        self.costs = Costs()
+        self.shown: dict[str, int] = {}  # experts of others that the log has, and which version
+        self.unheard: set[str] = set()  # orders to train of which nobody has told what came of them
+        self.unheard_B = 0  # see `late_B`
         self.habits = Habits(known.devices)
         self.tails = [GENESIS]  # of the last checkpoints
         self.uncollected: set[str] = set()  # as `LocalHost` has it
@@ -128,15 +114,7 @@ class RemoteHost:
         self.held = dict(model)
 
     def join(self, client: NetworkClient) -> None:
-        """See `Host`.
-
-        Raises:
-            InputError: always; `links_of` says so before anything is started.
-        """
-        raise InputError(
-            'protocol = "networked": its clients ask each other while they train, and nodes cannot; run it in simulation, and '
-            "serve what it trained with fedexperts peer"
-        )
+        """See `Host`; a node knows what it is."""
 
     def meet(self, start_s: float, end_s: float) -> None:
         """See `Host`."""
@@ -147,15 +125,18 @@ class RemoteHost:
 
     def foresee(self, verb: str, args: tuple[Any, ...], ahead: Ahead) -> None:
         """See `Host`."""
-        command = following(self.tail, verb, args)
-        if self.foreseen and self.foreseen[0][0].id == command.id:
+        wanted = commands_of(self.tail, verb, args, self.shown)
+        if any(command.id == wanted[-1].id for command, _ in self.foreseen):
             return
         self.foreseen = []
-        commands = (command, *self.habits.likely(command))
+        commands = (*wanted, *self.habits.likely(wanted[-1]))
         ends = self.habits.ends(commands[-1])
-        self._call(commands, self._meanwhile(commands[-1].id, ahead), quiet_s=0.0 if ends else self.way.quiet_s)
+        meanwhile = self._meanwhile(commands[-1].id, ahead, self.shown | versions(wanted))
+        if not ends and versions(meanwhile):
+            meanwhile = ()  # others' experts would travel twice, for the case that the contact is lost
+        self._call(commands, meanwhile, quiet_s=0.0 if ends else self.way.quiet_s)
 
-    def _meanwhile(self, before: str, ahead: Ahead, asks: bool = False) -> tuple[Command, ...]:
+    def _meanwhile(self, before: str, ahead: Ahead, shown: Mapping[str, int], asks: bool = False) -> tuple[Command, ...]:
         """What devices do after a command, if the contact ends with it; nothing if only they know how long it takes."""
         self.guessing = not asks
         try:
@@ -166,18 +147,18 @@ class RemoteHost:
             self.guessing = False
         if goes_on is None or not goes_on[1]:
             return ()
-        command = following(before, "train", (*goes_on, {}))
-        return command, *self.habits.likely(command)
+        commands = commands_of(before, "train", goes_on, shown)
+        return *commands, *self.habits.likely(commands[-1])
 
     def part(self, ahead: Ahead) -> None:
         """See `Host`; a node that does not hear of it does what it was told before, and goes back later."""
         if self.meeting and not self.away:
             self.habits.over()
-            meanwhile = self._meanwhile(self.tail, ahead, asks=True)
-            asked = [command.args[0] for command in meanwhile[:1] if _kind(command.args[0]) not in self.measured]
+            meanwhile = self._meanwhile(self.tail, ahead, self.shown, asks=True)
+            tasks = [command.args[0] for command in meanwhile if command.verb == "train"][:1]
+            asked = [task for task in tasks if kind(task) not in self.costs.steps]
             if asked or (meanwhile and (meanwhile[0].id, 0.0) != self.told):
-                _, found = self._call(meanwhile=meanwhile, asked=asked)
-                self.measured |= dict(zip(map(_kind, asked), found, strict=False))
+                self._call(meanwhile=meanwhile, asked=asked)
         self.meeting, self.told, self.habits.received = False, None, 0
         self.way.end()
 
@@ -196,34 +177,39 @@ class RemoteHost:
             self._decide("receive", (list(pieces),))
             self.held |= {piece.part: piece for piece in pieces}
 
-    def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
+    def train(self, task: Task, rounds: int, round_s: float, peers: Experts | None) -> Trained:
         """See `Host`; of devices that are away the steps are known."""
         self.uncollected |= task.parts - task.keeps
-        answer = self._decide("train", (task, rounds, round_s, dict(peers)))
+        extractor = self._extractor
+        answer = self._decide("train", (task, rounds, round_s, peers))
+        self.costs.trained(task, extractor)
         if answer is None:
+            self.unheard.add(self.tail)
+            self.status = self.status.after_training(task.parts, task.parts - task.keeps, rounds)
             return Trained(rounds * self.local_steps * len(self.devices), 0, {device: [] for device in self.devices})
         done, _ = answer
         assert done.steps is not None  # `Answers` has looked
-        assert done.flops is not None
-        self.measured.setdefault(_kind(task), done.flops)
-        self.beside[_kind(task)] = done.beside
         return Trained(done.steps, done.peer_B, done.broken, done.loss)
 
     def flops(self, task: Task) -> list[int]:
         """See `Host`; zeros as long as nobody could be asked."""
-        if _kind(task) not in self.measured:
+        if kind(task) not in self.costs.steps:
             if self.guessing:
                 raise _UnknownError
-            _, found = self._call(asked=(task,))
-            if not found:
+            self._call(asked=(task,))
+            if kind(task) not in self.costs.steps:
                 log.warning("warning: %s: is away, and has not told how much work its task is; joules leave it out", self.link)
                 return [0] * len(self.devices)
-            self.measured[_kind(task)] = found[0]
-        return self.measured[_kind(task)]
+        return self.costs.steps[kind(task)]
 
     def flops_beside(self, task: Task) -> int:
         """See `Host`."""
-        return self.beside.get(_kind(task), 0)
+        return self.costs.beside_of(task, self._extractor)
+
+    @property
+    def _extractor(self) -> Extractor:
+        held = self.held.get(BACKBONE)
+        return -1 if held is None else held.version, BACKBONE not in self.status.untouched
 
     def activations_B(self, task: Task) -> int:
         """See `Host`."""
@@ -232,47 +218,28 @@ class RemoteHost:
 
     def upload_B(self, part: str) -> int:
         """See `Host`."""
-        return self.known.upload_B(part)
+        return self._upload_B(part, self.held)
+
+    def _upload_B(self, part: str, held: Mapping[str, Piece]) -> int:
+        return promised(held[part].tensors, self.codec).size_B if part in BESIDE else self.known.upload_B(part)
 
     def snapshot(self, device: str, parts: Collection[str]) -> list[Update]:
         """See `Host`; nothing of devices that are away."""
-        wanted = in_order(set(parts) & set(self.status.pending.get(device, {})))
+        wanted = in_order(set(parts) & set(self.status.pending.get(device, {})) & set(self.held))
         answer = self._decide("snapshot", (device, wanted)) if wanted else None
         if answer is None:
             return []
         done, blobs = answer
-        promises = {part: promised(self._start(part), self.codec) for part in wanted}
-        return [self._update(device, promises, blobs[number]) for number in done.uploads or ()]
-
-    def _start(self, part: str) -> Tensors:
-        return self.view.start(part, self.held[part].tensors)
-
-    def _update(self, device: str, promises: Mapping[str, Promise], message: bytes) -> Update:
-        """An upload as the server has it; what cannot be read is for the gate to refuse."""
-        try:
-            update, coded = opened(message, promises)
-        except WireError as error:
-            return Update(device, Piece("", -1, {}), 0, 0, len(message), fault=f"cannot be read: {error}")
-        piece = update.piece
-        if piece.version != self.held[piece.part].version:
-            return update  # which the gate refuses, as it stands on what the device does not hold
-        update = arrived(update, coded, self._start(piece.part), self.codec)
-        tensors = merged(self.view, self.held[piece.part], update.piece.tensors)
-        return replace(update, piece=Piece(piece.part, piece.version, tensors))
+        promises = {part: promised(self.view.start(part, self.held[part].tensors), self.codec) for part in wanted}
+        return [read_upload(device, blobs[n], promises, self.held, self.view, self.codec) for n in done.uploads or ()]
 
     def delivered(self, updates: Sequence[Update], parts: Collection[str]) -> None:
         """See `Host`."""
         bare = [replace(update, piece=Piece(update.piece.part, update.piece.version, {})) for update in updates]
         self._decide("delivered", (bare, in_order(parts)), needed=False)
-        pending = {device: dict(rounds) for device, rounds in self.status.pending.items()}
-        for update in updates:
-            part, rounds = update.piece.part, pending[update.device]
-            if update.piece.version == self.held[part].version and part in rounds:
-                rounds[part] -= update.rounds
-                if rounds[part] <= 0:
-                    del rounds[part]
+        ours = [update for update in updates if update.piece.version == self.held[update.piece.part].version]
+        self.status = self.status.after_delivery([(one.device, one.piece.part, one.rounds) for one in ours])
         self.uncollected -= set(parts)
-        self.status = self.status.model_copy(update={"pending": pending})
 
     def unsent_rounds(self) -> int:
         """See `Host`; as far as it is known."""
@@ -291,13 +258,19 @@ class RemoteHost:
         rows = (answer[0].trials if answer else None) or []
         return [Trial(np.array(row.counts_LM, dtype=np.int64), row.tokens, row.samples_B) for row in rows]
 
-    def own(self, part: str) -> tuple[Tensors, Tensors | None]:
+    def own(self, parts: Collection[str]) -> dict[str, Tensors]:
         """See `Host`; as they were sent, where the devices are away."""
-        answer = self._decide("own", (part,))
-        if answer is None or not answer[0].own:
-            return self.held[part].tensors, None
-        held, *trained = [decode(answer[1][number]) for number in answer[0].own]
-        return held, trained[0] if trained else None
+        wanted = in_order(parts)
+        if (answer := self._decide("own", (wanted,))) is None:
+            return {part: self.held[part].tensors for part in wanted}
+        done, blobs = answer
+        files = {part: decode(blobs[number]) for part, number in zip(wanted, done.own or (), strict=True)}
+        return {part: {name: file[name] for name in self.held[part].tensors} for part, file in files.items()}  # in its order
+
+    def late_B(self) -> int:
+        """See `Host`."""
+        found, self.unheard_B = self.unheard_B, 0
+        return found
 
     def release(self, parts: Collection[str]) -> None:
         """See `Host`."""
@@ -313,8 +286,10 @@ class RemoteHost:
             "queue": [(command.id, command.verb, command.args) for command in self.queue],
             "held": self.held,
             "status": self.status.model_dump(),
-            "measured": self.measured,
-            "beside": self.beside,
+            "costs": self.costs.state(),
+            "shown": self.shown,
+            "unheard": self.unheard,
+            "unheard_B": self.unheard_B,
             "stale": self.stale,
             "uncollected": self.uncollected,
         }
@@ -323,13 +298,20 @@ class RemoteHost:
         """See `Host`."""
         self.queue = [Command(*row) for row in state.pop("queue")]
         self.status = Status(**state.pop("status"))
+        self.costs.restore(state.pop("costs"))
         vars(self).update(state)
         self.foreseen, self.habits.last, self.tails = [], None, [GENESIS]
 
     def _decide(self, verb: str, args: tuple[Any, ...], needed: bool = True) -> Answer | None:
-        """Write a command into the log; its answer, if it is there already or can be asked for."""
-        command = following(self.tail, verb, args)
+        """Write a verb into the log; its answer, if it is there already or can be asked for."""
+        *before, command = commands_of(self.tail, verb, args, self.shown)
+        for one in before:
+            self._write(one, needed=False)
+        self.shown |= versions(before)
         self.habits.learn(command)
+        return self._write(command, needed)
+
+    def _write(self, command: Command, needed: bool) -> Answer | None:
         self.tail = command.id
         if self.foreseen and self.foreseen[0][0].id == command.id:
             _, known = self.foreseen.pop(0)
@@ -373,20 +355,38 @@ class RemoteHost:
         if (message := self.way.ask(write_call(call))) is None:
             return self._lost("no answer")
         try:
-            answers = Answers(self.devices, self.local_steps, self.held, self.view, self.known.upload_B)
-            reply, blobs = answers.read(message, call)
+            reply, blobs = self._reader(call).read(message, call)
         except MessageError as error:
             return self._lost(str(error))
         if reply.refused is not None:
             return self._lost(printable(reply.refused), reply.kind == "for good")
         self.refused = ""
         rows = [(done, blobs) for done in reply.done]
+        self._learn(call, reply)
         answer = rows[len(self.queue) - 1] if self.queue else None
         if answer is not None:
             self.acked, self.status, self.stale = self.queue[-1].id, answer[0].status, False
         self.foreseen = list(zip(call.foreseen, rows[len(self.queue) :], strict=True))
         self.queue = []
         return answer, reply.asked
+
+    def _reader(self, call: Call) -> Answers:
+        """Of replies to a call, after which the devices hold also what it sends."""
+        sent = [command.args[0] for command in (*call.decided, *call.foreseen) if command.verb == "receive"]
+        held = self.held | {piece.part: piece for pieces in sent for piece in pieces}
+        sizes = partial(self._upload_B, held=held)
+        return Answers(self.devices, self.local_steps, held, self.view, sizes, self.max_update_norm)
+
+    def _learn(self, call: Call, reply: Reply) -> None:
+        """What tasks cost, and what came of those of which nobody had told it."""
+        for task, (*steps, beside) in zip(call.asked, reply.asked, strict=True):
+            self.costs.learn(task, steps, beside)
+        for command, done in zip((*call.decided, *call.foreseen), reply.done, strict=True):
+            if command.verb == "train":
+                self.costs.learn(command.args[0], done.flops or (), done.beside)
+            if command.id in self.unheard:
+                self.unheard.remove(command.id)
+                self.unheard_B += done.peer_B
 
     def _lost(self, why: str, for_good: bool = False) -> Said:
         self.refused = why if for_good else ""
@@ -395,9 +395,3 @@ class RemoteHost:
         log.warning("warning: %s: %s; its contact is lost", self.link, why)
         self.away = why
         return NOTHING
-
-
-def _kind(task: Task) -> str:
-    """Tasks whose steps cost the same, see `LocalHost.flops`."""
-    shared = in_order(part for part in task.parts if not is_expert(part))
-    return repr((len(task.parts) - len(shared), shared, task.route is not None, task.goal))

@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from ..errors import Diverged, InputError, RunError
+from ..moe.parts import MAX_UPDATE_NORM
 from ..protocol.admission import quoted
 from ..runs.run import run
 from ..setup.prepare import Prepared
@@ -67,7 +68,8 @@ def met(grid: Grid, place: Place, nodes: Mapping[str, tuple[int, bytes]], prepar
     def host(link: str) -> RemoteHost:
         node, hello = nodes[link]
         way, codec = GridWay(grid, place, link, node, known), prepared.scenario.model.uplink
-        found = RemoteHost(link, way, place.id, prepared.hosts[link], prepared.view, prepared.model, codec, hello)
+        most = prepared.scenario.train.max_update_norm or MAX_UPDATE_NORM
+        found = RemoteHost(link, way, place.id, prepared.hosts[link], prepared.view, prepared.model, codec, hello, most)
         if not place.run.exists() and not prepared.by_client:
             found.foresee("trial", (prepared.scenario.assignment.trial_samples,), lambda: None)
         return found

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
-from ..moe.parts import MAX_UPDATE_NORM, in_order
+from ..moe.parts import MAX_UPDATE_NORM, Tensors, in_order
 from ..protocol.admission import Admission
-from ..train.task import Task
+from ..train.task import Experts, Task
 from .classes import PHONE, DeviceClass
 from .cluster import ClusterState, Pace, whole_rounds
 from .energy import shown
 from .faults import Faults
+from .homes import Homes
 
 if TYPE_CHECKING:
     from ..ledger import Ledger
@@ -36,7 +37,7 @@ class Books:
         faults: random ones, from a seed.
         trial_B: what a device uploads for a trial pass.
         first_uplink_B: what was uploaded before the first contact.
-        owners: who answers for which expert, where clients ask each other.
+        homes: what others know of parts that stay with their clients.
         max_update_norm: see `Admission`.
     """
 
@@ -49,12 +50,13 @@ class Books:
         faults: Faults,
         trial_B: Callable[[Trial], int],
         first_uplink_B: int,
-        owners: Mapping[str, Host],
+        homes: Homes,
         max_update_norm: float = MAX_UPDATE_NORM,
     ):
         self.clusters = {name: ClusterState(host, kinds.get(name, PHONE)) for name, host in hosts.items()}
         self.pace, self.ledger, self.faults, self.trial_B = pace, ledger, faults, trial_B
-        self.owners = owners
+        self.homes = homes
+        self.untold: dict[str, set[str]] = {name: set() for name in hosts}  # parts that stay there, as nobody else knows them
         declared = {name: dict(zip(host.devices, host.samples, strict=True)) for name, host in hosts.items()}
         self.gate = Admission(declared, max_update_norm)
         self.cycle = 0  # whole cycles so far
@@ -77,8 +79,8 @@ class Books:
         self._book(cluster, task, rounds)
         cluster.booked = 0
         self.gate.ordered(name, task, rounds)
-        peers = {part: host.own(part) for part, host in self.owners.items()} if task.peers else {}
-        done = cluster.host.train(task, rounds, round_s, peers)
+        done = cluster.host.train(task, rounds, round_s, self.peers(name, task))
+        self.untold[name] |= task.keeps
         self._keep_finite(name, task, done, t_s)
         facts = {"cluster": name, "phase": phase, "parts": in_order(task.parts), "rounds": rounds, "steps": done.steps}
         if done.loss is not None:
@@ -87,8 +89,25 @@ class Books:
             facts["goal"] = task.goal
         if done.peer_B:
             facts["peer_B"] = done.peer_B
-            self.totals["peer_B"] = self.totals.get("peer_B", 0) + done.peer_B
+            self._asked(done.peer_B)
         self.ledger.write("train", t_s, **facts)
+
+    def peers(self, name: str, task: Task) -> Experts | None:
+        """Experts of others that a task is trained with."""
+        return self.homes.others(name) if task.peers else None
+
+    def told(self, name: str, parts: Mapping[str, Tensors]) -> None:
+        """A contact has ended, and with it a cluster has told what stays there."""
+        self.homes.tell(name, parts)
+        self.untold[name] -= set(parts)
+
+    def count_late(self, name: str) -> None:
+        """What a cluster has asked of others, where it could tell that only in a contact after."""
+        if late_B := self.clusters[name].host.late_B():
+            self._asked(late_B)
+
+    def _asked(self, size_B: int) -> None:
+        self.totals["peer_B"] = self.totals.get("peer_B", 0) + size_B
 
     def _keep_finite(self, name: str, task: Task, done: Trained, t_s: float) -> None:
         """What has left the finite numbers, or all bounds, stays on its device and is given up there; the others go on.
@@ -162,6 +181,8 @@ class Books:
             "finite": self.finite,
             "gate": self.gate.state(),
             "totals": self.totals,
+            "told": self.homes.told,
+            "untold": self.untold,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -172,7 +193,18 @@ class Books:
             self.gate.restore(gate)
         else:
             self._owed_before()
+        if "told" in state:
+            self.homes.told.update(state.pop("told"))
+        else:
+            self._tell_all()
         vars(self).update(state)
+
+    def _tell_all(self) -> None:
+        """A checkpoint from before clients told what stays with them, in which others knew it as it was."""
+        for name, cluster in self.clusters.items():
+            for device in cluster.host.state().get("devices", {}).values():
+                mine = {part: tensors for part, tensors in device["trained"].items() if part in self.homes.model}
+                self.homes.tell(name, mine)
 
     def _owed_before(self) -> None:
         """A checkpoint from before there was a gate: what devices hold, and have not delivered, is what they may deliver."""

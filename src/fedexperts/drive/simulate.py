@@ -19,12 +19,13 @@ from ..errors import Diverged, warn_input
 from ..moe.parts import MAX_UPDATE_NORM, Piece, in_order, is_expert
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.host import Host, Trial
-from ..train.task import Task
+from ..train.task import Experts, Task
 from .books import LOWER, Books
 from .classes import DeviceClass
 from .cluster import Pace
 from .energy import shown
 from .faults import NO_FAULTS, Faults
+from .homes import Homes
 from .visit import Effect, SimulatedLink, Visit
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ COMPLETION, CYCLE_END, CONTACT = 0, 1, 2
 MANY_STEPS = 100_000
 """A warning is due above so many."""
 SHORT = 'as a round is short for them (train.seconds_per_round = "device"); bound it by train.max_rounds'
+
+
+def _told_s(t_s: float) -> float:
+    """When a contact was lost, as the ledger says it, so that a simulation can be told to lose the same."""
+    return math.ceil(t_s * 1e6) / 1e6
 
 
 def warn_of_steps(steps: float, pace: Pace) -> None:
@@ -58,7 +64,7 @@ class Simulator:
         kinds: what the devices of each cluster are; phones where it does not say.
         trial_B: what a device uploads for a trial pass.
         first_uplink_B: what was uploaded before the first contact.
-        owners: who answers for which expert, where clients ask each other.
+        homes: what others know of parts that stay with their clients; nobody, if left out.
         alike: first cycles in which the protocol would do the same in a longer run.
         max_update_norm: how far an update may lie from what was sent, see `Admission`.
     """
@@ -77,12 +83,12 @@ class Simulator:
         kinds: Mapping[str, DeviceClass] = types.MappingProxyType({}),
         trial_B: Callable[[Trial], int] = lambda trial: trial.counts_LM.nbytes,
         first_uplink_B: int = 0,
-        owners: Mapping[str, Host] = types.MappingProxyType({}),
+        homes: Homes | None = None,
         alike: int = 0,
         max_update_norm: float = MAX_UPDATE_NORM,
     ):
         self.plan, self.ledger, self.evaluate = plan, ledger, evaluate
-        self.books = Books(hosts, kinds, pace, ledger, faults, trial_B, first_uplink_B, owners, max_update_norm)
+        self.books = Books(hosts, kinds, pace, ledger, faults, trial_B, first_uplink_B, homes or Homes(), max_update_norm)
         lost_s = {**faults.closes_s(plan), **(closes_s or {})}
         self.closes_s = {plan.contacts[i]: t_s for i, t_s in lost_s.items()}
         ends_s = plan.cycle_ends_s[:cycles]
@@ -199,11 +205,12 @@ class Simulator:
             cluster.order = cluster.last = first_order(name)
             cluster.host.part(partial(self._at_first, name))
 
-    def _at_first(self, name: str) -> tuple[Task, int, float] | None:
+    def _at_first(self, name: str) -> tuple[Task, int, float, Experts | None] | None:
         order, until_s = self.books.clusters[name].order, self._until_s(name, 0.0)
         if order is None or not order.parts:
             return None
-        return order, self.books.rounds_away(name, order, until_s), self.books.round_s(name, order)
+        rounds = self.books.rounds_away(name, order, until_s)
+        return order, rounds, self.books.round_s(name, order), self.books.peers(name, order)
 
     def _at(self, t_s: float, kind: int, action: Callable[[float], None]) -> None:
         self.counter += 1
@@ -275,15 +282,17 @@ class Simulator:
         try:
             effect = coroutine.throw(value) if isinstance(value, SignalLost) else coroutine.send(value)
         except StopIteration:
-            self._over(link)
+            if self._tells(link):
+                self._over(link)
+            else:
+                self._over(link, SignalLost(*filter(None, (link.host.away,))), _told_s(t_s))
             return
         except SignalLost as lost:
-            self._over(link)
-            self.ledger.write("lost", t_s, cluster=link.cluster, **({"reason": str(lost)} if lost.args else {}))
+            self._over(link, lost, t_s)
             return
-        done_s = t_s + effect.duration_s
-        if link.host.away:  # as the ledger will say, so that a simulation can be told to lose the same
-            link.closes_s = min(link.closes_s, math.ceil(t_s * 1e6) / 1e6)
+        done_s, away = t_s + effect.duration_s, effect.asks and bool(link.host.away)
+        if away:
+            link.closes_s = min(link.closes_s, _told_s(t_s))
 
         def complete(now_s: float) -> None:
             link.now_s = now_s
@@ -294,14 +303,30 @@ class Simulator:
             effect.lost(now_s - t_s)
             self._step(link, coroutine, now_s, SignalLost(*filter(None, (link.host.away,))))
 
-        if done_s <= link.closes_s + TIGHT_S and not link.host.away:
+        if done_s <= link.closes_s + TIGHT_S and not away:
             self._at(max(t_s, min(done_s, link.closes_s)), COMPLETION, complete)  # not a rounding error after the end
         else:
             self._at(max(t_s, link.closes_s), COMPLETION, lose)
 
-    def _over(self, link: SimulatedLink) -> None:
+    def _tells(self, link: SimulatedLink) -> bool:
+        """The protocol has ended, and its devices tell what stays with them; not if the contact was lost just then."""
+        host, name = link.host, link.cluster
+        if not (untold := in_order(self.books.untold[name])):
+            return True
+        if (cut_s := self.closes_s.get(link.contact)) is not None and _told_s(link.now_s) > cut_s - TIGHT_S:
+            return False
+        host.foresee("own", (untold,), lambda: link.goes_on(link.state.order, link.state.since_s))
+        if host.away:
+            return False
+        self.books.told(name, host.own(untold))
+        return True
+
+    def _over(self, link: SimulatedLink, lost: SignalLost | None = None, lost_s: float = 0.0) -> None:
         self.open -= 1
         link.host.part(lambda: link.goes_on(link.state.order, link.state.since_s))
+        self.books.count_late(link.cluster)
+        if lost is not None:
+            self.ledger.write("lost", lost_s, cluster=link.cluster, **({"reason": str(lost)} if lost.args else {}))
 
     def _until_s(self, name: str, from_s: float) -> float:
         """When a cluster that is out of contact from then on stops what it does: at its next contact, or with training."""

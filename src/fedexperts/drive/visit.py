@@ -21,7 +21,7 @@ from ..contact.plan import Contact
 from ..moe.parts import Piece, in_order
 from ..protocol.admission import Refusal
 from ..protocol.link import ServerProtocol, SignalLost
-from ..train.task import Task, Update
+from ..train.task import Experts, Task, Update
 from .books import Books
 from .cluster import Phase, whole_rounds
 from .faults import MOST_SENDS
@@ -29,12 +29,19 @@ from .faults import MOST_SENDS
 
 @dataclass(frozen=True)
 class Effect:
-    """What a coroutine waits for: a duration, what is done when it has passed, and what is done if the signal is lost."""
+    """What a coroutine waits for.
+
+    Attributes:
+        duration_s: how long.
+        done: called when that has passed.
+        lost: called, if the signal is lost, with the seconds that had passed then.
+        asks: whether anything is asked of the devices; what asks nothing takes no time, and is not lost where they are away.
+    """
 
     duration_s: float
     done: Callable[[], Any]
     lost: Callable[[float], None]
-    """Called with the seconds that had passed when the signal was lost."""
+    asks: bool = True
 
 
 @types.coroutine
@@ -133,7 +140,7 @@ class SimulatedLink:
             arrive(self.contact.carried_B("down", began_s, self.now_s))
             self._follow(self.now_s)
 
-        await _wait(Effect(duration_s, done, lost))
+        await _wait(Effect(duration_s, done, lost, asks=bool(missing)))
 
     async def train(self, task: Task) -> None:
         """See `Link`; rounds that end before a loss are done, and then the standing order counts."""
@@ -143,9 +150,10 @@ class SimulatedLink:
         pace_s = self.books.round_s(self.cluster, task) if rounds and task.parts else 0.0  # 0 rounds of ∞ s take no time
         began_s = self.now_s
         self.state.training = Phase(task, began_s, rounds)
-        if rounds and task.parts and not task.peers:  # whose experts may change until then
+        asks = bool(rounds > 0 and task.parts)
+        if asks:
             ahead = partial(self.goes_on, self.standing, began_s + rounds * pace_s)
-            self.host.foresee("train", (task, rounds, pace_s, {}), ahead)
+            self.host.foresee("train", (task, rounds, pace_s, self.books.peers(self.cluster, task)), ahead)
 
         def run(rounds: int) -> None:
             self.state.training = None
@@ -156,11 +164,12 @@ class SimulatedLink:
             run(whole)
             self._follow(began_s + whole * pace_s)
 
-        await _wait(Effect(rounds * pace_s, lambda: run(rounds), lost))
+        await _wait(Effect(rounds * pace_s, lambda: run(rounds), lost, asks))
 
     async def collect(self, parts: Collection[str]) -> list[Update]:
         """See `Link`; each device uploads on its own sub-channel, all at once."""
-        state = self.state
+        state, gate = self.state, self.books.gate
+        asks = any(gate.may_send(device, parts) or state.outbox.get(device) for device in self.host.devices)
         for device in self.host.devices:
             self._freeze(device, parts)
         tried = {device: _tried(self._left(device)) for device in self.host.devices}
@@ -191,7 +200,7 @@ class SimulatedLink:
             self._follow(self.now_s)
 
         duration_s = self.contact.finish_s("up", began_s, max(left_B.values(), default=0)) - began_s
-        updates: list[Update] = await _wait(Effect(duration_s, done, lost))
+        updates: list[Update] = await _wait(Effect(duration_s, done, lost, asks))
         return updates
 
     async def trial(self, samples: int) -> tuple[NDArray[np.int64], int]:
@@ -219,12 +228,12 @@ class SimulatedLink:
         self._stand(task)
         self._follow(self.now_s)
 
-    def goes_on(self, order: Task | None, from_s: float) -> tuple[Task, int, float] | None:
+    def goes_on(self, order: Task | None, from_s: float) -> tuple[Task, int, float, Experts | None] | None:
         """What the devices do until their next contact, or until training is over, if they follow an order from then on."""
         if order is None or not order.parts:
             return None
         rounds = self.books.rounds_between(self.cluster, order, from_s, self.until_s())
-        return order, rounds, self.books.round_s(self.cluster, order)
+        return order, rounds, self.books.round_s(self.cluster, order), self.books.peers(self.cluster, order)
 
     def log(self, event: str, **facts: Any) -> None:
         """See `Link`."""

@@ -68,8 +68,7 @@ def _gates(prepared: Prepared) -> dict[str, Tensors]:
     """Gates that belong to clients alone."""
     if prepared.scenario.alignment.gate != "per-client":
         return {}
-    own = {name: host.own(GATE)[1] for name, host in prepared.hosts.items()}
-    return {name: gate for name, gate in own.items() if gate is not None}
+    return {name: told[GATE].tensors for name, told in prepared.homes.told.items() if GATE in told}
 
 
 def personal(

@@ -24,11 +24,11 @@ from ..moe.resnet import NetworkedMoEForImageClassification, all_latents, log_mi
 from ..protocol.link import ServerProtocol, Start
 from ..protocol.networked import Networked, Stages
 from ..scenario import Scenario
+from ..setup.clients import clients, device_classes
 from ..setup.devices import Judges
 from ..setup.prepare import Prepared
 from ..setup.prepare import prepare as prepare_devices
 from ..train.gating import random_picks
-from ..train.host import latest
 from ..train.member import NetworkClient, call_B
 from ..train.privacy import guarantee
 from . import told
@@ -39,23 +39,24 @@ CLIENT_FIELDS = ("norm", "sigma", "correlation_samples", "balance", "gate_top_k"
 
 
 def prepare(scenario: Scenario, only: str | None = None) -> Prepared:
-    """Clients of a network: each has its expert, by its place, and answers for it; all are there, whoever is asked for.
+    """Clients of a network: each has its expert, by its place among all, and answers for it.
 
     Raises:
         InputError: as `setup.prepare.prepare`; the model is of another kind, has not one expert for each client, or picks more
             experts than there are; noise is asked for, and the accountant is not installed.
     """
-    prepared = prepare_devices(scenario, by_client=True, even=True)
-    _check(prepared)
+    prepared = prepare_devices(scenario, by_client=True, even=True, only=only)
+    group = [client.name for client in clients(scenario, device_classes(scenario))]
+    _check(prepared, len(group))
     if shares_matrices(scenario):
         privacy_facts(scenario)  # refuses where there is no accountant
     table = scenario.networked
-    for i, (name, host) in enumerate(prepared.hosts.items()):
-        own = 0 if table.control == "fedavg" else i
+    for name, host in prepared.hosts.items():
+        own = 0 if table.control == "fedavg" else group.index(name)
         given = {field: getattr(table, field) for field in CLIENT_FIELDS}
         host.join(NetworkClient(own, home_share=table.share, **given))
         if table.control is None:
-            prepared.homes[expert(own)] = name
+            prepared.homes.experts[expert(own)] = name
     if table.control == "local" and scenario.model.path is None:
         start_alike(prepared)
     return prepared
@@ -72,9 +73,9 @@ def start_alike(prepared: Prepared) -> None:
         host.begin(prepared.model)
 
 
-def _check(prepared: Prepared) -> None:
+def _check(prepared: Prepared, clients: int) -> None:
     """Raises: InputError."""
-    table, view, clients = prepared.scenario.networked, prepared.view, len(prepared.hosts)
+    table, view = prepared.scenario.networked, prepared.view
     if not isinstance(view.model, NetworkedMoEForImageClassification):
         raise InputError(
             f'protocol = "networked": needs a model of model_type "networked_moe" with an extractor, not '
@@ -200,7 +201,7 @@ def install_average(prepared: Prepared) -> None:
     shares, view = [host.samples[0] / sum(h.samples[0] for h in hosts) for host in hosts], prepared.view
     for target, parts in ((BACKBONE, [BACKBONE] * len(hosts)), (expert(0), [expert(i) for i in range(len(hosts))])):
         names = list(view.parts[target])
-        own = [latest(host, part) for host, part in zip(hosts, parts, strict=True)]
+        own = [prepared.homes.of(link, part).tensors for link, part in zip(prepared.hosts, parts, strict=True)]
         tensors = {
             name: sum((share * list(t.values())[n] for share, t in zip(shares, own, strict=True)), torch.zeros(()))
             for n, name in enumerate(names)
@@ -218,7 +219,7 @@ def _install_own(prepared: Prepared, client: str) -> None:
     if prepared.scenario.networked.control != "local":
         return
     for part in (BACKBONE, expert(list(prepared.hosts).index(client))):
-        prepared.view.install(part, *prepared.hosts[client].own(part))
+        prepared.view.install(part, prepared.homes.of(client, part).tensors)
 
 
 @torch.no_grad()

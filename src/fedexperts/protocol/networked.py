@@ -170,10 +170,14 @@ class Networked(Rounds):
         return replace(task, parts=task.parts - {CORRELATION})
 
     def pieces(self, client: str, task: Task) -> list[Piece]:
-        """The extractor goes along with every task; with FedSC, the others' correlation matrix R̄_{−i}."""
+        """The extractor goes along with every task; with FedSC, the others' correlation matrix R̄_{−i}.
+
+        That also where none is shared, to a client that has none: the contact that should have brought it was lost.
+        """
         wanted = task.parts - task.keeps - {CORRELATION}
         pieces = picked(self.model, wanted if self._told.control else wanted | {BACKBONE, GATE})
-        if CORRELATION in task.parts:
+        lacks = task.goal == "contrast" and CORRELATION not in self.has.get(client, {})
+        if CORRELATION in task.parts or lacks:
             pieces.append(self.of_the_others(client))
         return pieces
 

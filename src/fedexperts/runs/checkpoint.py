@@ -36,6 +36,8 @@ VALUES: dict[str, Any] = {kind.__name__: kind for kind in (Ordered, Piece, Task,
 """Dataclasses that a tree may hold."""
 TAG = "!"
 STATE, TENSORS = "state.json", "tensors.safetensors"
+ALIGNED_B = 64
+"""Memory that torch takes begins at a multiple of this."""
 
 
 def save(folder: Path, number: int, tree: Any) -> None:
@@ -91,7 +93,7 @@ def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None, r
                 if (form := state.get("format", 1)) != FORMAT:
                     why = f"of format {form}, and this fedexperts goes on from format {FORMAT} alone"
                 else:
-                    tree = unpack(state["tree"], load_file(at / TENSORS))
+                    tree = unpack(state["tree"], aligned(load_file(at / TENSORS)))
                     why = fault(tree)
             except (ValueError, LookupError, TypeError, AttributeError, SafetensorError, RecursionError) as error:
                 why = f"of another version ({error!r})"
@@ -169,6 +171,11 @@ class Packer:
             self.shared[id(tensor)] = tensor
             self.tensors[self.names[id(tensor)]] = tensor.detach().clone().contiguous()
         return self.names[id(tensor)]
+
+
+def aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As torch places them itself: in a file they lie anywhere, and there products of matrices differ in their last bit."""
+    return {name: tensor.clone() if tensor.data_ptr() % ALIGNED_B else tensor for name, tensor in tensors.items()}
 
 
 def unpack(document: Any, tensors: dict[str, Tensor]) -> Any:

@@ -43,7 +43,7 @@ from ..setup.baselines import of_links
 from ..setup.devices import Judges
 from ..setup.named import named_tasks
 from ..setup.prepare import Prepared, trial_B
-from ..train.host import Host, latest
+from ..train.host import Host
 from ..writing import on_disk, write_whole
 from . import checkpoint
 from .directory import FILES, appended, check_directory, has_ended, seal
@@ -158,7 +158,7 @@ def simulator(
         kinds=prepared.kinds,
         trial_B=partial(trial_B, scenario),
         first_uplink_B=first_uplink_B,
-        owners=prepared.owners,
+        homes=prepared.homes,
         alike=alike,
         max_update_norm=train.max_update_norm or MAX_UPDATE_NORM,
     )
@@ -353,12 +353,12 @@ class _Run:
         self._write("model")
 
     def _install(self, model: dict[str, Piece]) -> None:
-        view = self.prepared.view
+        view, homes = self.prepared.view, self.prepared.homes
         for part, piece in model.items():
             if part in view.parts:
                 view.install(part, piece.tensors)
-        for part, host in self.prepared.owners.items():
-            view.install(part, latest(host, part))
+        for part, link in homes.experts.items():
+            view.install(part, homes.of(link, part).tensors)
 
     def _write(self, name: str) -> None:
         """The model now in the view, and its tokenizer if there is one, as a checkpoint folder."""

@@ -13,6 +13,7 @@ from ..data.objective import Objective
 from ..data.source import Samples, Splits, size
 from ..drive.classes import DeviceClass
 from ..drive.cluster import Pace, check_steps
+from ..drive.homes import Homes
 from ..errors import InputError, warn_input
 from ..moe.lora import LoRA
 from ..moe.parts import Piece, is_expert
@@ -38,9 +39,8 @@ class Prepared:
     """A checked scenario with its plan, model, data and devices; the model is not warmed up or adapted yet.
 
     What is kept by name is kept by link: by cluster, or by client where the protocol treats these one by one. Without
-    validation data ``validation`` is the test data. ``homes`` are the links whose devices answer for experts that never go
-    to the server. ``held`` are the training samples that each cluster's devices hold. ``at_home``: nothing travels, so that no
-    link can fail.
+    validation data ``validation`` is the test data. ``homes`` has what is known of parts that stay with their clients. ``held``
+    are the training samples that each cluster's devices hold. ``at_home``: nothing travels, so that no link can fail.
     """
 
     scenario: Scenario
@@ -55,18 +55,13 @@ class Prepared:
     objectives: dict[str, Objective]
     held: dict[str, int]
     by_client: bool = False
+    homes: Homes = field(default_factory=Homes)
     at_home: bool = False
-    homes: dict[str, str] = field(default_factory=dict)
 
     @property
     def lora(self) -> LoRA | None:
         """How experts are adapted."""
         return lora_of(self.scenario.model)
-
-    @property
-    def owners(self) -> dict[str, Host]:
-        """Who answers for experts that never go to the server."""
-        return {part: self.hosts[link] for part, link in self.homes.items()}
 
     def begin(self) -> None:
         """Train the model on the shared set and attach the adapters; the result is θ_0, version 0 everywhere."""
@@ -77,7 +72,7 @@ class Prepared:
             self.view.adapt(self.lora, seed)
         if table is None and self.lora is None:
             return
-        self.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
+        self.model = self.homes.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
         for host in self.hosts.values():
             host.begin(self.model)
 
@@ -144,7 +139,8 @@ def prepare(scenario: Scenario, by_client: bool = False, even: bool = False, onl
         tests = validation = judged({name: test_of(splits) for name, splits in data.splits.items()}, "test")
     if only is None and any(splits.validation is not None for splits in data.splits.values()):
         validation = judged({name: validation_of(splits) for name, splits in data.splits.items()}, "validation")
-    prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives, held, by_client)
+    homes = Homes(model)
+    prepared = Prepared(scenario, plan, view, model, hosts, tests, validation, data, kinds, objectives, held, by_client, homes)
     if prepared.lora:
         view.check(prepared.lora)
     return prepared

@@ -5,7 +5,6 @@ One resident model per process: devices hold tensors, the `View` holds the model
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ class Device(Holding):
         self._source = data  # what batches are taken from: the data, or what the frozen extractor makes of them
         self._epoch: tuple[int, Tensor] | None = None  # number and batches, a cache
 
-    def train(self, task: Task, rounds: int, round_s: float = 0.0, peers: Experts = types.MappingProxyType({})) -> int:
+    def train(self, task: Task, rounds: int, round_s: float = 0.0, peers: Experts | None = None) -> int:
         """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made.
 
         Where the task has the gate pick experts of other clients, ``peers`` are these. Afterwards ``loss`` is the mean of what
@@ -241,13 +240,13 @@ class Device(Holding):
         parts: Collection[str],
         route: Collection[str] | None,
         task: Task | None = None,
-        peers: Experts = types.MappingProxyType({}),
+        peers: Experts | None = None,
     ) -> list[tuple[str, str, Tensor]]:
         for part, piece in self.held.items():
             if part in self.view.parts:
                 self.view.install(part, piece.tensors, self.trained.get(part))
-        for part, (held, trained) in peers.items():
-            self.view.install(part, held, trained)
+        for part, piece in (peers or {}).items():
+            self.view.install(part, piece.tensors)
         self.view.route(route)
         self._source = self.data if self.member is None or task is None else self.member.source(self, task, peers)
         self.view.model.train()
@@ -316,6 +315,7 @@ class Device(Holding):
         beside: Mapping[str, Tensors],
     ) -> None:
         if self.member is not None:
+            self.member.pay(self, task)
             self.member.judge(self, task, self._source)
         for part in task.parts:
             self.trained[part] = beside[part] if part in beside else self.view.trained(part)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..moe.parts import BESIDE, Piece, Tensors, in_order
+from ..moe.parts import BACKBONE, BESIDE, Piece, Tensors, in_order
 from .host import Host, Near, Trained, Trial
 from .task import Experts, Task, Update
 
@@ -78,6 +78,7 @@ class DryHost(Near):
         self.touched: set[str] = set()  # parts trained since they arrived
         self.pending: dict[str, int] = {}  # part -> rounds that nobody has yet; alike for all devices
         self.ahead: set[str] = set()  # parts delivered by a snapshot that training had gone past
+        self.extracted = False  # whether latents of the extractor were made
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -122,9 +123,10 @@ class DryHost(Near):
                 self.pending.pop(piece.part, None)
             self.ahead.discard(piece.part)
 
-    def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
+    def train(self, task: Task, rounds: int, round_s: float, peers: Experts | None) -> Trained:
         """See `Host`."""
         self.touched |= task.parts
+        self.extracted |= BACKBONE not in task.parts
         for part in task.parts - task.keeps:
             self.pending[part] = self.pending.get(part, 0) + rounds
         return Trained(rounds * self.local_steps * len(self.devices), 0, {device: [] for device in self.devices})
@@ -135,7 +137,7 @@ class DryHost(Near):
 
     def flops_beside(self, task: Task) -> int:
         """See `Host`."""
-        return self.real.flops_beside(task)
+        return 0 if self.extracted and BACKBONE not in task.parts else self.real.flops_beside(task)
 
     def activations_B(self, task: Task) -> int:
         """See `Host`."""
@@ -172,9 +174,9 @@ class DryHost(Near):
         """See `Host`."""
         return self.real.trial(samples)
 
-    def own(self, part: str) -> tuple[Tensors, Tensors | None]:
+    def own(self, parts: Collection[str]) -> dict[str, Tensors]:
         """See `Host`."""
-        return self.held[part].tensors, None
+        return {part: self.held[part].tensors for part in parts}
 
     def release(self, parts: Collection[str]) -> None:
         """See `Host`."""
@@ -182,9 +184,9 @@ class DryHost(Near):
     def state(self) -> dict[str, Any]:
         """See `Host`."""
         ahead, touched = in_order(self.ahead), in_order(self.touched)
-        return {"held": self.held, "touched": touched, "pending": self.pending, "ahead": ahead}
+        return {"held": self.held, "touched": touched, "pending": self.pending, "ahead": ahead, "extracted": self.extracted}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Host`."""
         self.held, self.touched, self.pending = state["held"], set(state["touched"]), state["pending"]
-        self.ahead = set(state["ahead"])
+        self.ahead, self.extracted = set(state["ahead"]), state["extracted"]

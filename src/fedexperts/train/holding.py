@@ -80,6 +80,10 @@ class Holding:
         start = [] if lora.average == "merge" else [(1.0, piece.tensors)]
         return combined([*start, (1.0, local), (-1.0, snapshot)])[0]
 
+    def latest(self, part: str) -> Tensors:
+        """A part as the device has it now."""
+        return self.trained.get(part, self.held[part].tensors)
+
     def holds(self, piece: Piece) -> bool:
         """Whether the device has exactly this version, untouched."""
         held = self.held.get(piece.part)

@@ -48,8 +48,8 @@ class Trial:
     samples_B: int
 
 
-Ahead = Callable[[], tuple[Task, int, float] | None]
-"""What a cluster is to do until its next contact, by the plan: a task, its rounds, and the seconds of one; None if nothing."""
+Ahead = Callable[[], tuple[Task, int, float, Experts | None] | None]
+"""What a cluster is to do until its next contact, by the plan, as `Host.train` is told it; None if nothing."""
 
 
 class Host(Protocol):
@@ -102,7 +102,7 @@ class Host(Protocol):
     def receive(self, pieces: Collection[Piece]) -> None:
         """Take over parts of the global model."""
 
-    def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
+    def train(self, task: Task, rounds: int, round_s: float, peers: Experts | None) -> Trained:
         """Do local rounds of a task, each of which takes ``round_s``, on every device; ``peers`` as `Device.train` has them."""
 
     def flops(self, task: Task) -> list[int]:
@@ -129,8 +129,11 @@ class Host(Protocol):
     def trial(self, samples: int) -> list[Trial]:
         """Trial pass (27) of every device over at most so many of its samples."""
 
-    def own(self, part: str) -> tuple[Tensors, Tensors | None]:
-        """A part as the first device holds it, and as it has trained it, if it has: of a client, which is alone."""
+    def own(self, parts: Collection[str]) -> dict[str, Tensors]:
+        """Parts as the first device has them now: of a client, which is alone."""
+
+    def late_B(self) -> int:
+        """Bytes to and from other clients that are known only now, of phases whose `Trained` could not tell them; once."""
 
     def release(self, parts: Collection[str]) -> None:
         """Give up parts for good."""
@@ -155,6 +158,10 @@ class Near:
 
     def part(self, ahead: Ahead) -> None:
         """See `Host`."""
+
+    def late_B(self) -> int:
+        """See `Host`."""
+        return 0
 
 
 class LocalHost(Near):
@@ -217,7 +224,7 @@ class LocalHost(Near):
         for device in self.group.values():
             device.receive(pieces)
 
-    def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
+    def train(self, task: Task, rounds: int, round_s: float, peers: Experts | None) -> Trained:
         """See `Host`."""
         self._need(task.parts)
         self.uncollected |= task.parts - task.keeps
@@ -278,9 +285,9 @@ class LocalHost(Near):
         """See `Host`."""
         return [Trial(*device.observe(samples), _samples_B(device, samples)) for device in self.group.values()]
 
-    def own(self, part: str) -> tuple[Tensors, Tensors | None]:
+    def own(self, parts: Collection[str]) -> dict[str, Tensors]:
         """See `Host`."""
-        return self._first.held[part].tensors, self._first.trained.get(part)
+        return {part: self._first.latest(part) for part in parts}
 
     def release(self, parts: Collection[str]) -> None:
         """See `Host`."""
@@ -318,12 +325,6 @@ class LocalHost(Near):
         self.group = {}  # its memory first
         self.group = {device.name: device for device in self.build(in_order(experts))}
         self.loaded = experts
-
-
-def latest(host: Host, part: str) -> Tensors:
-    """A part as a client has it now."""
-    held, trained = host.own(part)
-    return held if trained is None else trained
 
 
 def _samples_B(device: Device, n: int) -> int:

@@ -5,7 +5,6 @@ Shapes: B images or latents of a batch, D numbers of a latent, E experts, which 
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..moe.parts import BACKBONE, CORRELATION, GATE, STATISTICS, Piece, Tensors, expert, file_B
+from ..moe.parts import BACKBONE, CORRELATION, GATE, STATISTICS, Piece, Tensors, expert, file_B, in_order, is_expert
 from ..moe.resnet import all_latents
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
@@ -84,7 +83,7 @@ class Member:
         """Inverse of `state`."""
         vars(self).update(state)
 
-    def source(self, holding: Holding, task: Task, peers: Experts = types.MappingProxyType({})) -> Batch:
+    def source(self, holding: Holding, task: Task, peers: Experts | None = None) -> Batch:
         """What the task's batches are taken from: latents, where the extractor stays as it is. It must be in the view.
 
         For a gate that is trained alone they are standardised; with FedGate all experts' answers are with them.
@@ -98,12 +97,13 @@ class Member:
         found = {"standard": (latents_TD - mean_D) / spread_D}
         if task.goal == "own-id":
             return found | own_ids(holding.samples, self.client, holding.view.experts, holding.key)
-        at_T = torch.arange(len(labels_T)) if peers else torch.full((len(labels_T),), -1)  # -1: a step is only measured
+        measured = peers is None
+        at_T = torch.full((len(labels_T),), -1) if measured else torch.arange(len(labels_T))
         return found | {"answers": self.answers(holding, peers), "at": at_T}
 
     def latents(self, holding: Holding) -> Tensor:
         """Of all its images, by the extractor that it has; this must be in the view."""
-        extractor = latest_of(holding, BACKBONE)
+        extractor = holding.latest(BACKBONE)
         if self._latents is None or self._latents[0] is not extractor:
             model: Any = holding.view.model
             model.eval()
@@ -111,15 +111,17 @@ class Member:
         return self._latents[1]
 
     @torch.no_grad()
-    def answers(self, holding: Holding, peers: Experts) -> Tensor:
+    def answers(self, holding: Holding, peers: Experts | None) -> Tensor:
         """log q_NE of each sample's label by every expert, which is asked once: it is frozen, as the extractor is.
 
-        Without any peers, as where a step is only measured, nobody is asked.
+        Where a step is only measured, without peers, nobody is asked.
         """
-        view, extractor = holding.view, latest_of(holding, BACKBONE)
-        if not peers:
+        view = holding.view
+        if peers is None:
             return torch.zeros(holding.samples, view.experts)
-        asked = [extractor, *(held if trained is None else trained for held, trained in peers.values())]
+        experts = in_order(filter(is_expert, view.parts))
+        latest = [peers[part].tensors if part in peers else holding.latest(part) for part in experts]
+        asked = [holding.latest(BACKBONE), *latest]
         if self._answers is None or any(new is not old for new, old in zip(asked, self._answers[0], strict=True)):
             model: Any = view.model
             model.eval()
@@ -221,16 +223,26 @@ class Member:
         if CORRELATION in task.parts:
             views = 2 * min(self.client.correlation_samples, holding.samples)
             return views * image_flops(holding.view, holding.data, projected=True)
-        which = holding.held[BACKBONE].version, BACKBONE in holding.trained
-        if BACKBONE in task.parts or self.extracted == which:
-            return 0
-        self.extracted = which
-        return holding.samples * image_flops(holding.view, holding.data)
+        return holding.samples * image_flops(holding.view, holding.data) if due(task, extractor(holding), self.extracted) else 0
+
+    def pay(self, holding: Holding, task: Task) -> None:
+        """The task is trained, so that its latents need not be made again."""
+        if due(task, extractor(holding), self.extracted):
+            self.extracted = extractor(holding)
 
 
-def latest_of(holding: Holding, part: str) -> Tensors:
-    """A part as its client has it now."""
-    return holding.trained.get(part, holding.held[part].tensors)
+Extractor = tuple[int, bool]
+"""The version of an extractor that a client has, and whether it has trained it."""
+
+
+def extractor(holding: Holding) -> Extractor:
+    """That which a client has now."""
+    return holding.held[BACKBONE].version, BACKBONE in holding.trained
+
+
+def due(task: Task, extractor: Extractor, paid: Extractor | None) -> bool:
+    """Whether a task needs latents that are not paid for."""
+    return BACKBONE not in task.parts and paid != extractor
 
 
 def standard(holding: Holding) -> tuple[Tensor, Tensor]:

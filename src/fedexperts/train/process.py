@@ -95,9 +95,9 @@ class ProcessHost(Near):
         """See `Host`."""
         self._ask("receive", list(pieces))
 
-    def train(self, task: Task, rounds: int, round_s: float, peers: Experts) -> Trained:
+    def train(self, task: Task, rounds: int, round_s: float, peers: Experts | None) -> Trained:
         """See `Host`."""
-        done: Trained = self._ask("train", task, rounds, round_s, dict(peers))
+        done: Trained = self._ask("train", task, rounds, round_s, peers)
         return done
 
     def flops(self, task: Task) -> list[int]:
@@ -132,10 +132,9 @@ class ProcessHost(Near):
         """See `Host`."""
         return list(self._ask("trial", samples))
 
-    def own(self, part: str) -> tuple[Tensors, Tensors | None]:
+    def own(self, parts: Collection[str]) -> dict[str, Tensors]:
         """See `Host`."""
-        held, trained = self._ask("own", part)
-        return held, trained
+        return dict(self._ask("own", set(parts)))
 
     def release(self, parts: Collection[str]) -> None:
         """See `Host`."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..moe.parts import Piece, Tensors
+from ..moe.parts import Piece
 
-Experts = Mapping[str, tuple[Tensors, Tensors | None]]
-"""Experts of other clients, as these hold them, and as they have trained them, if they have."""
+Experts = Mapping[str, Piece]
+"""Experts of other clients, as these have told them; the version says how often that was."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/deploy.py --throughput --memory --rehearsal
+	$(BIN)/python benchmarks/deploy_traps.py
 	-$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/uplink.py
 	$(BIN)/python benchmarks/tasks.py

@@ -33,6 +33,7 @@ MODULES = {
 }  # other benchmarks import or start them
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.name not in MODULES)
 TESTED_ELSEWHERE = {"rederive"}  # in test_rederive.py
+REAL_ALONE = {"deploy_traps"}  # of Flower's processes; it has no toy size
 LONG = {"peers", "gates", "extractor", "network_question"}  # at toy size too; what they call has tests of its own
 APART = {"alignment"}  # needs no torch, whose import is what a process of its own costs
 DEMO = ("ems-fl-enhanced", "ems-fl", "sync", "sync, C rounds", "ems-fl, γ ≈ 1", "sync, γ ≈ 1", "sync, C rounds, γ ≈ 1")
@@ -117,7 +118,11 @@ ROWS = {  # beginnings of lines, in order
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in PROGRAMS if name not in TESTED_ELSEWHERE],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in LONG))
+        for name in PROGRAMS
+        if name not in TESTED_ELSEWHERE | REAL_ALONE
+    ],
 )
 def test_a_benchmark_runs_at_toy_size(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

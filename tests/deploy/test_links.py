@@ -122,8 +122,8 @@ def test_whoever_has_the_token_shuts_and_cuts_a_link(tmp_path: Path) -> None:
 def test_messages_travel_in_pieces_that_a_link_which_is_cut_lets_through(tmp_path: Path) -> None:
     """Flower reads their size from the environment of whoever makes a message, as the package's programs have it."""
     code = (
-        "from fedexperts.deploy.client_app import packed, unpacked; content = packed(bytes(1_000_000)); "
-        "array = content['bytes']['bytes']; print(len(array.children), unpacked(content) == bytes(1_000_000))"
+        "import random; from fedexperts.deploy.client_app import packed, unpacked; data = random.randbytes(1_000_000); "
+        "content = packed(data); array = content['bytes']['bytes']; print(len(array.children), unpacked(content) == data)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(-(-1_000_000 // CHUNK_B)), "True"]

@@ -9,6 +9,7 @@ import pytest
 
 import small
 import toy
+from charts import bars, lines_of
 from fedexperts import InputError, run
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.drive.classes import CLASSES, DeviceClass, device_class
@@ -18,7 +19,7 @@ from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.ems_fl import EmsFl, Resplit
 from fedexperts.protocol.link import Start
-from fedexperts.report.html import energy_figure
+from fedexperts.report.progress import energy_figure
 from fedexperts.runs.checkpoint import Packer, unpack
 from fedexperts.setup.clients import device_classes
 
@@ -191,6 +192,7 @@ def test_summary_and_report_take_the_mean_over_all_devices(tmp_path: Path) -> No
     spent = [point["energy_J_per_device"]["compute_J"] for point in result["history"]]
     assert spent == sorted(spent)
     assert spent[0] == 0 < spent[1]
-    line, bar = energy_figure({"ems-fl": result}).data
+    spending, uses = energy_figure({"ems-fl": result}).panels
+    (line,), (bar,) = lines_of(spending), bars(uses)
     assert list(line.x) == pytest.approx(spent)
-    assert list(bar.y) == list(result["energy_J_per_device"].values())
+    assert list(bar.values.values()) == [joules for joules in result["energy_J_per_device"].values() if joules]

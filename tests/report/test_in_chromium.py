@@ -66,7 +66,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     rows["ems-fl"] |= {
         "interval": {"final_accuracy": [0.4, 0.75], "rounds_to_target": [1, None]},
         "paired": {"final_accuracy": {"difference": 0.0625, "interval": [-0.125, 0.25], "ahead": 2, "behind": 1, "of": 3}},
-        "tuned": {"train.lr_expert": 0.003},
     }
     write_comparison(seeds, rows, at / "compared.html", "Compared")
     write_tables(tables(), at / "tables.html", "Tables")

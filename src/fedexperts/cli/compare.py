@@ -72,7 +72,7 @@ def command(
     else:
         rows = document[wanted.kind]
         runs = {name: [one.directory for one in group] for name, group in reported.items()}
-        write_comparison(runs, rows, page, loaded.name)
+        write_comparison(runs, rows, page, loaded.name, document)
         table, holds = comparison_table(rows, document["target"], document), "curves, results by cluster, settings"
     if json:
         print_json({"directory": str(directory), **document})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
+import math
 import statistics
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
 from .chart import GREYS, Bars, Chart, Line, Look, Panel, looks
 from .clients import titled
-from .compare_table import COMPARED, Column, compared, compared_columns, ranges
+from .compare_table import COMPARED, Column, compared, compared_columns, notes, ranges, tuned_table
 from .contacts import contact_figure
 from .losses import loss_figure
 from .measured import dense_rows
@@ -42,8 +42,17 @@ AXES = (
     ("uplink_B", "uplink, MB", 1e-6),
 )
 
+ABREAST = 7
+"""Runs beside each other in a table."""
 
-def write_comparison(runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
+
+def write_comparison(
+    runs: Mapping[str, Sequence[Path]],
+    rows: Mapping[str, Mapping[str, Any]],
+    path: Path,
+    title: str,
+    document: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
     """Write the page.
 
     Args:
@@ -51,6 +60,7 @@ def write_comparison(runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapp
         rows: the medians of each name.
         path: the page.
         title: its title.
+        document: what --json prints, of which ``tuned``, ``baseline`` and ``statistics`` are shown.
     """
     summaries = {name: [summary(at / "ledger.jsonl") for at in group] for name, group in runs.items()}
     lines = {name: list(read(group[0] / "ledger.jsonl")) for name, group in runs.items()}
@@ -64,7 +74,8 @@ def write_comparison(runs: Mapping[str, Sequence[Path]], rows: Mapping[str, Mapp
     dense, told = dense_rows(folders, first)
     sections = [
         warnings_html({name: row["warnings"] for name, row in rows.items()}),
-        f"{_table(rows)}{_note(rows, seeds, bool(aligned))}{_paired(rows)}{_tuned(rows)}{_by_link(rows)}{_of_clients(rows)}",
+        f"{_table(rows)}{_note(rows, document, seeds, bool(aligned))}{_paired(rows, document.get('baseline'))}",
+        f"{_tuned(document.get('tuned'))}{_by_link(rows)}{_of_clients(rows)}",
         shown(
             [
                 curve_figure(summaries, "accuracy", f"global accuracy on {on} data, %", own),
@@ -167,16 +178,25 @@ def client_figure(
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     columns = compared_columns(rows)
-    heads = text_row(["", *(column.title for column in columns)], "th")
-    body = (cell_row([cell(name), *(_over(c, found) for c in columns)]) for name, found in rows.items())
-    return html_table([heads], body)
+    return _turned(list(rows), {column: [_over(column, row) for row in rows.values()] for column in columns})
+
+
+def _turned(names: Sequence[str], lines: Mapping[Column, Sequence[str]]) -> str:
+    """A line for each measure, so that many fit a sheet of paper; names are dealt over tables where they do not fit one."""
+    each = math.ceil(len(names) / math.ceil(len(names) / ABREAST))
+    tables = []
+    for at in range(0, len(names), each):
+        beside = slice(at, at + each)
+        body = (cell_row([cell(column.title), *cells[beside]]) for column, cells in lines.items())
+        tables.append(html_table([text_row(["", *names[beside]], "th")], body))
+    return "".join(tables)
 
 
 def _over(column: Column, row: Mapping[str, Any]) -> str:
     """The median; below it the lowest and the highest seed and, where there is one, the interval of the median."""
     middle, spread = compared(column, row)
-    ends = _ends((row.get("interval") or {}).get(column.key), column)
-    return spread_cell(middle, "; ".join(text for text in (spread, f"95 %: {ends}" if ends else "") if text))
+    ends = _ends((row.get("interval") or {}).get(column.key), column) if spread else ""
+    return spread_cell(middle, *(text for text in (spread, f"95 %: {ends}" if ends else "") if text))
 
 
 def _ends(found: Sequence[float | None] | None, column: Column) -> str:
@@ -186,54 +206,43 @@ def _ends(found: Sequence[float | None] | None, column: Column) -> str:
     return " to ".join("not reached" if end is None else column.write(end) for end in found)
 
 
-def _paired(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _paired(rows: Mapping[str, Mapping[str, Any]], baseline: str | None) -> str:
     """Differences from a named baseline, seed by seed, where rows carry them."""
     told = {name: row["paired"] for name, row in rows.items() if row.get("paired")}
     columns = [c for c in compared_columns(rows) if any(isinstance(of.get(c.key), Mapping) for of in told.values())]
     if not told or not columns:
         return ""
-    body = []
-    for name, of in told.items():
-        cells = [cell(name)]
-        for column in columns:
-            found = of.get(column.key)
-            if not isinstance(found, Mapping) or found.get("difference") is None:
-                cells.append(cell("–"))
-                continue
-            signed = replace(column, write=_signed(column))
-            ends = _ends(found.get("interval"), signed)
-            ahead = f"{found['ahead']} of {found['of']} ahead" if "ahead" in found and "of" in found else ""
-            told_below = "; ".join(text for text in (f"95 %: {ends}" if ends else "", ahead) if text)
-            cells.append(spread_cell(signed.write(found["difference"]), told_below))
-        body.append(cell_row(cells))
-    heads = text_row(["", *(column.title for column in columns)], "th")
+    lines = {column: [_difference(column, of.get(column.key)) for of in told.values()] for column in columns}
     note = (
         "Ours less the baseline's, paired by seed: the median of the differences, its interval, and seeds on which it is ahead."
     )
-    return f"<h2>Differences from the baseline</h2>{html_table([heads], body)}<p class='note'>{note}</p>"
+    named = f"Differences from {baseline}" if baseline else "Differences from the baseline"
+    return f"<h2>{html.escape(named)}</h2>{_turned(list(told), lines)}<p class='note'>{note}</p>"
+
+
+def _difference(column: Column, found: Any) -> str:
+    if not isinstance(found, Mapping) or found.get("difference") is None:
+        return cell("–")
+    signed = replace(column, write=_signed(column))
+    ends = _ends(found.get("interval"), signed)
+    ahead = f"{found['ahead']} of {found['of']} ahead" if "ahead" in found and "of" in found else ""
+    return spread_cell(signed.write(found["difference"]), *(text for text in (f"95 %: {ends}" if ends else "", ahead) if text))
 
 
 def _signed(column: Column) -> Callable[[Any], str]:
     return lambda value: f"{'+' if value > 0 else ''}{column.write(value)}"
 
 
-def _tuned(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was tuned for each, where rows say it."""
-    told = {name: row["tuned"] for name, row in rows.items() if row.get("tuned")}
-    if not told:
+def _tuned(tuned: Mapping[str, Any] | None) -> str:
+    """What each combination of values came to on validation data, and which was chosen."""
+    if not tuned:
         return ""
-    keys = list(dict.fromkeys(key for found in told.values() if isinstance(found, Mapping) for key in found))
-    if keys:
-        body = [[name, *(_plain(found.get(key)) for key in keys)] for name, found in told.items()]
-    else:
-        body = [[name, _plain(found)] for name, found in told.items()]
-    note = "Chosen on validation data, over seeds that are not reported."
-    table = html_table([text_row(["", *(keys or ["tuned"])], "th")], map(text_row, body))
-    return f"<h2>What was tuned</h2>{table}<p class='note'>{note}</p>"
-
-
-def _plain(value: Any) -> str:
-    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    table = tuned_table(tuned)
+    html_rows = (text_row(row) for row in table.rows)
+    return (
+        f"<h2>What was tuned</h2>{html_table([text_row(table.heads, 'th')], html_rows)}"
+        f"<p class='note'>{html.escape(table.title[:1].upper() + table.title[1:])}.</p>"
+    )
 
 
 def _by_link(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -254,10 +263,10 @@ def _of_clients(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return titled(*client_rows(rows, {column.key for column in COMPARED}))
 
 
-def _note(rows: Mapping[str, Mapping[str, Any]], seeds: int, aligned: bool) -> str:
+def _note(rows: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any], seeds: int, aligned: bool) -> str:
     text = f"{over_seeds(seeds)}{' where seeds differ' if seeds > 1 else ''}. A dash: not reached. "
-    if any(row.get("interval") for row in rows.values()):
-        text += "95 %: the interval of the median over seeds. "
+    if seeds > 1:
+        text += "".join(f"{line[:1].upper()}{line[1:]}. " for line in notes(rows, document))
     text += "Steps are summed over all devices; MB are 10⁶ bytes sent up by all devices. "
     if aligned:
         text += (

@@ -169,9 +169,9 @@ def cell(text: str, tag: str = "td", attributes: str = "") -> str:
     return f"<{tag}{attributes}>{html.escape(text)}</{tag}>"
 
 
-def spread_cell(middle: str, spread: str) -> str:
-    """A median, and below it the range, if there is one."""
-    below = f"<br><span class='spread'>{html.escape(spread)}</span>" if spread else ""
+def spread_cell(middle: str, *spreads: str) -> str:
+    """A median, and below it the range, if there is one, and what else is said of it, a line each."""
+    below = "".join(f"<br><span class='spread'>{html.escape(spread)}</span>" for spread in spreads if spread)
     return f"<td>{html.escape(middle)}{below}</td>"
 
 

@@ -50,7 +50,7 @@ class Server(Table):
     mixing: Annotated[float, Field(gt=0, le=1)] = 0.6
     """α: share of the arriving model in the new one, times s; fedasync."""
     staleness_exponent: NonNegative = 0.5
-    """a of s = (1 + τ)^−a, where τ are the updates since the model that was trained from; fedasync and fedbuff."""
+    """The a of s = (1 + τ)^−a, where τ are the updates since the model that was trained from; fedasync and fedbuff."""
     buffer: Count = 2
     """K: clusters whose changes make an update together; fedbuff."""
 

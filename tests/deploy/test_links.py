@@ -14,7 +14,7 @@ import pytest
 from test_deploy_init import fedexperts, scenario_in
 from test_process_faults import LINK, begun, ended_well, gone_on, one_more, one_node, over, repeated, until, uploads
 
-from fedexperts.deploy.app import CHUNK_B, environment
+from fedexperts.deploy.app import SHAPED_B, WHOLE_B, environment, piece_B
 from fedexperts.deploy.shapes import shapes
 from fedexperts.deploy.switch import CONTROL, Switches, switch
 from fedexperts.errors import InputError
@@ -119,14 +119,42 @@ def test_whoever_has_the_token_shuts_and_cuts_a_link(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_what_was_sent_while_a_link_was_shut_arrives_when_it_is_opened(tmp_path: Path) -> None:
+    """And not when whoever has sent it gives up, as a SuperNode does after 30 s."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(1 << 16))
+        await writer.drain()
+        writer.close()
+
+    async def main() -> bytes:
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        async with server:
+            there = ("127.0.0.1", server.sockets[0].getsockname()[1])
+            with Switches(tmp_path, there, {"a": Shape()}) as switches:
+                await asyncio.to_thread(switch, tmp_path, "a", False)
+                reader, writer = await asyncio.open_connection("127.0.0.1", switches.port("a"))
+                writer.write(b"is anybody there?")
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), 0.3)
+                await asyncio.to_thread(switch, tmp_path, "a", True)
+                found = await asyncio.wait_for(reader.read(), 10)
+                writer.close()
+                return found
+
+    assert asyncio.run(main()) == b"is anybody there?"
+
+
 def test_messages_travel_in_pieces_that_a_link_which_is_cut_lets_through(tmp_path: Path) -> None:
     """Flower reads their size from the environment of whoever makes a message, as the package's programs have it."""
     code = (
         "import random; from fedexperts.deploy.client_app import packed, unpacked; data = random.randbytes(1_000_000); "
         "content = packed(data); array = content['bytes']['bytes']; print(len(array.children), unpacked(content) == data)"
     )
+    assert piece_B(tmp_path) == WHOLE_B, "links of this machine carry at once"
+    (tmp_path / "links.toml").touch()
     done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(-(-1_000_000 // CHUNK_B)), "True"]
+    assert done.stdout.split() == [str(-(-1_000_000 // SHAPED_B)), "True"]
 
 
 @pytest.mark.slow
@@ -153,5 +181,5 @@ def test_links_are_slow_and_cut_in_transfers_and_one_is_lost(tmp_path: Path, mon
     # what was there was not sent again: each cut costs less than two pieces of two requests, and heads
     for row in whole:
         assert (
-            row["link_down_B"] + row["link_up_B"] < 1.1 * (row["down_B"] + row["up_B"]) + (row["link_cuts"] + 1) * 4 * CHUNK_B
+            row["link_down_B"] + row["link_up_B"] < 1.1 * (row["down_B"] + row["up_B"]) + (row["link_cuts"] + 1) * 4 * SHAPED_B
         )

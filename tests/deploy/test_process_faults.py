@@ -195,7 +195,7 @@ def test_a_node_whose_clock_is_wrong_is_killed_in_training_and_in_upload_and_its
     os.kill(running(out, "fedexperts.deploy.worker")[0], signal.SIGKILL)
 
     until(partial(uploads, out), child)
-    os.kill(running(out, "flower-supernode")[0], signal.SIGKILL)
+    os.kill(running(out, "fedexperts.deploy.supernode")[0], signal.SIGKILL)
 
     one_more(out, child)
     worker = running(out, "fedexperts.deploy.worker")[0]

@@ -83,14 +83,17 @@ def local(
     from ..deploy import place as places
     from ..deploy.links import links_of, rates_missing
     from ..deploy.local import check_flower
-    from ..deploy.shapes import FILE, shapes
+    from ..deploy.place import LINKS
+    from ..deploy.shapes import shapes
 
     check_flower()
     loaded = load(scenario, protocol, seed, set_)
     folder = out or Path("runs") / f"{loaded.name}-{loaded.label}-{loaded.seed}-local"
     if resume:
         if links is not None:
-            raise InputError(f"--links {links}: is for a deployment that begins; one that goes on has {folder / FILE}, or none")
+            raise InputError(
+                f"--links {links}: is for a deployment that begins; one that goes on has {folder / LINKS}, or none"
+            )
         place = places.load(folder)
     else:
         nodes = links_of(loaded)
@@ -100,7 +103,7 @@ def local(
             warn_input(fault)
         place = places.create(folder, loaded.to_toml(), loaded.base, nodes, patience)
         if links is not None:
-            write_whole(folder / FILE, links.read_bytes())
+            write_whole(folder / LINKS, links.read_bytes())
     _here(place, json)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
+from .place import DOCUMENT, LINKS, load
 
 APP = {
     "pyproject.toml": """[project]
@@ -38,14 +39,14 @@ deployment = ""
     "fedexperts_app/client.py": "from fedexperts.deploy import client_app\n\napp = client_app.app\n",
 }
 """The thin app: Flower ships it, and nothing of ours travels with it."""
-CHUNK_B = 256 * 1024
-"""What of a message travels at once, and again if a link fails in between. Flower's own 5 MiB never arrive where a link is cut
-earlier, or so slow that its 30 seconds for an answer are over while they are still on their way."""
+WHOLE_B, APART_B, SHAPED_B = 5 * 2**20, 2**20, 2**18
+"""What of a message travels at once, and again if a link fails in between: Flower's own where links are those of this machine;
+less between machines, as its 30 seconds for an answer must not be over while a piece is on its way; least where links are said
+to be slow, or cut."""
 SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
-    "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_B),
 }
 HERE = "here"
 """What the SuperLink is called in Flower's configuration of a deployment."""
@@ -71,7 +72,16 @@ def write_app(folder: Path, config: str) -> None:
 def environment(folder: Path) -> dict[str, str]:
     """Of Flower's programs in a deployment: this Python's own, and all that they keep in its folder."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **SETTINGS, "FLWR_HOME": str((folder / "flower").resolve()), "PATH": path}
+    size = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(piece_B(folder))}
+    return {**os.environ, **SETTINGS, **size, "FLWR_HOME": str((folder / "flower").resolve()), "PATH": path}
+
+
+def piece_B(folder: Path) -> int:
+    """How much of a message travels at once over the links of this deployment."""
+    if (folder / LINKS).exists():
+        return SHAPED_B
+    place = load(folder) if (folder / DOCUMENT).exists() else None
+    return WHOLE_B if place is None or place.server is None else APART_B
 
 
 def submit(folder: Path) -> None:

@@ -23,9 +23,9 @@ from ..runs.lock import claimed
 from ..writing import write_whole
 from .app import connection, environment, submit, write_app
 from .hand import SOCKET
-from .place import OUTCOME, PROCESSES, Place
+from .place import LINKS, OUTCOME, PROCESSES, Place
 from .serving import Watch
-from .shapes import FILE, shapes
+from .shapes import shapes
 from .switch import Switches
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,9 @@ def deploy_local(place: Place, show: Callable[[dict[str, Any]], None] = lambda l
         InputError, RunError: why the run ended, if not as it should.
     """
     shaped, seed = (
-        shapes(place.folder / FILE, place.links) if (place.folder / FILE).exists() else (dict.fromkeys(place.links, Shape()), 0)
+        shapes(place.folder / LINKS, place.links)
+        if (place.folder / LINKS).exists()
+        else (dict.fromkeys(place.links, Shape()), 0)
     )
     with ExitStack() as stack:
         stack.enter_context(claimed(place.folder))
@@ -98,7 +100,7 @@ def deploy_local(place: Place, show: Callable[[dict[str, Any]], None] = lambda l
         until("the SuperLink listens", lambda: answers("127.0.0.1", server), start)
         for link, port in zip(place.links, ports, strict=True):
             config = f'link="{link}" folder="{place.node(link)}"'
-            command = flower_supernode(f"127.0.0.1:{switches.port(link)}", port, "--insecure", "--node-config", config)
+            command = our_supernode(f"127.0.0.1:{switches.port(link)}", port, "--insecure", "--node-config", config)
             start(f"supernode-{place.links.index(link)}", command)
         for link in place.links:
             until(f"the worker of {link} is ready", (place.node(link) / SOCKET).exists, start, most_s=math.inf)
@@ -266,8 +268,13 @@ def flower_superlink(port: int) -> list[str]:
 
 
 def flower_supernode(server: str, port: int, *options: str) -> list[str]:
-    """The command of a SuperNode, whose own programs find it at a port of this machine."""
+    """The command of a SuperNode as Flower has it, whose own programs find it at a port of this machine."""
     return ["flower-supernode", "--superlink", server, *options, *_at(port)]
+
+
+def our_supernode(*options: Any) -> list[str]:
+    """The same that is soon there when its link is, see `supernode`; arguments as `flower_supernode`."""
+    return [sys.executable, "-m", "fedexperts.deploy.supernode", *flower_supernode(*options)[1:]]
 
 
 def _at(port: int) -> list[str]:

@@ -14,6 +14,8 @@ from ..writing import write_whole
 
 DOCUMENT = "deployment.json"
 SCENARIO = "scenario.toml"
+LINKS = "links.toml"
+"""How the links of a deployment on one machine carry, where that was said."""
 RUN = "run"
 OUTCOME = "outcome.json"
 PROCESSES = "processes.json"

@@ -11,8 +11,6 @@ from ..peer.relay import Shape
 from ..scenario import read_toml
 
 SERVER = "server"
-FILE = "links.toml"
-"""In a deployment's folder."""
 ELSEWHERE = ("plan", "place", "begins", "speed", "route")
 """Keys of such a file that say when there is a link, and where: here the scenario's plan does, and `deploy local`."""
 

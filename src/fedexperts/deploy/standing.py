@@ -18,7 +18,7 @@ from ..runs.lock import claimed, is_held
 from ..writing import reason
 from .hand import SOCKET
 from .keys import KEY
-from .local import Processes, flower_supernode, processes, until
+from .local import Processes, our_supernode, processes, until
 from .place import CA, Place, load
 
 AGAIN_S = 10.0
@@ -77,7 +77,7 @@ def supernode(place: Place) -> list[str]:
     link = str(place.link)
     config = f'link="{link}" folder="{place.node(link).resolve()}"'
     secured = ("--root-certificates", str(place.folder / CA), "--auth-supernode-private-key", str(place.folder / KEY))
-    return flower_supernode(str(place.server), free_ports(1)[0], *secured, "--node-config", config)
+    return our_supernode(str(place.server), free_ports(1)[0], *secured, "--node-config", config)
 
 
 def checked(folder: Path) -> Place:

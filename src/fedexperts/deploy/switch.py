@@ -61,7 +61,7 @@ class Switches:
 
     def set(self, link: str, is_open: bool) -> None:
         """Open a link, or shut it."""
-        self.relays[link].windows = None if is_open else SHUT
+        self.relays[link].turn(None if is_open else SHUT)
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()

@@ -21,7 +21,7 @@ import struct
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -112,6 +112,13 @@ class Relay:
         self._free_s = [0.0, 0.0]  # when the queue of each direction is empty
         self._tasks: set[asyncio.Task[None]] = set()
         self._ends: set[asyncio.StreamWriter] = set()
+        self._turned = asyncio.Event()
+
+    def turn(self, windows: Windows | None) -> None:
+        """Other windows from now on; what has waited for a link looks again."""
+        self.windows = windows
+        self._turned.set()
+        self._turned = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         """Listen.
@@ -235,7 +242,9 @@ class Relay:
             if window is not None and window[2 + way] > 0:
                 return
             begin_s = window[1] if window else self.windows.next_s(now_s)
-            await asyncio.sleep(min(3600.0, max(0.001, self.clock.real_s(begin_s - now_s))))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(3600.0, max(0.001, self.clock.real_s(begin_s - now_s)))):
+                    await self._turned.wait()
 
 
 async def relayed(relays: Sequence[Relay]) -> None:

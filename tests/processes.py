@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 MIXTRAL = "transformers.models.mixtral.modeling_mixtral"
+FIGURES = ("matplotlib.figure", "matplotlib.ticker", "matplotlib.backends.backend_svg")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["fedexperts.cli.main", "fedexperts.runs.comparison", "fedexperts.runs.answers", "fedexperts.peer.serve", MIXTRAL]
+    ["fedexperts.cli.main", "fedexperts.runs.comparison", "fedexperts.runs.answers", "fedexperts.peer.serve", MIXTRAL, *FIGURES]
 )
 
 

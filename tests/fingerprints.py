@@ -104,6 +104,8 @@ def scenarios() -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{protocol}, adapters, {average}",
                 text(of, {"model": {"config": small.CONFIG, "lora": {"rank": 2, "alpha": 4.0, "average": average}}}),
             )
+        kinds = [{**c, "device": kind} for c, kind in zip(small.document()["cluster"], ("laptop", "phone"), strict=True)]
+        yield f"{protocol}, ranks by class", text(of, LORA, {"device": {"phone": {"lora_rank": 1}}, "cluster": kinds})
     yield "ems-fl, first cycle as in the paper", text({"train": {"first_cycle": "paper"}})
     yield "ems-fl, split again", text({"assignment": {"trial_samples": 8, "every_cycles": 1}})
     yield "ems-fl, layers", text({"assignment": {"trial_samples": 8, "granularity": "layer"}})

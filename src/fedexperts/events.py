@@ -48,7 +48,12 @@ class Run(Line):
         Literal["clusters", "clients"], "What links are: whole clusters, or clients, every device one of its own."
     ] = "clusters"
     parts_B: Annotated[dict[str, Count], "Bytes of each part as it is sent down."]
-    upload_B: Annotated[dict[str, Count], "Bytes of each part as a device uploads it."]
+    upload_B: Annotated[
+        dict[str, Count], "Bytes of each part as a device uploads it; of adapters of several ranks those of the highest."
+    ]
+    ranks: Annotated[
+        dict[str, Annotated[Count, Field(ge=1)]], "Of adapters on each link's devices, where classes have ranks of their own."
+    ] = {}  # noqa: RUF012  # pydantic copies it
     shared: Annotated[Names, "Parts that whoever is in contact trains."]
     cycles: Annotated[Count, "As the scenario asked; a plan may end before, and a longer line raises it."]
     local_steps: Annotated[Count, "Gradient steps of a device in a local round."]

@@ -40,7 +40,7 @@ from .tables import (
     Train,
     Warmup,
 )
-from .tables.fits import misfit
+from .tables.fits import misfit, misfit_rank
 from .tables.protocols import BY_CLIENT, Protocol
 
 MOST_TOML_B = 2**20
@@ -264,8 +264,9 @@ _S = TypeVar("_S", "Scenario", "Prospect")
 
 def _fitting(scenario: _S) -> _S:
     """Raises: ValueError, where tables of methods ask for what the protocol cannot do."""
-    told = (scenario.server or Server(), scenario.ems_fl or EmsFl())
-    if fault := misfit(scenario.protocol, *told, scenario.assignment, scenario.train, scenario.model):
+    server, parts = scenario.server or Server(), scenario.ems_fl or EmsFl()
+    fault = misfit(scenario.protocol, server, parts, scenario.assignment, scenario.train, scenario.model)
+    if fault := fault or misfit_rank(scenario.protocol, parts, scenario.device, scenario.model):
         raise ValueError(fault)
     return scenario
 

@@ -23,6 +23,12 @@ from fedexperts.moe.parts import is_expert
 from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import Host, LocalHost
 
+RANKS: dict[str, Any] = {
+    "device": {"phone": {"lora_rank": 1}},
+    "cluster": [
+        {**cluster, "device": kind} for cluster, kind in zip(small.document()["cluster"], ("laptop", "phone"), strict=True)
+    ],
+}
 LORA = {"config": small.CONFIG, "lora": {"rank": 2, "alpha": 4.0}, "uplink": "int8"}
 ORBITAL = {"plan": {"kind": "round-robin", "slot_s": 200.0}, "train": {"cycles": 2, "local_steps": 1, "batch_size": 8}}
 
@@ -79,6 +85,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sync, C rounds": {"protocol": "sync-c-rounds"},
     "aligned": {"protocol": "aligned"},
     "adapters in int8": {"protocol": "ems-fl", "model": LORA},
+    "ranks by class": {"protocol": "ems-fl", "model": LORA, **RANKS},
     "adapters merged": {"protocol": "ems-fl", "model": {**LORA, "lora": {"rank": 2, "alpha": 4.0, "average": "merge"}}},
     "split again": {"protocol": "ems-fl", "assignment": {"trial_samples": 8, "every_cycles": 1}},
     "bf16, device speed": {
@@ -121,14 +128,18 @@ def test_a_server_that_is_killed_goes_on_from_its_checkpoint(at: int, tmp_path: 
     assert weights(tmp_path / "there") == weights(tmp_path / "here")
 
 
+@pytest.mark.parametrize("lora", [{}, {"lora": {"rank": 2, "alpha": 4.0}}])
 @pytest.mark.parametrize("load", ["own", "stream"])
-def test_a_node_loads_only_what_it_trains(load: str, tmp_path: Path) -> None:
+def test_a_node_loads_only_what_it_trains(load: str, lora: dict[str, Any], tmp_path: Path) -> None:
+    """In full, or through adapters of a rank of its own."""
     folder = tmp_path / "initial"
     prepare(small.scenario()).view.model.save_pretrained(folder)  # type: ignore[operator]
     document = small.document(
-        protocol="ems-fl-enhanced", device={"phone": {"load": load}}, train={"cycles": 3, "gate_tail_cycles": 0}
+        protocol="ems-fl-enhanced",
+        device={"phone": {"load": load, **({"lora_rank": 1} if lora else {})}},
+        train={"cycles": 3, "gate_tail_cycles": 0},
     )
-    given = Scenario.parse({**document, "model": {"path": str(folder)}})
+    given = Scenario.parse({**document, "model": {"path": str(folder), **lora}})
     nodes = Nodes(given, tmp_path / "nodes")
     with pytest.warns(InputWarning, match="share the whole model"):
         run(given, tmp_path / "here")
@@ -139,9 +150,10 @@ def test_a_node_loads_only_what_it_trains(load: str, tmp_path: Path) -> None:
         (device, *_) = node.host.group.values()
         assert {part for part in device.view.parts if is_expert(part)} == {f"expert:{m}" for m in owned[name]}
         assert (device.view.stream is None) == (load == "own")
-    ours, theirs = (load_file(tmp_path / at / "model" / "model.safetensors") for at in ("here", "there"))
-    for name, tensor in ours.items():
-        assert torch.allclose(theirs[name], tensor, atol=1e-5), name
+    for file in ("model/model.safetensors", *(["adapters.safetensors"] if lora else [])):
+        ours, theirs = (load_file(tmp_path / at / file) for at in ("here", "there"))
+        for name, tensor in ours.items():
+            assert torch.allclose(theirs[name], tensor, atol=1e-5), name
     here, there = (list(read(tmp_path / at / "ledger.jsonl")) for at in ("here", "there"))
     assert [[line.get(key) for key in ("event", "cluster", "t_s", "uplink_B", "downlink_B")] for line in here] == [
         [line.get(key) for key in ("event", "cluster", "t_s", "uplink_B", "downlink_B")] for line in there

@@ -208,3 +208,29 @@ def test_the_view_leaves_a_copied_model_alone() -> None:
     view = View(model)
     view.adapt(LoRA(2, 2), seed=0)
     torch.testing.assert_close(view(TOKENS), expected)
+
+
+def test_a_view_takes_adapters_of_lower_ranks_in_turn_at_one_scale() -> None:
+    """The product counts α over the model's rank, whatever its factors' rank; a higher rank is another model's."""
+    view = View(build("mixtral"))
+    view.adapt(LoRA(2, 4), seed=0)
+    scrambled(view)
+    whole = view.export("expert:0")
+    wanted = view(TOKENS)
+    half, full = combined([(1.0, whole)], 1)[0], combined([(1.0, whole)])[0]
+    view.install("expert:0", half)
+    assert {tuple(leaf.shape) for leaf in view.leaves["expert:0"].values()} == {(1, 16), (16, 1), (1, 24), (24, 1)}
+    assert [leaf.requires_grad for _, _, leaf in view.freeze(but=["expert:0"])] == [True] * 12
+    cut = view(TOKENS)
+    assert not torch.allclose(cut, wanted, atol=1e-4)
+    reference = View(build("mixtral"))
+    reference.adapt(LoRA(2, 4), seed=0)
+    scrambled(reference)
+    padded = {n: torch.cat([t, torch.zeros_like(t)], dim=0 if n.endswith(A) else 1) for n, t in half.items()}
+    reference.install("expert:0", padded)
+    torch.testing.assert_close(cut, reference(TOKENS))
+    assert same([half, view.trained("expert:0")])
+    view.install("expert:0", full)
+    torch.testing.assert_close(view(TOKENS), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=r"has shape \(4, 16\) where the model has shape \(2, 16\)"):
+        view.install("expert:0", {n: torch.cat([t, t], dim=0 if n.endswith(A) else 1) for n, t in full.items()})

@@ -98,6 +98,16 @@ KINDS: dict[str, dict[str, Any]] = {
         "model": {"lora": {"rank": 2, "alpha": 4.0}, "uplink": "int8"},
         "warmup": {"data": [f"digits:{name}" for name in DOMAINS[:2]], "steps": 3},
     },
+    "ranks by class": {
+        "protocol": "sync",
+        "plan": {"kind": "always-on"},  # a version is at both clusters at once
+        "model": {"lora": {"rank": 2, "alpha": 4.0}},
+        "device": {"phone": {"lora_rank": 1}},
+        "cluster": [
+            {"name": name, "devices": 2, "data": f"digits:{name}", "device": kind}
+            for name, kind in zip(DOMAINS[:2], ("phone", "laptop"), strict=True)
+        ],
+    },
     "merge": {"model": {"lora": {"rank": 2, "alpha": 4.0, "average": "merge"}}},
     # what the dense layer puts out is in no checkpoint either
     "frozen layers": {"model": {"config": {**small.CONFIG, "model_type": "qwen3_moe", **DENSE_BELOW}}},

@@ -110,7 +110,8 @@ class RemoteHost:
         return self.known.local_steps
 
     def begin(self, model: dict[str, Piece]) -> None:
-        """See `Host`; a node has made θ_0 itself."""
+        """See `Host`; a node has made θ_0 itself, and the records learn what its uploads will be of."""
+        self.known.begin(model)
         self.held = dict(model)
 
     def join(self, client: NetworkClient) -> None:

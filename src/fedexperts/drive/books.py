@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
-from ..moe.parts import MAX_UPDATE_NORM, Tensors, in_order
+from ..moe.parts import MAX_UPDATE_NORM, Fitted, Tensors, in_order, unfitted
 from ..protocol.admission import Admission
 from ..train.task import Experts, Task
 from .classes import PHONE, DeviceClass
@@ -39,6 +39,7 @@ class Books:
         first_uplink_B: what was uploaded before the first contact.
         homes: what others know of parts that stay with their clients.
         max_update_norm: see `Admission`.
+        fitted: what of a piece the devices of a cluster take.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class Books:
         first_uplink_B: int,
         homes: Homes,
         max_update_norm: float = MAX_UPDATE_NORM,
+        fitted: Fitted = unfitted,
     ):
         self.clusters = {name: ClusterState(host, kinds.get(name, PHONE)) for name, host in hosts.items()}
         self.pace, self.ledger, self.faults, self.trial_B = pace, ledger, faults, trial_B
-        self.homes = homes
+        self.homes, self.fitted = homes, fitted
         self.untold: dict[str, set[str]] = {name: set() for name in hosts}  # parts that stay there, as nobody else knows them
         declared = {name: dict(zip(host.devices, host.samples, strict=True)) for name, host in hosts.items()}
         self.gate = Admission(declared, max_update_norm)

@@ -55,6 +55,7 @@ class DeviceClass:
         up_bps: uplink rate where the contact plan has none.
         down_bps: downlink rate where the contact plan has none.
         availability: share of the contacts for which a client is there.
+        lora_rank: of its adapters; None: the model's.
     """
 
     name: str
@@ -67,6 +68,7 @@ class DeviceClass:
     up_bps: float = math.inf
     down_bps: float = math.inf
     availability: float = 1.0
+    lora_rank: int | None = None
 
     def capacity(self, up_bps: float, down_bps: float) -> Capacity:
         """What a client of this class can carry over a link with these rates."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contact.plan import TIGHT_S, Contact, ContactPlan
 from ..errors import Diverged, warn_input
-from ..moe.parts import MAX_UPDATE_NORM, Piece, in_order, is_expert
+from ..moe.parts import MAX_UPDATE_NORM, Fitted, Piece, in_order, is_expert, unfitted
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.host import Host, Trial
 from ..train.task import Experts, Task
@@ -67,6 +67,7 @@ class Simulator:
         homes: what others know of parts that stay with their clients; nobody, if left out.
         alike: first cycles in which the protocol would do the same in a longer run.
         max_update_norm: how far an update may lie from what was sent, see `Admission`.
+        fitted: what of a piece the devices of a cluster take.
     """
 
     def __init__(
@@ -86,9 +87,11 @@ class Simulator:
         homes: Homes | None = None,
         alike: int = 0,
         max_update_norm: float = MAX_UPDATE_NORM,
+        fitted: Fitted = unfitted,
     ):
         self.plan, self.ledger, self.evaluate = plan, ledger, evaluate
-        self.books = Books(hosts, kinds, pace, ledger, faults, trial_B, first_uplink_B, homes or Homes(), max_update_norm)
+        homes = homes or Homes()
+        self.books = Books(hosts, kinds, pace, ledger, faults, trial_B, first_uplink_B, homes, max_update_norm, fitted)
         lost_s = {**faults.closes_s(plan), **(closes_s or {})}
         self.closes_s = {plan.contacts[i]: t_s for i, t_s in lost_s.items()}
         ends_s = plan.cycle_ends_s[:cycles]
@@ -148,7 +151,7 @@ class Simulator:
         if self.fresh:
             if foretell:
                 self._warn_of_many_steps(protocol.model)
-            self.books.gate.begin(protocol.model)
+            self.books.gate.begin(protocol.model, self.books.fitted)
             self._first_orders()
         self.heap: list[tuple[float, int, int, Callable[[float], None]]] = []
         self.counter = 0

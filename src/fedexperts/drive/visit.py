@@ -94,8 +94,8 @@ class SimulatedLink:
 
     def rounds_left(self, up: Collection[str] = (), down: Collection[str] = (), task: Task | None = None) -> int:
         """See `Link`."""
-        model = self.protocol.model
-        down_s = self.contact.begin_s("down", self.contact.end_s, sum(model[part].size_B for part in down))
+        down_B = sum(self.books.fitted(self.cluster, self.protocol.model[part]).size_B for part in down)
+        down_s = self.contact.begin_s("down", self.contact.end_s, down_B)
         up_B = sum(self.host.upload_B(part) for part in up)
         left_s = (self.contact.begin_s("up", down_s, up_B) if math.isfinite(down_s) else down_s) - self.now_s
         return whole_rounds(left_s, self.books.round_s(self.cluster, task or Task(frozenset(up))))
@@ -103,7 +103,7 @@ class SimulatedLink:
     async def send(self, pieces: Collection[Piece], order: Task | None = None) -> None:
         """See `Link`; a broadcast takes as long as one copy. Pieces that are complete when the signal is lost have arrived."""
         state = self.state
-        missing = self.host.lacks(pieces)
+        missing = [self.books.fitted(self.cluster, piece) for piece in self.host.lacks(pieces)]
         faults = self.books.faults
         whole_B = {p.part: p.size_B * faults.sends(self.cluster, p.part, p.version) for p in missing}
         left_B = {p.part: whole_B[p.part] - state.heard_B.get((p.part, p.version), 0) for p in missing}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..assign.scores import Capacity, Need, experts_that_fit
-from ..moe.parts import in_order, is_expert, tensors_B
+from ..moe.lora import projections
+from ..moe.parts import Piece, in_order, is_expert, tensors_B
 from ..setup.clients import capacity_over, default_deadline_s
 from ..setup.prepare import Prepared
 from ..train.task import Task
@@ -19,14 +20,15 @@ def capacity_of(prepared: Prepared, link: str) -> Capacity:
     return capacity_over(prepared.plan, link, prepared.kinds[link])
 
 
-def need(prepared: Prepared, shared: frozenset[str]) -> Need:
+def need(prepared: Prepared, shared: frozenset[str], link: str | None = None) -> Need:
     """Memory, FLOPs and bytes of a client's round: what it takes without experts, and what each expert adds.
 
-    FLOPs and activations are measured with one expert and with two, on the first device. With ``max_rounds`` a round is so
-    many local rounds.
+    FLOPs and activations are measured with one expert and with two, on the first device of a link, the first if none is
+    given. With ``max_rounds`` a round is so many local rounds.
     """
     view, train = prepared.view, prepared.scenario.train
-    host = next(iter(prepared.hosts.values()))
+    link = link or next(iter(prepared.hosts))
+    host, pieces = prepared.hosts[link], prepared.model_of(link)
     experts = in_order(filter(is_expert, view.parts))
     flops, activations_B = [], []
     for k in (1, min(2, len(experts))):
@@ -38,24 +40,24 @@ def need(prepared: Prepared, shared: frozenset[str]) -> Need:
         base_memory_B=2 * activations_B[0]
         - activations_B[1]
         + sum(tensors_B(view.parts[part]) for part in frozen)
-        + sum(_trained_B(prepared, part) for part in shared),
-        expert_memory_B=_trained_B(prepared, experts[0]) + max(0, activations_B[1] - activations_B[0]),
+        + sum(_trained_B(prepared, pieces[part]) for part in shared),
+        expert_memory_B=_trained_B(prepared, pieces[experts[0]]) + max(0, activations_B[1] - activations_B[0]),
         base_flops=max(0, 2 * flops[0] - flops[1]),
         expert_flops=max(0, flops[1] - flops[0]),
         base_up_B=sum(host.upload_B(part) for part in shared),
         expert_up_B=host.upload_B(experts[0]),
-        base_down_B=sum(prepared.model[part].size_B for part in shared),
-        expert_down_B=prepared.model[experts[0]].size_B,
+        base_down_B=sum(pieces[part].size_B for part in shared),
+        expert_down_B=pieces[experts[0]].size_B,
     )
 
 
-def _trained_B(prepared: Prepared, part: str) -> int:
+def _trained_B(prepared: Prepared, piece: Piece) -> int:
     """Weights, what is trained of them, its gradients, and what the optimiser keeps."""
-    view = prepared.view
-    leaves = view.leaves[part]
+    view, part = prepared.view, piece.part
+    leaves = piece.tensors if projections(piece.tensors) else view.leaves[part]
     numbers = sum(leaf.numel() for leaf in leaves.values())
     kept_B = ADAMW_FLOATS * FLOAT32_B * numbers if prepared.scenario.train.optimizer == "adamw" else 0
-    weights_B = tensors_B(view.parts[part]) if leaves is not view.parts[part] else 0
+    weights_B = tensors_B(view.parts[part]) if view.leaves[part] is not view.parts[part] else 0
     return weights_B + 2 * tensors_B(leaves) + kept_B
 
 
@@ -64,7 +66,12 @@ def most_experts(prepared: Prepared) -> Mapping[str, int] | None:
     if prepared.scenario.assignment.policy == "algorithm-1":
         return None
     shared = frozenset[str](prepared.scenario.train.shared)
-    needed = need(prepared, shared)
+    ranks = {name: prepared.fitted.ranks.get(name) for name in prepared.hosts}
+    first = {rank: name for name, rank in reversed(ranks.items())}  # clusters of one rank need the same
+    needed = {rank: need(prepared, shared, name) for rank, name in first.items()}
     deadline_s = default_deadline_s(prepared.scenario, prepared.plan)
     experts = sum(map(is_expert, prepared.view.parts))  # with layer granularity one of each number in every layer
-    return {name: experts_that_fit(capacity_of(prepared, name), needed, deadline_s, experts)[0] for name in prepared.hosts}
+    return {
+        name: experts_that_fit(capacity_of(prepared, name), needed[ranks[name]], deadline_s, experts)[0]
+        for name in prepared.hosts
+    }

@@ -12,10 +12,12 @@ from ..errors import InputError, warn_input
 from ..moe.auto import AUTO
 from ..moe.checkpoint import Checkpoint, resolve
 from ..moe.kinds import FOR_TASK
+from ..moe.lora import Ranks
 from ..moe.parts import Piece, expert, expert_index, is_expert
 from ..moe.subset import load_streamed, load_subset
 from ..moe.view import View
 from ..scenario import Scenario
+from ..setup.clients import cluster_kinds
 from ..setup.devices import dealt, devices
 from ..setup.model import accelerator, lora_of
 from ..setup.samples import datasets
@@ -78,6 +80,8 @@ def host(scenario: Scenario, link: str, owned: Collection[str] | None = None) ->
     (cluster,) = (cluster for cluster in scenario.cluster if cluster.name == at)
     data = datasets(scenario, at)
     shares = {at: dealt(cluster, data.splits[at].train, scenario.seed)}
+    rank = cluster_kinds(scenario)[at].lora_rank
+    fitted = Ranks({} if rank is None else {at: rank})
     number = Checkpoint(resolve(scenario.model.path, scenario.base)).experts if scenario.model.path else 0
 
     def group(experts: Collection[str]) -> list[Device]:
@@ -90,6 +94,7 @@ def host(scenario: Scenario, link: str, owned: Collection[str] | None = None) ->
             part: Piece(part, 0, tensors if stays(scenario, part) else view.export(part))
             for part, tensors in view.parts.items()
         }
+        model = {part: fitted(at, piece) for part, piece in model.items()}
         return devices(scenario, view, model, data.objectives, shares)[at]
 
     return LocalHost(group(()), group) if owned is None else LocalHost(group(owned))

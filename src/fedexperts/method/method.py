@@ -88,4 +88,4 @@ def start(prepared: Prepared, owned: Mapping[str, frozenset[str]]) -> Start:
     train = prepared.scenario.train
     cycles = min(train.cycles, len(prepared.plan.cycle_ends_s))
     samples = {name: sum(host.samples) for name, host in prepared.hosts.items()}
-    return told.start(prepared.scenario, train, prepared.model, owned, cycles, samples, prepared.lora)
+    return told.start(prepared.scenario, train, prepared.model, owned, cycles, samples, prepared.lora, prepared.fitted)

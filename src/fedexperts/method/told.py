@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..assign.scores import Need
 from ..contact.plan import ContactPlan
 from ..errors import InputError
-from ..moe.parts import GATE, Piece
+from ..moe.parts import GATE, Fitted, Piece, unfitted
 from ..protocol.aligned import Alignment, Client
 from ..protocol.alone import Alone
 from ..protocol.asynchronous import FedAsync, FedBuff
@@ -40,6 +40,7 @@ def start(
     cycles: int,
     samples: Mapping[str, int],
     lora: LoRA | None = None,
+    fitted: Fitted = unfitted,
 ) -> Start:
     """What every protocol is told; ``samples`` are those of each link, in order."""
     return Start(
@@ -50,6 +51,7 @@ def start(
         cycles=cycles,
         samples=samples,
         lora=lora,
+        fitted=fitted,
         weights=train.weights,
         overlap=train.overlap or ("mean" if scenario.plan.kind == "always-on" else "add"),
         first_cycle=train.first_cycle,

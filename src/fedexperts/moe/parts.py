@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -73,6 +73,15 @@ class Piece:
     def size_B(self) -> int:
         """Bytes on the link: a safetensors file."""
         return file_B(self.tensors)
+
+
+Fitted = Callable[[str, Piece], Piece]
+"""What of a piece goes to the devices of a link, where these have adapters of a rank of their own."""
+
+
+def unfitted(link: str, piece: Piece) -> Piece:
+    """All of it."""
+    return piece
 
 
 def sha256(tensors: Mapping[str, Tensor], beside: str = "") -> str:

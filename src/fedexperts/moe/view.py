@@ -22,7 +22,7 @@ from .blocks import Routing, block_of
 from .checkpoint import Checkpoint
 from .families import check_family
 from .last_token import lacks_padding, last_by_mask
-from .lora import Adapter, LoRA
+from .lora import A, Adapter, LoRA
 from .outline import part_of
 from .parts import GATE, NotMoEError, Tensors, expert, expert_index, is_expert
 from .routing import Mask, Top1
@@ -248,6 +248,7 @@ class View:
         held = self._resident.get(part)
         if held is not None and held[0] is piece and held[1] is trained and part not in self._dirty:
             return None
+        self._resize(part, piece)
         with torch.no_grad():
             for name, tensor in (self.parts[part] | self.leaves[part]).items():
                 source = next((t[name] for t in (trained, piece, self._fresh.get(part)) if t is not None and name in t), None)
@@ -262,6 +263,16 @@ class View:
         self._resident[part] = piece, trained
         self._dirty.discard(part)
         return None
+
+    def _resize(self, part: str, piece: Tensors) -> None:
+        """Adapters get the rank of a piece's, where a class of devices has one of its own."""
+        if self.lora is None or not is_expert(part):
+            return
+        for adapter in self._adapters(part):
+            rank = len(piece[adapter.name + A]) if adapter.name + A in piece else adapter.rank
+            if rank != adapter.rank and 0 < rank <= self.lora.rank:  # another is that of another model
+                adapter.resize(rank)
+                self.leaves[part].update(adapter.leaves)
 
     def export(self, part: str) -> dict[str, Tensor]:
         """A copy of a part's tensors, as pieces hold them."""

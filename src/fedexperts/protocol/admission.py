@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..moe.parts import MAX_UPDATE_NORM, Piece, Tensors, too_far
+from ..moe.parts import MAX_UPDATE_NORM, Fitted, Piece, Tensors, too_far, unfitted
 from ..train.task import Task, Update
 
 MOST_QUOTED = 60
@@ -79,9 +79,9 @@ class Admission:
         self.held: dict[str, dict[str, list[Piece]]] = {c: {} for c in devices}
         """Of each cluster and part what its devices may stand on, as it was sent, the last at the end."""
 
-    def begin(self, model: Mapping[str, Piece]) -> None:
-        """θ_0, which every device has."""
-        self.held = {cluster: {part: [piece] for part, piece in model.items()} for cluster in self.held}
+    def begin(self, model: Mapping[str, Piece], fitted: Fitted = unfitted) -> None:
+        """θ_0, which every device has, as far as it takes it."""
+        self.held = {cluster: {part: [fitted(cluster, piece)] for part, piece in model.items()} for cluster in self.held}
 
     def ordered(self, cluster: str, task: Task, rounds: int) -> None:
         """The devices of a cluster train by a task for so many local rounds."""

@@ -9,11 +9,11 @@ Sums run in the order of the updates, which links give in device order, so that 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
-from ..moe.parts import Piece, Tensors, finite, in_order
+from ..moe.parts import Fitted, Piece, Tensors, finite, in_order, unfitted
 from ..train.task import Update
 from .step import ADDED, Moments, Step, stepped
 
@@ -40,16 +40,28 @@ class Averaging:
         overlap: what clusters make of one version that several were sent: ``"add"`` lets each move the part by its own mean
             change, ``"mean"`` all together by the mean of theirs, (6).
         step: what is made of a mean change of shared parts.
+        fitted: what of a piece the devices of a cluster are sent.
     """
 
     lora: LoRA | None = None
     weights: Literal["devices", "samples"] = "devices"
     overlap: Literal["add", "mean"] = "add"
     step: Step = ADDED
+    fitted: Fitted = field(default_factory=lambda: unfitted, repr=False)
 
     def terms(self, updates: Sequence[Update]) -> list[Term]:
         """Updates with their weights."""
         return [(float(u.samples) if self.weights == "samples" else 1.0, u.piece.tensors) for u in updates]
+
+    def whole(self, cluster: str, base: Piece, updates: Sequence[Update]) -> Sequence[Update]:
+        """Updates of what a cluster was sent of a piece, as updates of the piece: this, and on it what they have changed."""
+        sent = self.fitted(cluster, base)
+        if sent.tensors is base.tensors:
+            return updates
+        from ..moe.lora import carried
+
+        as_whole = [carried(base.tensors, sent.tensors, update.piece.tensors) for update in updates]
+        return [replace(u, piece=replace(u.piece, tensors=tensors)) for u, tensors in zip(updates, as_whole, strict=True)]
 
 
 PLAIN = Averaging()
@@ -75,8 +87,9 @@ def grouped(updates: Iterable[Update]) -> dict[str, list[Update]]:
 
 def averaged(model: Mapping[str, Piece], updates: Sequence[Update], how: Averaging = PLAIN) -> tuple[Piece, Facts]:
     """(31): an exclusively owned part becomes the mean of its devices' values."""
-    tensors, facts = _mean(how.terms(updates), how.lora)
-    return after(model[updates[0].piece.part], tensors), facts
+    current = model[updates[0].piece.part]
+    tensors, facts = _mean(how.terms(updates), how.lora, current.tensors)
+    return after(current, tensors), facts
 
 
 def after(piece: Piece, tensors: Tensors) -> Piece:
@@ -102,7 +115,7 @@ def changed(
     """
     current, arrived = model[sent.part], how.terms(updates)
     if current.version == sent.version:
-        tensors, facts = _mean(arrived, how.lora)
+        tensors, facts = _mean(arrived, how.lora, current.tensors)
         return after(current, tensors), facts
     old, new = (sum(weight for weight, _ in terms) for terms in (before, [*before, *arrived]))
     terms = [(weight / new - weight / old, tensors) for weight, tensors in before]
@@ -131,6 +144,7 @@ def settled(
     """
     part = updates[0].piece.part
     base, versions = sent[cluster].pop(part), returned.get(part, {})
+    updates = how.whole(cluster, base, updates)
     before = versions.get(base.version, [])
     piece, facts = changed(model, base, updates, how, before)
     if how.overlap == "mean":
@@ -159,16 +173,18 @@ def combination(terms: Sequence[Term], lora: LoRA | None) -> tuple[Tensors, Fact
     return total, {}
 
 
-def _mean(terms: Sequence[Term], lora: LoRA | None) -> tuple[Tensors, Facts]:
+def _mean(terms: Sequence[Term], lora: LoRA | None, current: Tensors) -> tuple[Tensors, Facts]:
+    """The mean; of products of another rank than the part's as well, in the part's."""
     trained = [tensors for _, tensors in terms]
     if not _refactored(trained[0], lora):
         return mean(terms), {}
-    from ..moe.lora import same
+    from ..moe.lora import alike, same
 
-    if same(trained):
-        return trained[0], {"truncation": 0.0}
     total = sum(weight for weight, _ in terms)
-    return _factored([(weight / total, tensors) for weight, tensors in terms])
+    shares = [(weight / total, tensors) for weight, tensors in terms]
+    if not alike([current, *trained]):
+        return _factored([(0.0, current), *shares])
+    return (trained[0], {"truncation": 0.0}) if same(trained) else _factored(shares)
 
 
 def _refactored(tensors: Tensors, lora: LoRA | None) -> bool:

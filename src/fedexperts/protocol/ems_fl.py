@@ -83,7 +83,8 @@ class ExpertOwners(ABC):
         self.returned: Returned = {}
         self._cycles, self._resplit = start.cycles, resplit
         self.moments: Moments = {}
-        self._how, self._there = Averaging(start.lora, start.weights, start.overlap, step), there
+        self._how = Averaging(start.lora, start.weights, start.overlap, step, start.fitted)
+        self._there = there
         self._first_cycle = start.first_cycle
         self.target: dict[str, str] = {}  # expert part -> next owner, while a re-split is under way
         self.counts: dict[str, Any] = {}  # cluster -> (counts_LM, tokens) of the trial that is under way

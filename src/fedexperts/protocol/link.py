@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..moe.parts import Piece
+from ..moe.parts import Fitted, Piece, unfitted
 from ..train.task import Task, Update
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Start:
         cycles: orbital cycles that the run will have.
         samples: how many the devices of each link have.
         lora: how experts are adapted; None where their full parameters are trained.
+        fitted: what of a piece the devices of a link are sent, and train from; the link sees to it.
         weights, overlap: how the server averages, see `aggregate.Averaging`.
         first_cycle: ``"met"``: clusters rest until their first contact; ``"paper"``: they train from the start.
         max_rounds: local rounds that a device makes at most between two contacts, and in rounds of clients also in one.
@@ -120,6 +121,7 @@ class Start:
     cycles: int
     samples: Mapping[str, int] = field(default_factory=dict)
     lora: LoRA | None = None
+    fitted: Fitted = field(default_factory=lambda: unfitted, repr=False)
     weights: Literal["devices", "samples"] = "devices"
     overlap: Literal["add", "mean"] = "add"
     first_cycle: Literal["met", "paper"] = "met"

@@ -29,7 +29,7 @@ class Sync:
         self.sent: Sent = {}
         self.returned: Returned = {}
         self.moments: Moments = {}
-        self._how = Averaging(start.lora, start.weights, start.overlap, step)
+        self._how = Averaging(start.lora, start.weights, start.overlap, step, start.fitted)
         self._task = Task(self.trained, speed=speed)
 
     async def contact(self, link: Link) -> None:

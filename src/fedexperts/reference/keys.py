@@ -98,7 +98,7 @@ def _classes(keys: Sequence[Topic]) -> tuple[Topic, ...]:
     _, first, *_, last = paragraphs(classes)
     found = []
     for name, made in classes.CLASSES.items():
-        numbers = {key: number(value) for key, value in vars(made).items() if key != "name"}
+        numbers = {key: number(value) for key, value in vars(made).items() if key != "name" and value is not None}
         parts = [replace(key, key=f"device.{name}.{key.name}", default=numbers.get(key.name, key.default)) for key in keys]
         found.append(Topic(f"device.{name}", sources[name], notes=(first, *common, last), parts=tuple(parts)))
     return tuple(found)

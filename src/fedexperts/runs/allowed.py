@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,8 +38,9 @@ class Sizes:
     """What the bounds must know of a scenario, by part or by cluster.
 
     Attributes:
-        piece_B: of each trained part, as it comes down.
-        upload_B: of the same parts.
+        piece_B: of each trained part, as it comes down; of adapters of the model's rank.
+        upload_B: of the same parts; of adapters of the highest rank that devices have.
+        worlds: the scenario as each cluster's devices have it, whose adapters may have a rank of their own.
         round_s: the cheapest local round of a cluster's experts.
         whole_round_s: a local round of everything that is trained.
         round_J: of that cheapest round on a device.
@@ -49,6 +50,7 @@ class Sizes:
 
     piece_B: Mapping[str, int]
     upload_B: Mapping[str, int]
+    worlds: Mapping[str, Imagined]
     round_s: Mapping[str, float]
     whole_round_s: Mapping[str, float]
     round_J: Mapping[str, float]
@@ -62,12 +64,19 @@ class Sizes:
 
     def load(self, cluster: str, mine: frozenset[str]) -> Load:
         """Of everything that the cluster owns."""
-        up_B, down_B = (sum(size_B[part] for part in mine) for size_B in (self.upload_B, self.piece_B))
-        return Load(up_B, down_B, self.round_s[cluster])
+        return Load(self.up_B(cluster, mine), self.down_B(cluster, mine), self.round_s[cluster])
 
     def whole(self, cluster: str) -> Load:
         """Of everything that is trained."""
-        return Load(sum(self.upload_B.values()), sum(self.piece_B.values()), self.whole_round_s[cluster])
+        return Load(self.up_B(cluster, self.piece_B), self.down_B(cluster, self.piece_B), self.whole_round_s[cluster])
+
+    def up_B(self, cluster: str, parts: Iterable[str]) -> int:
+        """An upload of some parts by a device of a cluster."""
+        return sum(self.worlds[cluster].upload_B[part] for part in parts)
+
+    def down_B(self, cluster: str, parts: Iterable[str]) -> int:
+        """These parts on their way to a cluster."""
+        return sum(self.worlds[cluster].pieces[part].size_B for part in parts)
 
 
 def sizes(scenario: Prospect, owners: Owners | None = None) -> tuple[Sizes, Owners]:
@@ -93,8 +102,9 @@ def sizes(scenario: Prospect, owners: Owners | None = None) -> tuple[Sizes, Owne
     if owners is not None:
         _check_owners(owners, names, [part for part in trained if is_expert(part)])
     kinds = cluster_kinds(scenario)
-    flops = {name: _cheapest(world, mine) for name, mine in dealt.items()}
-    every = world.flops(Task(frozenset(trained)))
+    worlds = {name: world.having(kind) for name, kind in kinds.items()}
+    flops = {name: _cheapest(worlds[name], mine) for name, mine in dealt.items()}
+    every = Task(frozenset(trained))
     timed = train.seconds_per_round != "device" or all(flops.values())
 
     def round_s(name: str, step: int) -> float:
@@ -104,9 +114,10 @@ def sizes(scenario: Prospect, owners: Owners | None = None) -> tuple[Sizes, Owne
     return (
         Sizes(
             {part: world.pieces[part].size_B for part in trained},
-            {part: world.upload_B[part] for part in trained},
+            {part: max(mine.upload_B[part] for mine in worlds.values()) for part in trained},
+            worlds,
             {name: round_s(name, flops[name]) for name in names},
-            {name: round_s(name, every) for name in names},
+            {name: round_s(name, worlds[name].flops(every)) for name in names},
             {name: train.local_steps * flops[name] * kinds[name].compute_J_per_FLOP for name in names},
             kinds,
             timed,
@@ -242,8 +253,11 @@ def _final(
     def reached_s(k: int) -> dict[str, float]:
         if not k:
             return dict.fromkeys(windows, 0.0)
-        news = [(ordered[o].update_s[k - 1], float(sum(known.piece_B[part] for part in dealt[o]))) for o in busy]
-        return {name: delivered_s(contacts, news) for name, contacts in windows.items()}
+
+        def news(to: str) -> list[tuple[float, float]]:
+            return [(ordered[o].update_s[k - 1], float(known.down_B(to, dealt[o]))) for o in busy]
+
+        return {name: delivered_s(contacts, news(name)) for name, contacts in windows.items()}
 
     k = bisect.bisect_left(range(1, most + 1), True, key=lambda k: any(map(math.isinf, reached_s(k).values())))
     at_s = reached_s(k)
@@ -276,7 +290,7 @@ def taken(
     kind = known.kinds[name]
     load = known.load(name, mine) if ordered else known.whole(name)
     steps = ordered.steps[:k] if ordered and mine else ()
-    updates, last_B = (len(steps), sum(known.piece_B[part] for part in known.experts)) if ordered else (k, 0)
+    updates, last_B = (len(steps), known.down_B(name, known.experts)) if ordered else (k, 0)
     if ordered:
         tx_s = sum(contacts[c.contact].sending_s(c.from_s, c.to_s) for step in steps for c in step.up)
         rx_s = sum(c.to_s - c.from_s for step in steps[:-1] for c in step.down)
@@ -322,7 +336,8 @@ def _helps(
     trials: list[tuple[str, ContactPlan, Mapping[str, Load]]] = [("twice the rate", faster(plan, 2.0), loads)]
     if model.uplink != "int8":
         trials.append(("uplink in int8", plan, sized(uplink="int8")))
-    if model.lora is not None and model.lora.rank > 1:
+    own = any(kind.lora_rank is not None for kind in cluster_kinds(scenario).values())
+    if model.lora is not None and model.lora.rank > 1 and not own:
         half = model.lora.model_copy(update={"rank": model.lora.rank // 2}).model_dump()
         trials.append((f"rank {model.lora.rank // 2}", plan, sized(lora=half)))
     if found is not None and len(found.satellites) <= MOST_SATELLITES:

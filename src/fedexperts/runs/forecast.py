@@ -48,7 +48,7 @@ def forecast(scenario: Scenario | str | Path) -> dict[str, Any]:
     warm_steps = scenario.warmup.steps if scenario.warmup else 0
     prepared.scenario = scenario.model_copy(update={"warmup": None})
     prepared.begin()
-    hosts: dict[str, Host] = {name: DryHost(host, prepared.model) for name, host in prepared.hosts.items()}
+    hosts: dict[str, Host] = {name: DryHost(host, prepared.model_of(name)) for name, host in prepared.hosts.items()}
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "ledger.jsonl"
         with closing(Ledger(path)) as ledger:
@@ -57,7 +57,6 @@ def forecast(scenario: Scenario | str | Path) -> dict[str, Any]:
     end = lines[-1]
     _warn_of_steps(scenario, end["steps"], pace)
     train_s, judge_s = _measured_s(prepared, lines)
-    host = next(iter(prepared.hosts.values()))
     return {
         "name": scenario.name,
         "protocol": scenario.label,
@@ -70,7 +69,7 @@ def forecast(scenario: Scenario | str | Path) -> dict[str, Any]:
         "unsent_rounds": end["unsent_rounds"],
         "warmup_steps": warm_steps,
         "parts": {
-            part: {"bytes": piece.size_B, "upload_B": host.upload_B(part)}
+            part: {"bytes": piece.size_B, "upload_B": max(host.upload_B(part) for host in prepared.hosts.values())}
             for part, piece in ((part, prepared.model[part]) for part in in_order(prepared.model))
         },
         "never_trained": never_trained(lines, list(prepared.hosts)),

@@ -87,6 +87,20 @@ class Imagined:
         """Of adapters; 0: experts are trained in full."""
         return self.table.lora.rank if self.table.lora else 0
 
+    def having(self, kind: DeviceClass) -> Imagined:
+        """As devices of a class have it, whose adapters may have a rank of their own."""
+        return self if kind.lora_rank is None else self._at_rank(kind.lora_rank)
+
+    def _at_rank(self, rank: int) -> Imagined:
+        if rank not in self._ranked:
+            lora = self.table.lora.model_copy(update={"rank": rank}) if self.table.lora else None
+            self._ranked[rank] = replace(self, table=self.table.model_copy(update={"lora": lora}))
+        return self._ranked[rank]
+
+    @cached_property
+    def _ranked(self) -> dict[int, Imagined]:
+        return {self.rank: self}
+
     @property
     def shared(self) -> frozenset[str]:
         """Shared parts that are trained."""

@@ -18,13 +18,13 @@ from ..drive.simulate import Simulator, warn_of_steps
 from ..errors import InputError
 from ..ledger import Ledger
 from ..moe.outline import count
-from ..moe.parts import GATE, in_order, is_expert
+from ..moe.parts import GATE, Piece, in_order, is_expert
 from ..moe.size import forward_flops
 from ..protocol.aligned import Alignment
 from ..scenario import Prospect
 from ..setup.clients import CENTRAL_LINK, central_plan, client_plan, clients, cluster_kinds, device_classes
 from ..tables.protocols import AT_HOME, BY_CLIENT
-from ..train.dry import DryHost, Imaginary
+from ..train.dry import Blank, DryHost, Imaginary
 from .imagined import Imagined, imagined
 
 MOST_CONTACTS, MOST_LINKS, MOST_CLIENTS = 2000, 50, 100_000
@@ -118,14 +118,20 @@ class _Links:
 def _simulated(
     world: Imagined, links: _Links, plan: ContactPlan, cycles: int, pace: Pace, short: bool = False, flush: bool = True
 ) -> Lines:
-    notes, nothing = Notes(), dict[str, Any]()
+    notes, nothing = cast(Ledger, Notes()), dict[str, Any]()
+    worlds = {name: world.having(links.kinds[name]) for name in plan.clusters}
     hosts = {
-        name: DryHost(Imaginary((name,), (1,), world.train.local_steps, world.upload_B, world.flops), world.pieces)
-        for name in plan.clusters
+        name: DryHost(Imaginary((name,), (1,), mine.train.local_steps, mine.upload_B, mine.flops), mine.pieces)
+        for name, mine in worlds.items()
     }
-    clock = Simulator(plan, hosts, pace, cycles, cast(Ledger, notes), lambda model, cycle: nothing, flush, kinds=links.kinds)
+
+    def fitted(link: str, piece: Piece) -> Piece:
+        size_B = worlds[link].pieces[piece.part].size_B if worlds[link] is not world else piece.size_B
+        return piece if size_B == piece.size_B else Blank(piece.part, piece.version, piece.tensors, size_B)
+
+    clock = Simulator(plan, hosts, pace, cycles, notes, lambda model, cycle: nothing, flush, kinds=links.kinds, fitted=fitted)
     clock.run(world.protocol(list(links.kinds), cycles, links.told, short), foretell=False)
-    return notes.lines
+    return cast(Notes, notes).lines
 
 
 def _stages(world: Imagined, links: _Links) -> dict[str, Any]:
@@ -186,7 +192,7 @@ def _devices(world: Imagined, links: _Links) -> list[dict[str, Any]]:
 
 def _device(world: Imagined, kind: DeviceClass, experts: int) -> dict[str, Any]:
     table = world.scenario.device.get(kind.name)
-    phases = world.memory(experts, *(table.load, table.cache_experts or 0) if table else (None,))
+    phases = world.having(kind).memory(experts, *(table.load, table.cache_experts or 0) if table else (None,))
     most = max(phase["total_B"] for phase in phases.values())
     known = world.model.shape is not None and world.shared <= {GATE} and world.train.batch_size != "full"
     fits = experts > 0 and most <= kind.memory_B

@@ -161,6 +161,7 @@ def simulator(
         homes=prepared.homes,
         alike=alike,
         max_update_norm=train.max_update_norm or MAX_UPDATE_NORM,
+        fitted=prepared.fitted,
     )
 
 
@@ -265,7 +266,8 @@ class _Run:
     def _begin(self) -> Beginning:
         """What there is to know before the first contact, in the ledger's first lines."""
         prepared, train = self.prepared, self.scenario.train
-        host = next(iter(prepared.hosts.values()))
+        hosts, lora, own = prepared.hosts.values(), prepared.lora, prepared.fitted.ranks
+        ranks = {"ranks": {name: own.get(name, lora.rank) for name in prepared.hosts}} if lora and own else {}
         self.ledger.write(
             "run",
             0,
@@ -278,7 +280,8 @@ class _Run:
             used=prepared.used(),
             links="clients" if prepared.by_client else "clusters",
             parts_B={part: prepared.model[part].size_B for part in in_order(prepared.model)},
-            upload_B={part: host.upload_B(part) for part in in_order(prepared.model)},
+            upload_B={part: max(host.upload_B(part) for host in hosts) for part in in_order(prepared.model)},
+            **ranks,
             shared=in_order(train.shared),
             cycles=train.cycles,
             local_steps=train.local_steps,

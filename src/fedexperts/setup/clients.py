@@ -32,7 +32,8 @@ def device_classes(scenario: Scenario | Prospect) -> dict[str, DeviceClass]:
         InputError: a cluster or a ``[device.<class>]`` table names an unknown class.
     """
     used = [name for c in scenario.cluster for name in _classes(c.device)]
-    tables = {name: table.model_dump(exclude_none=True, exclude={"load"}) for name, table in scenario.device.items()}
+    beside = {"load", "cache_experts"}  # which say nothing of the class
+    tables = {name: table.model_dump(exclude_none=True, exclude=beside) for name, table in scenario.device.items()}
     named = dict.fromkeys([*used, *scenario.device])
     known = sorted({*CLASSES, *tables})
     if unknown := [name for name in used if name not in known]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from ..drive.classes import DeviceClass
 from ..drive.cluster import Pace, check_steps
 from ..drive.homes import Homes
 from ..errors import InputError, warn_input
-from ..moe.lora import LoRA
+from ..moe.lora import LoRA, Ranks
 from ..moe.parts import Piece, is_expert
 from ..moe.view import View
 from ..scenario import Scenario
@@ -63,6 +64,11 @@ class Prepared:
         """How experts are adapted."""
         return lora_of(self.scenario.model)
 
+    @cached_property
+    def fitted(self) -> Ranks:
+        """What of a piece the devices of a link take: classes may have adapters of a rank of their own."""
+        return Ranks({name: kind.lora_rank for name, kind in self.kinds.items() if kind.lora_rank is not None})
+
     def begin(self) -> None:
         """Train the model on the shared set and attach the adapters; the result is θ_0, version 0 everywhere."""
         table, seed = self.scenario.warmup, self.scenario.seed
@@ -73,8 +79,12 @@ class Prepared:
         if table is None and self.lora is None:
             return
         self.model = self.homes.model = {part: Piece(part, 0, self.view.export(part)) for part in self.view.parts}
-        for host in self.hosts.values():
-            host.begin(self.model)
+        for name, host in self.hosts.items():
+            host.begin(self.model_of(name))
+
+    def model_of(self, link: str) -> dict[str, Piece]:
+        """The model as the devices of a link begin with it."""
+        return {part: self.fitted(link, piece) for part, piece in self.model.items()}
 
     def used(self) -> dict[str, list[int]]:
         """Of each cluster the training samples that its devices hold, and all that it has; a partition may leave some over."""

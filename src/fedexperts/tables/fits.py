@@ -1,12 +1,22 @@
-"""What of ``[server]`` and ``[ems_fl]`` a protocol cannot do, in words."""
+"""What of ``[server]``, ``[ems_fl]`` and ranks of device classes a protocol cannot do, in words."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .learning import Model, Train
 from .methods import Assignment, EmsFl, Server
+from .network import Device
 
 AVERAGED = ("sync", "sync-c-rounds", "fedbuff")
 """Protocols whose server moves all that is trained by mean changes."""
+RANKED = ("sync", "sync-c-rounds", "ems-fl", "ems-fl-enhanced")
+"""Protocols whose devices may have adapters of several ranks."""
+UNRANKED = {
+    "merge": "sends whole weights down, which have no rank",
+    "factors": "averages A and B number by number, which takes equal shapes",
+}
+"""Of `LoRA.average`, why all ranks must be one."""
 WHY = {
     "fedasync": "mixes whole models, and has server.mixing for that; use fedbuff",
     "aligned": "averages an expert over those who were given it in a round, others each time",
@@ -55,4 +65,27 @@ def _of_ems_fl(protocol: str, table: EmsFl, assignment: Assignment, train: Train
         )
     if not table.away and train is not None and train.first_cycle == "paper":
         return 'ems_fl.away = false: train.first_cycle = "paper" is training out of contact; set it to "met"'
+    return None
+
+
+def misfit_rank(protocol: str, table: EmsFl, devices: Mapping[str, Device], model: Model | None) -> str | None:
+    """Why classes of devices cannot have these ranks of adapters, with the remedy; None if they can, or no model is given."""
+    for name, device in devices.items():
+        if device.lora_rank is None or model is None:
+            continue
+        given = f"device.{name}.lora_rank = {device.lora_rank}"
+        if model.lora is None:
+            return f"{given}: no adapters are trained; set model.lora, or leave it out"
+        if model.lora.average != "refactor":
+            why = UNRANKED[model.lora.average]
+            return f'{given}: model.lora.average = "{model.lora.average}" {why}; set average = "refactor", or leave it out'
+        if device.lora_rank > model.lora.rank:
+            return f"{given}: must be at most model.lora.rank = {model.lora.rank}, the server's; lower it, or raise that"
+        if protocol not in RANKED:
+            return (
+                f"{given}: protocol = {protocol!r} takes adapters of one rank; use {', '.join(RANKED[:-1])} or {RANKED[-1]}, "
+                "or leave it out"
+            )
+        if not table.disjoint:
+            return f"{given}: with ems_fl.disjoint = false experts have no owner whose rank would count; leave one out"
     return None

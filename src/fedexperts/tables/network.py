@@ -148,6 +148,8 @@ class Device(Table):
     """What devices in processes of their own hold: all, own experts, or these and others read as tokens meet them."""
     cache_experts: Whole | None = None
     """With ``load = "stream"``: how many of the others' experts stay in memory, in each layer those that were met last."""
+    lora_rank: Count | None = None
+    """Rank of the adapters, at most model.lora.rank, which it is if left out; sync, sync-c-rounds, ems-fl, ems-fl-enhanced."""
 
 
 def _classes(value: Any) -> Any:

@@ -136,7 +136,8 @@ class Holding:
     def upload_B(self, part: str) -> int:
         """Bytes of an upload of the part."""
         if part not in self.sizes_B:
-            tensors = self.view.leaves[part] if part in self.view.leaves else self.held[part].tensors
+            held = self.held[part].tensors  # whose adapters have this device's rank, and the view's that of whom it served last
+            tensors = held if projections(held) or part not in self.view.leaves else self.view.leaves[part]
             self.sizes_B[part] = payload_B(tensors, self.codec)
         return self.sizes_B[part]
 

@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ SITES = {
 }
 DEVICES = 5
 PATIENCE_S = 40.0
+IN_CONTACT_S = 2.0
 KILLED = {("tromso", 3), ("hobart", 2), ("evora", 2)}
 """In which of their contacts the worker of a node is killed; it is started again at once."""
 SHUT = {("fairbanks", 2), ("nakuru", 2), ("tromso", 6)}
@@ -121,7 +123,9 @@ class Churn:
             worker.send_signal(signal.SIGKILL)
             said += ", its worker is killed"
         if line["event"] == "contact" and now in SHUT:
-            switch(self.place.folder, link, False)
+            later = threading.Timer(IN_CONTACT_S, switch, (self.place.folder, link, False))  # when the server has opened it
+            later.daemon = True
+            later.start()
             said += ", its link is shut"
         clock_s, plan_h = time.monotonic() - self.began_s, line["t_s"] / 3600
         print(f"  {clock_s:6.0f} s  {plan_h:5.1f} h  {link} {self.contacts[link]}: {said}", flush=True)

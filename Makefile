@@ -51,6 +51,8 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/passes.py
 	$(BIN)/python benchmarks/bound.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/aggregate.py
+	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/deploy.py --throughput --memory --rehearsal

@@ -36,8 +36,14 @@ TESTED_ELSEWHERE = {"rederive"}  # in test_rederive.py
 REAL_ALONE = {"deploy_traps"}  # of Flower's processes; it has no toy size
 LONG = {"peers", "gates", "extractor", "network_question"}  # at toy size too; what they call has tests of its own
 APART = {"alignment"}  # needs no torch, whose import is what a process of its own costs
+LEDGER = (*((n, "in turn") for n in (100, 50, 25, 10)), (10, "the same"), (0, "in turn"))
 DEMO = ("ems-fl-enhanced", "ems-fl", "sync", "sync, C rounds", "ems-fl, γ ≈ 1", "sync, γ ≈ 1", "sync, C rounds, γ ≈ 1")
 ROWS = {  # beginnings of lines, in order
+    "aggregate": [
+        *(rf"memory, {way}, {by} " for way in ("copy", "add") for by in ("numpy", "torch")),
+        *(rf"ours, {how}, {weights} " for how in ("held", "one by one") for weights in ("alike", "by samples")),
+        *("ours, each made anew ", "a new tensor for each term ", "torch.stack, mean ", "Flower, aggregate_inplace "),
+    ],
     "alignment": [
         *(
             rf" +{n} +{m}  {tool} +1 "
@@ -83,6 +89,10 @@ ROWS = {  # beginnings of lines, in order
         "τ = 0.2",
         *(f"  {name}" for name in ("random", "rolling, raw", "rolling, product", "federated, as it was")),
         *(f"  {name}" for name in ("federated, plain descent, 100", "federated, product", "central gate", "oracle")),
+    ],
+    "ledger": [
+        *("events, ours ", "events, JSON alone ", "events, their bytes at once ", "disk, "),
+        *("all written ", *(rf"{share} %, {which} " for share, which in LEDGER)),
     ],
     "lora": ["frozen", "ours, 2 of 8", "ours, all 8", "PEFT, all 8", "limit"],
     "memory": ["interpreter", "full", "PEFT", "subset", "streamed", "data of one domain", "all loaded", "2 of 8", "8 of 8"],

@@ -40,6 +40,8 @@ HISTORY = (
 OWN = ("personal_accuracy", "personal_by_client", "macro_f1", "macro_auc", "local_ratio")
 """Of each point of a history, as far as it has them."""
 Listener = Callable[[dict[str, Any]], None]
+ENCODED = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""A line, by one encoder: `json.dumps` makes another each time."""
 MOST_NATS = 700.0
 """A float holds e to that."""
 LONGEST_B = 2**26
@@ -77,7 +79,7 @@ class Ledger:
     def _append(self, event: str, t_s: float, facts: dict[str, Any]) -> None:
         line = {"t_s": round(t_s, 6), "event": event, **facts}
         try:
-            text = json.dumps(line, separators=(",", ":"), allow_nan=False)
+            text = ENCODED(line)
         except ValueError as error:
             raise Diverged(f"event {event!r} at {t_s:g} s: {_not_finite(line)}; a ledger holds finite numbers only") from error
         data = text.encode() + b"\n"

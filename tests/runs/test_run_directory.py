@@ -384,6 +384,7 @@ class Operations:
     def watch(self, patch: pytest.MonkeyPatch) -> None:
         for name in ("open", "rename", "replace", "mkdir", "unlink", "write_text"):
             patch.setattr(Path, name, self(getattr(Path, name)))
+        patch.setattr(os, "link", self(os.link, 1))
         for name in ("open", "rmdir"):
             patch.setattr(os, name, self(getattr(os, name)))
         patch.setattr(shutil, "copymode", self(shutil.copymode))
@@ -405,6 +406,7 @@ def disk_full(path: str) -> None:
 
 def with_few_checkpoints(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fedexperts.runs.run, "CHECKPOINT_EVERY_S", 0.0)
+    patch.setattr(checkpoint, "LEAST_B", 1)  # so that there are links
     pause, calls = fedexperts.runs.run._Run._pause, [0]
 
     def seldom(self: Any, *arguments: Any) -> None:

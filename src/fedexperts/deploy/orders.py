@@ -130,7 +130,7 @@ def write_call(call: Call) -> bytes:
             for kind in ("decided", "foreseen", "meanwhile")
         },
     }
-    return frame({"version": __version__, **fields}, [save({name: t.contiguous() for name, t in packer.tensors.items()})])
+    return frame({"version": __version__, **fields}, [save(packer.tensors)])
 
 
 def said_hello(run: str) -> bytes:

@@ -65,6 +65,11 @@ class Piece:
         return sha256(self.tensors)[:16]
 
     @cached_property
+    def addresses(self) -> dict[str, str]:
+        """Of each tensor the `address`."""
+        return {name: address(tensor) for name, tensor in self.tensors.items()}
+
+    @cached_property
     def norm(self) -> float:
         """Euclidean norm of all its numbers."""
         return norm(self.tensors)
@@ -93,10 +98,15 @@ def sha256(tensors: Mapping[str, Tensor], beside: str = "") -> str:
     return sha.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def address(tensor: Tensor) -> str:
+    """Of a tensor's content: 32 hex digits of SHA-256 over type, shape and bytes."""
+    return sha256({"": tensor})[:32]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
     import torch
 
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 MAX_UPDATE_NORM = 100.0

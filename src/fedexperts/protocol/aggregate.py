@@ -3,13 +3,15 @@
 Adapters are averaged as `LoRA.average` says. With ``"merge"`` an update already holds the local weights that the server
 reconstructs (Remark 1), and nothing here differs from full parameters; so it is with factors averaged apart.
 
-Sums run in the order of the updates, which links give in device order, so that a run repeats bit for bit.
+Sums run in the order of the updates, which links give in device order, so that a run repeats bit for bit. They run in place,
+stretch by stretch: beside what is summed they take the memory of the result and of one stretch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
@@ -18,6 +20,8 @@ from ..train.task import Update
 from .step import ADDED, Moments, Step, stepped
 
 if TYPE_CHECKING:  # a plan plays protocols without numbers, and does not load torch
+    from torch import Tensor
+
     from ..moe.lora import LoRA
 
 Sent = dict[str, dict[str, Piece]]
@@ -26,6 +30,8 @@ Term = tuple[float, Tensors]
 """Something to average, with its weight."""
 Returned = dict[str, dict[int, list[Term]]]
 """For each shared part, what clusters have made of a version that others were sent too and have not returned yet."""
+STRETCH = 2**16
+"""Numbers of each tensor that are summed at a time, few enough for a processor's cache."""
 Facts = dict[str, Any]
 """What the ledger says of an aggregation: ``truncation`` is the relative error of factoring adapters again."""
 
@@ -67,14 +73,40 @@ class Averaging:
 PLAIN = Averaging()
 
 
-def mean(terms: Sequence[Term]) -> Tensors:
-    """Σ w θ / Σ w; the plain mean (1/J) Σ_j where all weigh alike."""
-    weight, tensors = terms[0]
-    total = {name: weight * value for name, value in tensors.items()}
-    for more, other in terms[1:]:
-        total = {name: value + more * other[name] for name, value in total.items()}
-        weight += more
-    return {name: value / weight for name, value in total.items()}
+def mean(terms: Iterable[Term]) -> Tensors:
+    """Σ w θ / Σ w; the plain mean (1/J) Σ_j where all weigh alike.
+
+    The terms of a sequence are read once, side by side; those of a generator are held one at a time.
+    """
+    rest = iter(terms)
+    weight, first = next(rest)
+    total = {name: weight * value for name, value in first.items()}
+    del first
+    while some := list(islice(rest, None if isinstance(terms, Sequence) else 1)):
+        _add(total, some)
+        weight = sum((more for more, _ in some), weight)
+        del some  # before the next is made
+    for value in total.values():
+        value.div_(weight)
+    return total
+
+
+def _add(total: Tensors, terms: Sequence[Term]) -> None:
+    """total + Σ w θ, in place and in the order of the terms."""
+    for name, value in total.items():
+        for into, *others in _stretches(value, *(tensors[name] for _, tensors in terms)):
+            for (weight, _), other in zip(terms, others, strict=True):
+                into.add_(other if weight == 1 else weight * other)
+
+
+def _stretches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same stretch of each, one after the other; all at once where they do not lie in one piece."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+        return
+    flat = [tensor.view(-1) for tensor in tensors]
+    for at in range(0, flat[0].numel(), STRETCH):
+        yield tuple(tensor[at : at + STRETCH] for tensor in flat)
 
 
 def grouped(updates: Iterable[Update]) -> dict[str, list[Update]]:
@@ -124,7 +156,8 @@ def changed(
     if _refactored(arrived[0][1], how.lora):
         tensors, facts = _factored([(1.0, current.tensors), *terms])
         return after(current, tensors), facts
-    moved = {name: sum(share * of[name] for share, of in terms) for name in arrived[0][1]}
+    moved = {name: 0 + terms[0][0] * value for name, value in terms[0][1].items()}
+    _add(moved, terms[1:])
     return after(current, {name: current.tensors[name] + change for name, change in moved.items()}), {}
 
 
@@ -168,8 +201,7 @@ def combination(terms: Sequence[Term], lora: LoRA | None) -> tuple[Tensors, Fact
         return _factored(terms)
     (weight, first), *more = terms
     total = {name: weight * value for name, value in first.items()}
-    for weight, tensors in more:
-        total = {name: value + weight * tensors[name] for name, value in total.items()}
+    _add(total, more)
     return total, {}
 
 
@@ -235,7 +267,8 @@ def moved(
     tensors = {name: value.clone() for name, value in current.tensors.items()}
     for change in changes:
         for name, local in change.local.items():
-            tensors[name] += change.weight / weight * (local - change.since[name])
+            for into, new, old in _stretches(tensors[name], local, change.since[name]):
+                into.add_(change.weight / weight * (new - old))
     return after(current, tensors), {}
 
 

@@ -3,6 +3,9 @@
 A checkpoint is a folder that appears by one atomic rename, so that a kill at any instant leaves the previous one whole. It
 carries checksums, and the one before it is kept: where the disk or a hand has changed the newest, that one is taken.
 Tensors that are shared between places in the tree stay shared after loading.
+
+Only what has changed is written: files of tensors, named by their content there, are linked from the checkpoint before the
+last, which goes then. So the two that are kept have no file in common, and a damaged byte spoils one of them.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..events import FORMAT
-from ..moe.parts import Piece
+from ..moe.parts import Piece, address
 from ..protocol.rounds import Ordered
 from ..train.task import Task, Update
-from .sums import damage, write_sums
+from .sums import damage, listed, write_sums
 
 log = logging.getLogger(__name__)
 VALUES: dict[str, Any] = {kind.__name__: kind for kind in (Ordered, Piece, Task, Update)}
@@ -38,6 +41,10 @@ TAG = "!"
 STATE, TENSORS = "state.json", "tensors.safetensors"
 ALIGNED_B = 64
 """Memory that torch takes begins at a multiple of this."""
+LEAST_B = 2**20
+"""What is still wanted of a file that is linked, and half of the file: less is written again, so that disk use is bounded."""
+MOST_LINKS = 16
+"""Files that are linked into a checkpoint, those that hold most."""
 
 
 def save(folder: Path, number: int, tree: Any) -> None:
@@ -48,15 +55,18 @@ def save(folder: Path, number: int, tree: Any) -> None:
     """
     packer = Packer()
     document = packer.pack(tree)
+    addresses = packer.addresses()
     temporary = folder / "unfinished"
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
-        (temporary / STATE).write_text(json.dumps({"format": FORMAT, "tree": document}))
-        save_file(packer.tensors, temporary / TENSORS)
+        there, sums = _linked(folder / f"{number - 2:08d}", temporary, frozenset(addresses.values()))
+        fresh = {at: own(packer.given[name]) for name, at in addresses.items() if at not in there}
+        (temporary / STATE).write_text(json.dumps({"format": FORMAT, "tree": document, "addresses": addresses}))
+        save_file(fresh, temporary / TENSORS)
         shutil.copymode(temporary / STATE, temporary / TENSORS)  # safetensors leaves it to its owner alone
-        write_sums(temporary, (STATE, TENSORS))
-        for path in temporary.iterdir():
+        write_sums(temporary, (STATE, TENSORS), sums)
+        for path in (*temporary.iterdir(), temporary):
             _sync(path)
         remove(folder / f"{number:08d}")  # a damaged one, after which another was taken
         temporary.rename(folder / f"{number:08d}")
@@ -67,6 +77,40 @@ def save(folder: Path, number: int, tree: Any) -> None:
     for old in numbers(folder):
         if old not in (number, number - 1):
             remove(folder / f"{old:08d}")
+
+
+def _linked(before: Path, to: Path, wanted: frozenset[str]) -> tuple[set[str], dict[str, str]]:
+    """Link what holds enough of the wanted tensors from an earlier checkpoint, if it is there; where links fail, copy.
+
+    Returns:
+        addresses of the tensors that are there then, and checksums of the files as they were written.
+    """
+    try:
+        sums = listed(before)
+        files = {name: _sizes_B(before / name) for name in sums if name != STATE}
+    except (InputError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return set(), {}  # there is none, or what there is was damaged: all is written
+    wanted_B = {name: sum(size_B for at, size_B in held.items() if at in wanted) for name, held in files.items()}
+    worth = [name for name, held in files.items() if wanted_B[name] >= max(LEAST_B, sum(held.values()) / 2)]
+    there: set[str] = set()
+    found = {}
+    for name in sorted(worth, key=lambda name: -wanted_B[name])[:MOST_LINKS]:
+        as_name = f"tensors-{before.name}.safetensors" if name == TENSORS else name
+        try:
+            os.link(before / name, to / as_name)
+        except OSError:
+            shutil.copy(before / name, to / as_name)
+        there |= set(files[name])
+        found[as_name] = sums[name]
+    return there, found
+
+
+def _sizes_B(path: Path) -> dict[str, int]:
+    """Bytes of each tensor in a file."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size)))
+    rows = {name: row["data_offsets"] for name, row in header.items() if name != "__metadata__"}
+    return {name: end - begin for name, (begin, end) in rows.items()}
 
 
 AFRESH = "delete this folder to train from the beginning with --resume"
@@ -93,13 +137,14 @@ def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None, r
                 if (form := state.get("format", 1)) != FORMAT:
                     why = f"of format {form}, and this fedexperts goes on from format {FORMAT} alone"
                 else:
-                    tree = unpack(state["tree"], aligned(load_file(at / TENSORS)))
+                    tree = unpack(state["tree"], _tensors(at, state.get("addresses")))
                     why = fault(tree)
             except (ValueError, LookupError, TypeError, AttributeError, SafetensorError, RecursionError) as error:
                 why = f"of another version ({error!r})"
         if why is None:
             for message in wrong:
                 log.warning("warning: checkpoint %s; going on from the one before, %s", message, at.name)
+            _forget_damaged(folder, number)
             return number, tree
         wrong.append(f"{at.name}: {why}")
     if wrong:
@@ -107,6 +152,26 @@ def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None, r
             f"{folder}: no checkpoint can be gone on from ({'; '.join(wrong)}); put the files back as they were, or {remedy}"
         )
     return None
+
+
+def _tensors(folder: Path, addresses: dict[str, str] | None) -> dict[str, Tensor]:
+    """By name; what is equal is on disk once, and in memory in each place."""
+    if addresses is None:  # of before tensors had addresses
+        return aligned(load_file(folder / TENSORS))
+    stored: dict[str, Tensor] = {}
+    for name in listed(folder):
+        if name != STATE:
+            stored |= load_file(folder / name)
+    first = {at: name for name, at in reversed(addresses.items())}
+    return aligned({name: stored[at] if first[at] == name else stored[at].clone() for name, at in addresses.items()})
+
+
+def _forget_damaged(folder: Path, number: int) -> None:
+    """Remove what lies before a checkpoint and is damaged: nothing must be linked from it."""
+    for older in numbers(folder):
+        if older < number and (why := damage(folder / f"{older:08d}", (STATE, TENSORS))):
+            log.warning("warning: checkpoint %08d: %s; it was the one before the last, and is removed", older, why)
+            remove(folder / f"{older:08d}")
 
 
 def remove(path: Path) -> None:
@@ -132,12 +197,27 @@ def numbers(folder: Path) -> list[int]:
 
 
 class Packer:
-    """Turns a tree into JSON and a flat dict of tensors."""
+    """Turns a tree into JSON and a flat dict of tensors.
+
+    Attributes:
+        given: the tree's tensors by name, as they are.
+    """
 
     def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
+        self.given: dict[str, Tensor] = {}
         self.names: dict[int, str] = {}
         self.shared: dict[int, Any] = {}  # keeps the objects alive while their ids are in use
+        self.pieces: list[Piece] = []
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of the tensors, each in memory of its own."""
+        return {name: own(tensor) for name, tensor in self.given.items()}
+
+    def addresses(self) -> dict[str, str]:
+        """Of each tensor the `address`; those in pieces never change, and have theirs from the last time."""
+        known = {id(tensor): piece.addresses[name] for piece in self.pieces for name, tensor in piece.tensors.items()}
+        return {name: known.get(at) or address(self.shared[at]) for at, name in self.names.items()}
 
     def pack(self, value: Any) -> Any:
         """JSON for one value."""
@@ -159,6 +239,8 @@ class Packer:
             case dict():
                 return {TAG: "dict", "items": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
             case _ if type(value).__name__ in VALUES:
+                if isinstance(value, Piece):
+                    self.pieces.append(value)
                 return {TAG: type(value).__name__, "fields": self.pack({f.name: getattr(value, f.name) for f in fields(value)})}
         raise TypeError(
             f"{type(value).__name__}: cannot be written to a checkpoint; a protocol's attributes must be tensors, numbers, "
@@ -169,8 +251,13 @@ class Packer:
         if id(tensor) not in self.names:
             self.names[id(tensor)] = str(len(self.names))
             self.shared[id(tensor)] = tensor
-            self.tensors[self.names[id(tensor)]] = tensor.detach().clone().contiguous()
+            self.given[self.names[id(tensor)]] = tensor.detach()
         return self.names[id(tensor)]
+
+
+def own(tensor: Tensor) -> Tensor:
+    """A copy in memory of its own, row by row."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Collection
+import types
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..errors import InputError
@@ -16,9 +17,25 @@ SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-def write_sums(folder: Path, names: Collection[str]) -> None:
-    """Write the checksums of files, given by their paths within the folder."""
-    write_whole(folder / SUMS, "".join(f"{_sum(folder / name)}  {name}\n" for name in sorted(names)))
+def write_sums(folder: Path, names: Collection[str], known: Mapping[str, str] = types.MappingProxyType({})) -> None:
+    """Write the checksums of files, given by their paths within the folder; those that are ``known`` are not read for it."""
+    sums = {name: _sum(folder / name) for name in names} | dict(known)
+    write_whole(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+
+
+def listed(folder: Path) -> dict[str, str]:
+    """Checksums of files as they were written, by path.
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    if not (folder / SUMS).is_file():
+        raise InputError(f"no {SUMS}")
+    found = [LINE.fullmatch(line) for line in read_text(folder / SUMS, "file").splitlines()]
+    written = {line[2]: line[1] for line in found if line}
+    if not all(found):
+        raise InputError(f"{SUMS} is damaged")
+    return written
 
 
 def damage(folder: Path, needed: Collection[str] = (), only: str = "") -> str | None:
@@ -29,14 +46,11 @@ def damage(folder: Path, needed: Collection[str] = (), only: str = "") -> str | 
         needed: files that must be among them.
         only: look at files alone whose names begin so.
     """
-    if not (folder / SUMS).is_file():
-        return f"no {SUMS}"
     try:
-        found = [LINE.fullmatch(line) for line in read_text(folder / SUMS, "file").splitlines()]
+        written = listed(folder)
     except InputError as error:
         return str(error)
-    written = {line[2]: line[1] for line in found if line}
-    if not all(found) or not set(needed) <= set(written):
+    if not set(needed) <= set(written):
         return f"{SUMS} is damaged"
     for name, digest in written.items():
         if not name.startswith(only):

@@ -46,6 +46,7 @@ check: $(STAMP)  ## lint, types, docs
 bench: $(STAMP)  ## every figure that the docs claim; hours
 	rm -rf runs/bench-*
 	$(BIN)/python benchmarks/simulator.py
+	$(BIN)/python benchmarks/simulator_peers.py
 	$(BIN)/python benchmarks/demo.py --plan round-robin
 	$(BIN)/python benchmarks/demo.py --plan orbit --out runs/bench-orbit
 	$(BIN)/python benchmarks/passes.py
@@ -55,6 +56,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/lora.py
+	$(BIN)/python benchmarks/moe.py
 	$(BIN)/python benchmarks/deploy.py --throughput --memory --rehearsal
 	$(BIN)/python benchmarks/deploy_traps.py
 	-$(BIN)/python benchmarks/gpu.py

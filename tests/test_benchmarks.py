@@ -30,6 +30,7 @@ MODULES = {
     "gpu_same.py",
     "gpu_table.py",
     "peers_hivemind.py",
+    "simulator_same.py",
 }  # other benchmarks import or start them
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.name not in MODULES)
 TESTED_ELSEWHERE = {"rederive"}  # in test_rederive.py
@@ -96,6 +97,20 @@ ROWS = {  # beginnings of lines, in order
     ],
     "lora": ["frozen", "ours, 2 of 8", "ours, all 8", "PEFT, all 8", "limit"],
     "memory": ["interpreter", "full", "PEFT", "subset", "streamed", "data of one domain", "all loaded", "2 of 8", "8 of 8"],
+    "moe": [
+        *(
+            rf"{kind}, {of}, {by} "
+            for kind in ("float32", "bfloat16")
+            for of, by in (
+                ("all trained", "dense"),
+                ("all trained", "ours"),
+                ("frozen, adapters on 2", "dense"),
+                ("frozen, adapters on 2", "ours"),
+                ("masked to 2, trained", "2 experts"),
+                ("masked to 2, trained", "8 experts"),
+            )
+        ),
+    ],
     "moments": ["sync +kept +", "sync +afresh +", " +afresh − kept"],
     "network_question": [
         "0 of 3 cells are there",
@@ -114,6 +129,7 @@ ROWS = {  # beginnings of lines, in order
         *("healthy", "one of ten frozen", "three of ten dead"),
     ],
     "simulator": [r"ems-fl +\d+ ", r"sync +\d+ "],
+    "simulator_peers": [r"ours +\d", r"plain loop +[\d,]+ +0\.\d+×", "pfl +not compared: --toy", "Flower +not compared: --toy"],
     "split": [rf"{case} +{p} " for case in ("demo", "uneven", "unfitted") for p in ("algorithm-1", "balanced", "optimal")],
     "startup": ["python alone", "fedexperts --help", "plan, no model"],
     "tasks": [

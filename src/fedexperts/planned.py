@@ -76,9 +76,12 @@ def described(network: Prospect, plan: ContactPlan, found: Orbit | None, cycles:
     start = network.plan.start.isoformat() if network.plan.start else None
     clusters = statistics(plan, found.stations if found else ())
     uploads_B = _uploads_B(method, list(clusters))
+    links: dict[str, list[dict[str, Any]]] = {}
+    for link in method["links"].values() if method is not None else ():
+        links.setdefault(link["cluster"], []).append(link)
     for name, row in clusters.items():
         row["upload_B"] = uploads_B[name]
-        rests = method is not None and idle(link for link in method["links"].values() if link["cluster"] == name)
+        rests = method is not None and idle(links.get(name, ()))
         row["verdict"] = verdict(plan, name, uploads_B[name], REMEDIES.get(network.plan.kind, "give it more days"), rests)
     document: dict[str, Any] = {
         "name": network.name,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -74,8 +75,8 @@ class Network(Table):
 
     @model_validator(mode="after")
     def _places(self) -> Network:
-        names = [cluster.name for cluster in self.cluster]
-        if twice := {name for name in names if names.count(name) > 1}:
+        counts = Counter(cluster.name for cluster in self.cluster)
+        if twice := {name for name, times in counts.items() if times > 1}:
             raise ValueError(f"[[cluster]] name = {', '.join(sorted(twice))}: given twice; every cluster needs its own name")
         if self.plan.kind == "orbit":
             if not self.satellite:

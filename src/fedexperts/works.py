@@ -25,7 +25,8 @@ def judged(method: Mapping[str, Any], plan: ContactPlan, clusters: Sequence[str]
     for link, row in method["links"].items():
         for name in [row["cluster"]] if row["cluster"] in links else links:  # or of none, and so for all
             links[name].append(link)
-    found = {name: _told(method, plan, name, mine) for name, mine in links.items()}
+    small = {link: i for i, row in enumerate(method["devices"]) if row["holds"] is False for link in row["links"]}
+    found = {name: _told(method, plan, name, mine, small) for name, mine in links.items()}
     works = {one for one, _ in found.values()}
     whole = works.pop() if len(works) == 1 else None
     answer = "partly" if any(one for one, _ in found.values()) and not whole else WORDS[whole]
@@ -50,13 +51,13 @@ def _counted(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {key: sum(row[key] for row in rows) for key in ("contacts", "lost")}
 
 
-def _told(method: Mapping[str, Any], plan: ContactPlan, cluster: str, links: Sequence[str]) -> Told:
-    """Of one cluster; ``links`` are itself, or its clients."""
+def _told(method: Mapping[str, Any], plan: ContactPlan, cluster: str, links: Sequence[str], small: Mapping[str, int]) -> Told:
+    """Of one cluster; ``links`` are itself, or its clients, and ``small`` says which row of devices cannot hold the model."""
     if not method["played_cycles"]:
         return None, "the plan holds no whole cycle"
-    if cluster not in plan.reachable:
+    if not plan.by_cluster.get(cluster):
         return False, "it is never seen"
-    lacks, goes = _memory(method, links), _link(method, plan, cluster, links)
+    lacks, goes = _memory(method["devices"], links, small), _link(method, plan, cluster, links)
     both = [told for told in (goes, lacks) if told is not None and told[0] is not True]
     if not both:
         return goes
@@ -82,14 +83,13 @@ def _link(method: Mapping[str, Any], plan: ContactPlan, cluster: str, links: Seq
     return False, f"what it trains never arrives; {_narrow(method, plan, cluster, links)}"
 
 
-def _memory(method: Mapping[str, Any], links: Sequence[str]) -> Told | None:
+def _memory(devices: Sequence[Mapping[str, Any]], links: Sequence[str], small: Mapping[str, int]) -> Told | None:
     """What devices lack that cannot hold what the method loads."""
-    small = [row for row in method["devices"] if row["holds"] is False and not set(links).isdisjoint(row["links"])]
-    if not small:
+    if not (rows := [small[link] for link in links if link in small]):
         return None
-    worst = max(small, key=lambda row: max(phase["total_B"] for phase in row["needs_B"].values()))
+    worst = max((devices[i] for i in sorted(set(rows))), key=lambda row: max(p["total_B"] for p in row["needs_B"].values()))
     needs_B, has_B = max(phase["total_B"] for phase in worst["needs_B"].values()), worst["memory_B"]
-    many = sum(len(set(links) & set(row["links"])) for row in small)
+    many = len(rows)
     whose = "devices" if many == len(links) else f"{many} of {len(links)} devices"
     fits = has_B is None or needs_B <= has_B
     why = (

@@ -362,7 +362,10 @@ def rate_segments(time_s: ArrayLike, rate_bps: ArrayLike, tolerance: float = 0.1
     cuts, bps = [0], rate.tolist()  # plain numbers are faster one by one
     low = high = bps[0]
     for i in range(1, len(bps)) if highest > lowest * limit else ():
-        low, high = min(low, bps[i]), max(high, bps[i])
+        if bps[i] < low:
+            low = bps[i]
+        elif bps[i] > high:
+            high = bps[i]
         if high > low * limit:
             cuts.append(i - 1)
             low, high = min(bps[i - 1], bps[i]), max(bps[i - 1], bps[i])

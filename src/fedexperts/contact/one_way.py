@@ -87,6 +87,9 @@ def _end_of(row: OneWay, names: Mapping[int, str]) -> tuple[str, Direction]:
     """The cluster at the other end, and whether the contact goes up to the server or down from it."""
     window(row.where, row.start_s, row.end_s)
     ends = [names.get(number, "unknown") for number in (row.source, row.dest)]
+    cluster, direction = (ends[1], "down") if ends[0] == SERVER else (ends[0], "up")
+    if SERVER in ends and cluster not in ("unknown", SERVER):
+        return cluster, direction  # type: ignore[return-value]  # one of two literals
     known = ", ".join(f"{name} = {number}" for number, name in names.items())
     shown = f"{row.where}: from node {row.source} ({ends[0]}) to node {row.dest} ({ends[1]})"
     if SERVER not in ends:
@@ -94,12 +97,7 @@ def _end_of(row: OneWay, names: Mapping[int, str]) -> tuple[str, Direction]:
             f"{shown}: is a relay, for neither is the server; clusters talk to the server alone. Leave the contact out, or say "
             f"which node is which with [plan] nodes; now {known}"
         )
-    cluster, direction = (ends[1], "down") if ends[0] == SERVER else (ends[0], "up")
-    if cluster in ("unknown", SERVER):
-        raise PlanError(
-            f"{shown}: is not between the server and a cluster; say which node is which with [plan] nodes; now {known}"
-        )
-    return cluster, direction  # type: ignore[return-value]  # one of two literals
+    raise PlanError(f"{shown}: is not between the server and a cluster; say which node is which with [plan] nodes; now {known}")
 
 
 def _pieces(cluster: str, up: Sequence[OneWay], down: Sequence[OneWay]) -> list[Contact]:

@@ -175,8 +175,9 @@ class ContactPlan:
 
     def __post_init__(self) -> None:
         few_enough(len(self.contacts))
+        known = frozenset(self.clusters)
         for i, contact in enumerate(self.contacts):
-            self._check(i, contact)
+            self._check(i, contact, known)
         if not 0 <= self.horizon_s <= LONGEST_S:
             raise PlanError(f"horizon_s = {self.horizon_s:g}: must be within 0..{LONGEST_S:g} seconds")
         ordered = tuple(sorted(self.contacts, key=lambda c: c.start_s))  # stable: ties keep the given order
@@ -191,9 +192,9 @@ class ContactPlan:
                 )
             last[contact.cluster] = contact
 
-    def _check(self, i: int, contact: Contact) -> None:
+    def _check(self, i: int, contact: Contact, known: frozenset[str]) -> None:
         where = f"contact {i} of cluster {contact.cluster!r}"
-        if contact.cluster not in self.clusters:
+        if contact.cluster not in known:
             raise PlanError(f"{where}: unknown cluster; known are {', '.join(self.clusters)}")
         if not (math.isfinite(contact.start_s) and math.isfinite(contact.end_s) and contact.end_s > contact.start_s):
             raise PlanError(f"{where}: end_s = {contact.end_s:g} must be later than start_s = {contact.start_s:g}")
@@ -215,7 +216,7 @@ class ContactPlan:
                 if not (0 <= bps <= FASTEST_BPS or bps == math.inf):
                     raise PlanError(f"{where}: {name} = {bps:g} must be within 0..{FASTEST_BPS:g}; 0 carries nothing")
 
-    @property
+    @cached_property
     def reachable(self) -> tuple[str, ...]:
         """Clusters with at least one contact."""
         return tuple(cluster for cluster, contacts in self.by_cluster.items() if contacts)
@@ -227,6 +228,11 @@ class ContactPlan:
         for contact in self.contacts:
             found[contact.cluster].append(contact)
         return {cluster: tuple(contacts) for cluster, contacts in found.items()}
+
+    @cached_property
+    def _starts_s(self) -> dict[str, list[float]]:
+        """When the contacts of each cluster begin, in order."""
+        return {cluster: [contact.start_s for contact in contacts] for cluster, contacts in self.by_cluster.items()}
 
     @cached_property
     def cycle_ends_s(self) -> tuple[float, ...]:
@@ -252,8 +258,9 @@ class ContactPlan:
 
     def next_start_s(self, cluster: str, after_s: float) -> float:
         """Start of the cluster's next contact at or after a time; infinity if there is none."""
-        starts = (c.start_s for c in self.contacts if c.cluster == cluster and c.start_s >= after_s - TIGHT_S)
-        return next(starts, math.inf)
+        starts_s = self._starts_s.get(cluster, [])
+        at = bisect.bisect_left(starts_s, after_s - TIGHT_S)
+        return starts_s[at] if at < len(starts_s) else math.inf
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, which `read_plan` reads; rates without limit are ``"unlimited"``."""

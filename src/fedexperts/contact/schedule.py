@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..units import Array
 from .budget import doppler_Hz, rate_segments
 from .orbit import Satellite
 from .passes import passes
@@ -48,10 +48,10 @@ def orbital_plan(
     masked = [replace(s.site, min_elevation_deg=max(s.site.min_elevation_deg, radio.min_elevation_deg)) for s in stations]
     found = passes(satellites, masked, start, duration_s)
     chosen: list[_Window] = []
-    for i in range(len(stations)):
+    by_site = np.lexsort((found.rise_s, found.site))  # of one rise in the order of satellites
+    for i, mine in enumerate(np.split(by_site, np.searchsorted(found.site[by_site], np.arange(1, len(stations))))):
         free_s = 0.0
-        mine = np.flatnonzero(found.site == i)
-        for p in mine[np.argsort(found.rise_s[mine], kind="stable")]:
+        for p in mine:
             begin_s, end_s = max(float(found.rise_s[p]), free_s), float(found.set_s[p])
             if end_s - begin_s < SHORTEST_S:
                 continue
@@ -66,9 +66,9 @@ def orbital_plan(
     for together in _by_satellite(chosen):
         sites, times_s = [masked[chosen[k].station] for k in together], [_samples_s(chosen[k]) for k in together]
         satellite = satellites[chosen[together[0]].satellite]
-        views = looks(satellite, sites, times_s, start)
-        for k, site, time_s, view in zip(together, sites, times_s, views, strict=True):
-            pieces, p = _pieces(site, radio, time_s, view, crowds[k]), chosen[k].p
+        rates_bps = _rates(radio, sites, looks(satellite, sites, times_s, start))
+        for k, site, time_s, (up_bps, down_bps) in zip(together, sites, times_s, rates_bps, strict=True):
+            pieces, p = _pieces(radio, time_s, up_bps, down_bps, crowds[k]), chosen[k].p
             highest_deg, cut = round(float(found.max_elevation_deg[p]), 3), bool(found.cut_start[p] or found.cut_end[p])
             made[k] = Contact.of(site.name, chosen[k].begin_s, pieces, satellite.name, highest_deg, cut)
     return ContactPlan(tuple(s.site.name for s in stations), tuple(made[k] for k in range(len(chosen))), duration_s)
@@ -93,7 +93,7 @@ def _by_satellite(windows: Sequence[_Window]) -> Iterator[list[int]]:
         yield from (every[first : first + TOGETHER] for first in range(0, len(every), TOGETHER))
 
 
-def _samples_s(window: _Window) -> NDArray[np.float64]:
+def _samples_s(window: _Window) -> Array:
     many = max(2, math.ceil((window.end_s - window.begin_s) / SAMPLE_S) + 1)
     return np.linspace(window.begin_s, window.end_s, many)
 
@@ -107,30 +107,45 @@ def _heard(windows: Sequence[tuple[int, float, float, int]]) -> list[Crowd]:
     by_satellite: dict[int, list[tuple[float, float, int]]] = {}
     for s, begin_s, end_s, devices in windows:
         by_satellite.setdefault(s, []).append((begin_s, end_s, devices))
+    begins_s, longest_s = dict[int, list[float]](), dict[int, float]()
+    for s, mine in by_satellite.items():
+        mine.sort()
+        begins_s[s], longest_s[s] = [w[0] for w in mine], max(w[1] - w[0] for w in mine)
     crowds = []
     for s, begin_s, end_s, _ in windows:
-        beside = [w for w in by_satellite[s] if w[0] < end_s and w[1] > begin_s]
+        first = bisect.bisect_left(begins_s[s], begin_s - longest_s[s] - SHORTEST_S)  # what began before is over
+        last = bisect.bisect_left(begins_s[s], end_s)
+        beside = [w for w in by_satellite[s][first:last] if w[1] > begin_s]
         edges_s = sorted({end_s, *(t_s for w in beside for t_s in w[:2] if begin_s < t_s < end_s)})
         middle_s = [(a_s + b_s) / 2 for a_s, b_s in pairwise([begin_s, *edges_s])]
         crowds.append([(t_s, sum(n for a, b, n in beside if a < m < b)) for t_s, m in zip(edges_s, middle_s, strict=True)])
     return crowds
 
 
-def _pieces(site: Site, radio: Radio, time_s: NDArray[np.float64], view: Look, crowd: Crowd) -> list[Rates]:
+def _rates(radio: Radio, sites: Sequence[Site], views: Sequence[Look]) -> list[tuple[Array, Array]]:
+    """Rates up and down over each view, worked out at once where the air is not that of the place: it changes no number."""
+    if radio.itu_exceeded_percent is not None and len(views) > 1:
+        return [both for site, view in zip(sites, views, strict=True) for both in _rates(radio, [site], [view])]
+    elevation_deg = np.concatenate(  # the horizon itself is in view
+        [np.maximum(view.elevation_deg, site.min_elevation_deg) for site, view in zip(sites, views, strict=True)]
+    )
+    range_m = np.concatenate([view.slant_range_m for view in views])
+    ends = np.cumsum([len(view.slant_range_m) for view in views])[:-1]
+    ways = (way(radio, elevation_deg, range_m, site=sites[0]) for way in (uplink_bps, downlink_bps))
+    return list(zip(*(np.split(way, ends) for way in ways), strict=True))
+
+
+def _pieces(radio: Radio, time_s: Array, up_bps: Array, down_bps: Array, crowd: Crowd) -> list[Rates]:
     """Rates that drift by at most a tenth within a piece, the bytes over the window kept."""
-    elevation_deg = np.maximum(view.elevation_deg, site.min_elevation_deg)  # the horizon itself is in view
-    up_bps = uplink_bps(radio, elevation_deg, view.slant_range_m, site=site)
-    down_bps = downlink_bps(radio, elevation_deg, view.slant_range_m, site=site)
     ways = [rate_segments(time_s, up_bps), rate_segments(time_s, down_bps) if np.all(np.isfinite(down_bps)) else None]
     ends_s = [way.end_s.tolist() if way else [] for way in ways]
+    found_bps = [way.rate_bps.tolist() if way else [] for way in ways]
     edges_s = sorted({*ends_s[0], *ends_s[1], *(until_s for until_s, _ in crowd)})
     edges_s = [*(a_s for a_s, b_s in pairwise(edges_s) if b_s - a_s > 1e-6), crowd[-1][0]]
     pieces = []
     for t in edges_s:
         share = uplink_share(radio, next(devices for until_s, devices in crowd if t - 1e-6 < until_s))
-        rate = [
-            math.inf if way is None else float(way.rate_bps[_at(end_s, t)]) for way, end_s in zip(ways, ends_s, strict=True)
-        ]
+        rate = [bps[_at(end_s, t)] if end_s else math.inf for bps, end_s in zip(found_bps, ends_s, strict=True)]
         pieces.append(Rates(t, rate[0] * share, rate[1], share))
     return pieces
 

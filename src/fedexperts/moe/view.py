@@ -93,6 +93,7 @@ class View:
         self._dirty: set[str] = set()  # parts that may have been trained since
         self.granularity = granularity
         self.lora: LoRA | None = None
+        self._trainable: tuple[frozenset[str], list[tuple[str, str, Tensor]]] | None = None  # of `freeze`, a cache
         self.freeze()
 
     def _add_rest(self) -> None:
@@ -166,7 +167,7 @@ class View:
                 self._fresh[part] = {name: leaf.cpu().clone() for name, leaf in self.leaves[part].items()}
             else:
                 self.parts[part] = self.leaves[part]
-        self.lora, self._resident = lora, {}
+        self.lora, self._resident, self._trainable = lora, {}, None
         if self.stream:
             self.stream.lora = lora
 
@@ -220,11 +221,19 @@ class View:
         Raises:
             KeyError: the model has no such part.
         """
+        chosen = frozenset(but)
+        if self._trainable is None or self._trainable[0] != chosen:  # devices train the same parts one after the other
+            self._trainable = None
+            self._trainable = chosen, self._frozen(chosen)
+        self._dirty |= chosen
+        return list(self._trainable[1])
+
+    def _frozen(self, but: frozenset[str]) -> list[tuple[str, str, Tensor]]:
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for block in self.blocks:
             block.router.gate_trained = GATE in but
-        if unknown := set(but) - set(self.parts):
+        if unknown := but - set(self.parts):
             raise KeyError(f"parts {sorted(unknown)}: the model has {sorted(self.parts)}")
         leaves = []
         for part, tensors in self.parts.items():
@@ -234,7 +243,6 @@ class View:
                 leaf.requires_grad_(part in but)
                 if part in but:
                     leaves.append((part, name, leaf))
-        self._dirty |= set(but)
         return leaves
 
     def install(self, part: str, piece: Tensors, trained: Tensors | None = None) -> None:

@@ -135,11 +135,12 @@ class Aligned(Rounds):
         told, sat_out = self._told, {}
         rng = stream(Stream.PARTICIPANTS, told.seed, self.round)
         capacity_N = np.zeros(len(self.clients), dtype=np.int64)
-        present = [client for client in self.clients if client in link.expected]
+        expected = frozenset(link.expected)
+        present = [client for client in self.clients if client in expected]
         drawn = set(rng.permutation(present)[: max(1, round(told.participation * len(present)))])
         for i, client in enumerate(self.clients):
             if client not in drawn:
-                sat_out[client] = "not drawn" if client in present else "away"
+                sat_out[client] = "not drawn" if client in expected else "away"
                 continue
             capacity_N[i], limit = self.carries(client)
             if not capacity_N[i]:
@@ -218,8 +219,9 @@ class Aligned(Rounds):
         told = self._told
         loss_NM = np.full(self.fitness_NM.shape, np.nan)
         share_NM = loss_NM.copy()
+        rows, columns = ({name: i for i, name in enumerate(names)} for names in (self.clients, self.experts))
         for (client, part), (loss, share) in self.rewards.items():
-            at = self.clients.index(client), self.experts.index(part)
+            at = rows[client], columns[part]
             loss_NM[at], share_NM[at] = loss, share
         load_M = np.array([self.loads.get(part, 0.0) for part in self.experts])
         reward_NM = reward(loss_NM, share_NM, told.loss_weight)

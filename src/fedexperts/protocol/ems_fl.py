@@ -193,6 +193,8 @@ class ExpertOwners(ABC):
 
     def next_owned(self, cluster: str) -> frozenset[str]:
         """What the cluster owns from this contact on: less what it gives up, and what others have given up for it."""
+        if not self.target:
+            return self.owned[cluster]
         kept = {part for part in self.owned[cluster] if self.target.get(part, cluster) == cluster}
         held = frozenset().union(*self.owned.values())
         return frozenset(kept | {part for part, to in self.target.items() if to == cluster and part not in held})

@@ -53,6 +53,7 @@ class Rounds(ABC):
         self.round = -1
         self.open = False
         self.tasks: dict[str, Task] = {}  # of this round's clients
+        self._trainers: dict[str, int] = {}  # part -> samples of all who train it in this round, a cache
         self.waiting: set[str] = set()  # those of them whose contact has not ended yet
         self.last: dict[str, int] = {}  # client -> the round in which it was served last
         self.has: dict[str, dict[str, int]] = {}  # client -> part -> the version that has reached it
@@ -98,7 +99,7 @@ class Rounds(ABC):
         if link.cycle > self.round:
             self.end_round(link)
             self.round, self.open = link.cycle, True
-            self.tasks = self.begin(link)
+            self.tasks, self._trainers = self.begin(link), {}
             self.waiting = {client for client in link.expected if client in self.tasks}
         try:
             await self.serve(link)
@@ -150,8 +151,9 @@ class Rounds(ABC):
 
     def share(self, client: str, part: str) -> float:
         """n_i over the samples of all who train the part in this round."""
-        holders = [c for c, task in self.tasks.items() if part in task.parts]
-        return self._samples[client] / sum(self._samples[c] for c in holders)
+        if part not in self._trainers:
+            self._trainers[part] = sum(self._samples[c] for c, task in self.tasks.items() if part in task.parts)
+        return self._samples[client] / self._trainers[part]
 
     def accept(self, link: Link, updates: Sequence[Update]) -> None:
         """What arrives in the client's own contact waits for the others; what comes later moves the model at once."""

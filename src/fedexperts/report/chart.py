@@ -42,10 +42,10 @@ GREYS = (Look("#bbbbbb", ":", "_", "|||"), Look("#777777", ":", "|", "\\\\"), Lo
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """A look for each name; a γ ≈ 1 control is its run's, hollow and dotted."""
     names = list(names)
-    of = list(dict.fromkeys(name.removesuffix(CONTROL) for name in names))
+    of = {name: i for i, name in enumerate(dict.fromkeys(name.removesuffix(CONTROL) for name in names))}
     found = {}
     for name in names:
-        i = of.index(name.removesuffix(CONTROL))
+        i = of[name.removesuffix(CONTROL)]
         look = Look(COLOURS[i % 8], DASHES[i % 8], MARKERS[i % 8], HATCHES[i % 8])
         found[name] = replace(look, dash=":", hollow=True) if name.endswith(CONTROL) else look
     return found

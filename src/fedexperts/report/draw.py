@@ -218,17 +218,17 @@ def _rows(axes: Axes, panel: Panel, names: Sequence[str], most: int, texts: list
     bars = [mark for mark in panel.marks if isinstance(mark, Bars)]
     spans = [mark for mark in panel.marks if isinstance(mark, Spans)]
     told = sum(len(mark.spans) for mark in spans) <= MOST_TOLD
-    height = 0.8 / max(1, len(bars))
+    height, place = 0.8 / max(1, len(bars)), {name: at for at, name in reversed(list(enumerate(names)))}
     for i, mark in enumerate(bars):
         for name, value in mark.values.items():
-            at = names.index(name) - 0.4 + (i + 0.5) * height
+            at = place[name] - 0.4 + (i + 0.5) * height
             (drawn,) = axes.barh(at, value, height * 0.9, **_area(mark.look))
             _tell(drawn, [f"{mark.name}, {name}: {panel.x} {value:,.6g}"], texts)
             if name in mark.low:
                 axes.plot([mark.low[name], mark.high[name]], [at, at], color="#000", linewidth=1.3, marker="|", markersize=6)
     for kind in spans:
         for name, start, end in kind.spans:
-            (drawn,) = axes.barh(names.index(name), end - start, 0.66, start, **_area(kind.look))
+            (drawn,) = axes.barh(place[name], end - start, 0.66, start, **_area(kind.look))
             drawn.set_gid(DATA)
             if told:
                 _tell(drawn, [f"{name}: {kind.name}, {start:,.6g} to {end:,.6g} {panel.x}"], texts)

@@ -141,10 +141,11 @@ def contact_figure(document: Mapping[str, Any]) -> Chart:
     contacts, horizon_s = _drawn(document)
     lanes = 1 < len(satellites_of(document)) <= MOST_LANES
     kinds = _kinds(contacts)
-    rows = list(
-        dict.fromkeys(_row(c, lanes) for c in sorted(contacts, key=lambda c: (_place(document, c), str(c["satellite"]))))
-    )
-    unseen = [name for name in document["clusters"] if name not in {c["cluster"] for c in document["contacts"]}]
+    place = {name: i for i, name in enumerate(document["clusters"])}
+    ordered = sorted(contacts, key=lambda c: (place[c["cluster"]], str(c["satellite"])))
+    rows = list(dict.fromkeys(_row(c, lanes) for c in ordered))
+    seen = {c["cluster"] for c in document["contacts"]}
+    unseen = [name for name in document["clusters"] if name not in seen]
     rows = [*rows, *(f"{name}, never in view" for name in unseen), NOBODY]
     idle = idle_times(contacts, horizon_s)
     length_s = DAY_S if horizon_s > LONG_S else horizon_s
@@ -176,10 +177,6 @@ def contact_figure(document: Mapping[str, Any]) -> Chart:
 
 
 CUT_NAME = "cut by the plan's start or end"
-
-
-def _place(document: Mapping[str, Any], contact: Mapping[str, Any]) -> int:
-    return list(document["clusters"]).index(contact["cluster"])
 
 
 def _row(contact: Mapping[str, Any], lanes: bool) -> str:

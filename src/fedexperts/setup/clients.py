@@ -121,13 +121,16 @@ def client_plan(plan: ContactPlan, group: Sequence[Client], scenario: Scenario |
             f"protocol = {scenario.protocol!r}: every device has contacts of its own, {many:,} in all; at most "
             f"{MOST_CONTACTS:,}: take fewer devices, fewer cycles (train.cycles) or a shorter plan"
         )
-    names = [cluster.name for cluster in scenario.cluster]
+    place = {cluster.name: at for at, cluster in enumerate(scenario.cluster)}
+    members: list[list[Client]] = [[] for _ in scenario.cluster]
+    for client in group:
+        members[client.at].append(client)
     away = {client.name: stream(Stream.AWAY, scenario.seed, i) for i, client in enumerate(group)}
     contacts = []
     for contact in plan.contacts:
-        at, cycle = names.index(contact.cluster), plan.cycle_of(contact)
+        at, cycle = place[contact.cluster], plan.cycle_of(contact)
         table = scenario.cluster[at]
-        for client in (client for client in group if client.at == at):
+        for client in members[at]:
             there = away[client.name].random() < client.kind.availability  # drawn whether it has joined or not
             if there and table.from_cycle <= cycle < (table.until_cycle or math.inf):
                 contacts.append(_own(contact, client))

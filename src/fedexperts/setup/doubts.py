@@ -12,6 +12,7 @@ from ..data.objective import Objective
 from ..data.source import Samples, Splits
 from ..errors import warn_input
 from ..scenario import Tasks
+from ..tables import TaskTable
 
 NAMED = 5
 """Of many labels, those that a warning names."""
@@ -53,13 +54,21 @@ def warn_of_unseen(
 ) -> None:
     """Warn of classes in a cluster's test data that no training data of its task have; ``labels`` are their names."""
     tasks = [scenario.task_of(i) for i in range(len(scenario.cluster))]
+    known: list[tuple[TaskTable, Objective, set[Any]]] = []  # of each task the labels that are learnt; most often there is one
+
+    def learnt_of(task: TaskTable, objective: Objective) -> set[Any]:
+        if found := next((labels for of, aim, labels in known if of == task and aim == objective), None):
+            return found
+        alike = [splits[other.name].train["labels"] for other, of in zip(scenario.cluster, tasks, strict=True) if of == task]
+        alike += [samples["labels"] for samples, of in shared if of == objective]
+        known.append((task, objective, {label for of in alike for label in of.tolist()}))
+        return known[-1][2]
+
     for cluster, task in zip(scenario.cluster, tasks, strict=True):
         test = splits[cluster.name].test
         if not task.classifies or test is None or test["labels"].is_floating_point():
             continue
-        alike = [splits[other.name].train["labels"] for other, of in zip(scenario.cluster, tasks, strict=True) if of == task]
-        alike += [samples["labels"] for samples, of in shared if of == objectives[cluster.name]]
-        learnt = {label for of in alike for label in of.tolist()}
+        learnt = learnt_of(task, objectives[cluster.name])
         strange = Counter(label for label in test["labels"].tolist() if label not in learnt)
         if not strange:
             continue

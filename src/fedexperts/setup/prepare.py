@@ -201,7 +201,7 @@ def _check_data(view: View, data: Datasets) -> None:
 def contact_plan(scenario: Scenario) -> ContactPlan:
     """The scenario's contact plan, long enough for the cycles asked for and a final flush; every cluster must be in it."""
     plan = network_plan(scenario, scenario.train.cycles + 1)
-    if missing := [cluster.name for cluster in scenario.cluster if cluster.name not in plan.reachable]:
+    if missing := [cluster.name for cluster in scenario.cluster if not plan.by_cluster[cluster.name]]:
         table, lost = scenario.plan, ", ".join(missing)
         if table.kind == "file":
             raise PlanError(

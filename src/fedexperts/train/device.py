@@ -249,7 +249,8 @@ class Device(Holding):
             self.view.install(part, piece.tensors)
         self.view.route(route)
         self._source = self.data if self.member is None or task is None else self.member.source(self, task, peers)
-        self.view.model.train()
+        if not self.view.model.training:  # which goes through all modules
+            self.view.model.train()
         return self.view.freeze(but=[part for part in parts if part not in BESIDE])
 
     def _local_loss(self, leaves: list[tuple[str, str, Tensor]]) -> Callable[[Tensor], Tensor]:
@@ -342,8 +343,10 @@ class Device(Holding):
         It pays if these layers are still those of the checkpoint that everybody has, and likely to stay so, or if the
         rounds ahead see every sample once. All of this, as what is kept, repeats when a run is resumed.
         """
+        if "input_ids" not in self.data:
+            return None
         layers = FrozenLayers.of(self.view, [(part, name) for part, name, _ in leaves], task.route)
-        if "input_ids" not in self.data or layers is None or kept_B(self.view, self.data) > self.local.cache_B:
+        if layers is None or kept_B(self.view, self.data) > self.local.cache_B:
             return None
         pieces = [(self.held[part], self.trained.get(part)) for part in in_order(layers.parts)]
         untouched = all(piece.version == 0 and trained is None for piece, trained in pieces)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..moe.parts import BACKBONE, BESIDE, Piece, Tensors, in_order
@@ -90,6 +91,11 @@ class DryHost(Near):
         """See `Host`."""
         return self.real.samples
 
+    @cached_property
+    def _declared(self) -> dict[str, int]:
+        """The samples of each device."""
+        return dict(zip(self.devices, self.samples, strict=True))
+
     @property
     def local_steps(self) -> int:
         """See `Host`."""
@@ -149,15 +155,15 @@ class DryHost(Near):
 
     def snapshot(self, device: str, parts: Collection[str]) -> list[Update]:
         """See `Host`."""
-        samples = dict(zip(self.devices, self.samples, strict=True))[device]
         return [
-            Update(device, self.held[part], self.pending[part], samples, self.upload_B(part))
+            Update(device, self.held[part], self.pending[part], self._declared[device], self.upload_B(part))
             for part in in_order(set(parts) & set(self.pending))
         ]
 
     def delivered(self, updates: Sequence[Update], parts: Collection[str]) -> None:
         """See `Host`; devices deliver in step, so the last of a part's updates says what is left of it."""
-        sent = {update.piece.part: update for update in updates if update.device == self.devices[-1]}
+        last = self.devices[-1]
+        sent = {update.piece.part: update for update in updates if update.device == last}
         for part, update in sent.items():
             if update.piece.version != self.held[part].version:
                 continue  # replaced since: what was trained of the new version is not delivered by this

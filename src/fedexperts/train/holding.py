@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.objective import Objective
 from ..moe.lora import combined, projections
-from ..moe.parts import BESIDE, GATE, MAX_UPDATE_NORM, Piece, Tensors, finite, in_order, is_expert, too_far
+from ..moe.parts import BESIDE, GATE, MAX_UPDATE_NORM, Piece, Tensors, in_order, is_expert, too_far
 from ..moe.view import Batch, View
 from .codec import decoded, moved_by, payload_B, wire
 from .task import Update
@@ -166,10 +166,9 @@ class Holding:
 
     def _lost(self, part: str) -> bool:
         """The bound is that of the server's gate, on what it would see: weights, where adapters are merged into them."""
-        piece, trained = self.held[part], self.trained[part]
-        if not finite(trained):
-            return True
-        return too_far(merged(self.view, piece, trained), piece.tensors, self.max_update_norm, piece.norm) is not None
+        piece = self.held[part]
+        arrives = merged(self.view, piece, self.trained[part])  # where a factor is not finite, no product with it is
+        return too_far(arrives, piece.tensors, self.max_update_norm, piece.norm) is not None
 
     def diverged(self, parts: Iterable[str]) -> list[str]:
         """Which of these parts training has led out of all bounds; they are given up, and what is held counts again."""

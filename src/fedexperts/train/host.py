@@ -178,6 +178,7 @@ class LocalHost(Near):
         self.build, self.loaded = build, frozenset[str]()
         self.uncollected: set[str] = set()  # parts trained since they were collected last
         self.measured: dict[tuple[str, int, frozenset[str], bool, str, int], int] = {}  # see `flops`
+        self.sizes_B: dict[str, int] = {}  # see `upload_B`
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -265,7 +266,9 @@ class LocalHost(Near):
 
     def upload_B(self, part: str) -> int:
         """See `Host`."""
-        return max(device.upload_B(part) for device in self.group.values())
+        if part not in self.sizes_B:  # which each device is asked for, and there may be thousands
+            self.sizes_B[part] = max(device.upload_B(part) for device in self.group.values())
+        return self.sizes_B[part]
 
     def snapshot(self, device: str, parts: Collection[str]) -> list[Update]:
         """See `Host`."""
@@ -322,7 +325,7 @@ class LocalHost(Near):
 
     def _load(self, experts: frozenset[str]) -> None:
         assert self.build is not None
-        self.group = {}  # its memory first
+        self.group, self.sizes_B = {}, {}  # its memory first
         self.group = {device.name: device for device in self.build(in_order(experts))}
         self.loaded = experts
 

@@ -280,6 +280,7 @@ class View:
             rank = len(piece[adapter.name + A]) if adapter.name + A in piece else adapter.rank
             if rank != adapter.rank and 0 < rank <= self.lora.rank:  # another is that of another model
                 adapter.resize(rank)
+                self._trainable = None  # its leaves are others now
                 self.leaves[part].update(adapter.leaves)
 
     def export(self, part: str) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ LONG = (
     "tests/runs/test_run.py::test_kill_9_at_any_instant_then_resume_is_identical[merge]",
     "tests/runs/test_run.py::test_kill_9_at_any_instant_then_resume_is_identical[frozen layers]",
     "tests/cli/test_compare.py::test_killed_and_resumed_it_ends_as_if_nothing_had_been",
+    "tests/peer/test_shaped_by_the_kernel.py::test_a_network_behind_a_link_of_the_kernel_answers_as_fast_as_it_carries",
     "tests/test_make_fuzz.py::test_a_few_mutations_of_every_reader",
     "tests/deploy/test_networked_nodes.py::test_a_network_over_nodes_is_that_of_the_simulation[fedsc, federated]",
     "tests/deploy/test_networked_nodes.py::test_a_server_that_is_killed_goes_on_with_what_clients_had_told[60]",

@@ -14,6 +14,7 @@ import torch
 
 from fedexperts.moe.parts import Piece
 from fedexperts.runs.run import _Run
+from marks import some_slow
 from processes import fork_instead_of_spawning
 from scripts import loaded
 
@@ -144,11 +145,7 @@ ROWS = {  # beginnings of lines, in order
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in LONG))
-        for name in PROGRAMS
-        if name not in TESTED_ELSEWHERE | REAL_ALONE
-    ],
+    some_slow((name for name in PROGRAMS if name not in TESTED_ELSEWHERE | REAL_ALONE), LONG),
 )
 def test_a_benchmark_runs_at_toy_size(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

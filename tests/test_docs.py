@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedexperts import Scenario
+from marks import some_slow
 from processes import program, script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,11 @@ def execute(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if steps(page)], ids=lambda page: page.stem)
+LONG = [page for page in PAGES if page.stem in ("running", "compare", "own-protocol", "images-over-classes")]
+"""`.ci/run` has a line for these."""
+
+
+@pytest.mark.parametrize("page", some_slow([page for page in PAGES if steps(page)], LONG), ids=lambda page: page.stem)
 def test_commands_and_snippets_of_a_page_in_order(page: Path, tmp_path: Path) -> None:
     """Whoever opens one page finds there all that its commands need."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

@@ -16,6 +16,7 @@ from mutate import Reader, mutated
 from readers import READERS, file
 
 
+@pytest.mark.slow
 def test_a_few_mutations_of_every_reader(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for reader in readers.SCENARIOS:  # the others are read alike, and slowly
         if reader.name.startswith(("example", "in full")) and reader.name not in (

@@ -225,6 +225,7 @@ def test_what_clients_cannot_carry_ends_a_worker_with_one_message(scenario: Path
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_killed_and_resumed_it_ends_as_if_nothing_had_been(scenario: Path, tmp_path: Path, call: Any) -> None:
     out, ledger = tmp_path / "out", tmp_path / "out" / "random-seed-3" / "ledger.jsonl"

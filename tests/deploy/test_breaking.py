@@ -32,6 +32,7 @@ from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.link import Start
 from fedexperts.runs.checkpoint import Packer, unpack
+from marks import some_slow
 
 
 class KilledError(BaseException):
@@ -274,7 +275,7 @@ LONG = ("aligned", "split again")
 """Many contacts, and many checkpoints: as `make slow` has time for."""
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LONG)) for case in CASES])
+@pytest.mark.parametrize("case", some_slow(CASES, LONG))
 def test_runs_on_bad_links_end_with_the_model_of_a_simulation_with_the_same_losses(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ from fedexperts.moe.parts import Piece
 from fedexperts.runs import checkpoint
 from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import LocalHost
+from marks import some_slow
 
 CLIENTS = 3
 MODEL = {"model_type": "networked_moe", "image_size": pictures.SIDE, "width": 8, "expert_hidden": 8, "num_experts": CLIENTS}
@@ -100,11 +101,7 @@ MORE: dict[str, dict[str, Any]] = {
 ALL = CASES | MORE
 
 
-def mostly_slow(fast: Any, slow: Any) -> list[Any]:
-    return [*fast, *(pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow) for one in slow)]
-
-
-@pytest.mark.parametrize("case", mostly_slow(CASES, MORE))
+@pytest.mark.parametrize("case", some_slow(ALL, {"fedsc, federated", *MORE}))
 def test_a_network_over_nodes_is_that_of_the_simulation(case: str, folder: Path, tmp_path: Path) -> None:
     given = scenario(folder, **ALL[case])
     run(given, tmp_path / "here")
@@ -121,7 +118,10 @@ def same_losses(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("case", "seed"),
-    mostly_slow([("fedsc, federated", 10)], [(case, seed) for case in ALL for seed in (1, 2)]),
+    [
+        ("fedsc, federated", 10),
+        *(pytest.param(case, seed, marks=pytest.mark.slow) for case in ALL for seed in (1, 2)),
+    ],
 )
 def test_on_bad_links_it_is_that_of_a_simulation_with_the_same_losses(
     case: str, seed: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,7 +142,7 @@ def test_on_bad_links_it_is_that_of_a_simulation_with_the_same_losses(
     assert weights(tmp_path / "there") == weights(tmp_path / "here")
 
 
-@pytest.mark.parametrize("at", mostly_slow([60], [20, 45, 75]))
+@pytest.mark.parametrize("at", some_slow([45, 20, 60, 75], [20, 60, 75]))
 def test_a_server_that_is_killed_goes_on_with_what_clients_had_told(
     at: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from fedexperts.runs import checkpoint
 from fedexperts.runs.comparison import medians
 from fedexperts.runs.forecast import forecast
 from fedexperts.runs.run import run
+from marks import some_slow
 from terminal import printed
 
 
@@ -57,7 +58,10 @@ def test_a_policy_repeats_byte_for_byte(policy: str, tmp_path: Path) -> None:
     assert (tmp_path / "one" / "ledger.jsonl").read_bytes() == (tmp_path / "two" / "ledger.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("plan", [{"kind": "always-on"}, {"kind": "round-robin", "idle_slots": 2}])
+PAUSES = {"kind": "round-robin", "idle_slots": 2}
+
+
+@pytest.mark.parametrize("plan", some_slow([{"kind": "always-on"}, PAUSES], [PAUSES]))
 def test_a_resumed_run_ends_with_the_same_bytes(plan: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = scenario(plan=plan, train={"cycles": 3, "max_rounds": 2})
     run(given, tmp_path / "whole")

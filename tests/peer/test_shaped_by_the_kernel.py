@@ -82,6 +82,7 @@ def asked(namespace: str, run: Path, peers: Path, images: np.ndarray, out: Path)
     asyncio.run(found())
 
 
+@pytest.mark.slow  # times a rate, which others on the machine disturb
 def test_a_network_behind_a_link_of_the_kernel_answers_as_fast_as_it_carries(
     namespaces: list[str], trained: Path, files: Path, images: torch.Tensor, tmp_path: Path
 ) -> None:

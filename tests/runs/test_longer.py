@@ -20,6 +20,7 @@ from fedexperts.ledger import read
 from fedexperts.protocol.ems_fl import EmsFl
 from fedexperts.runs import checkpoint
 from fedexperts.runs.parallel import run_many
+from marks import some_slow
 from processes import exit_code, run_until, started
 
 FAULTS = {"drop": 0.2, "corrupt": 0.1, "early_close": 0.3}
@@ -94,7 +95,7 @@ def ledger(directory: Path, longer: int) -> list[bytes]:
     return [json.dumps({**first, "cycles": 0}).encode(), *(line for line in lines[1:] if line not in told)]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow(CASES, ["aligned, contacts that overlap and are cut off"]))
 def test_it_is_what_a_run_of_so_many_cycles_would_have_been(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,6 +117,7 @@ def test_it_is_what_a_run_of_so_many_cycles_would_have_been(
     assert told["cycle"] == (1 if early else 2)
 
 
+@pytest.mark.slow
 def test_again_and_a_kill_at_any_line_of_it_change_nothing(tmp_path: Path) -> None:
     """2 cycles, on to 3, killed with -9 at each of some lines and resumed, and on to 4."""
     case = {"faults": FAULTS}

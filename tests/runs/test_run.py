@@ -23,6 +23,7 @@ from fedexperts.data.digits import DOMAINS
 from fedexperts.data.source import load
 from fedexperts.ledger import read
 from fedexperts.runs.run import Result
+from marks import some_slow
 from processes import exit_code, run_until, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
@@ -114,7 +115,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_slow(KINDS, ["merge", "frozen layers"]))
 def test_kill_9_at_any_instant_then_resume_is_identical(kind: str, tmp_path: Path) -> None:
     scenario = write_scenario(tmp_path, **KINDS[kind])
     run(scenario, tmp_path / "whole")

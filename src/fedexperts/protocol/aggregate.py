@@ -143,19 +143,22 @@ def changed(
     """(26), (32): a shared part moves by the mean change since the version that was sent.
 
     With one cluster in view nobody else has moved the part, and it becomes the mean to the bit. ``before`` is what other
-    clusters have made of the same version: then the part moves by the new mean less the mean of those.
+    clusters have made of the same version: then the part moves by the new mean less the mean of those. Of adapters that is
+    less what was left of that mean when it was factored, so that after the last the mean of all has been factored once.
     """
     current, arrived = model[sent.part], how.terms(updates)
     if current.version == sent.version:
         tensors, facts = _mean(arrived, how.lora, current.tensors)
         return after(current, tensors), facts
     old, new = (sum(weight for weight, _ in terms) for terms in (before, [*before, *arrived]))
+    if _refactored(arrived[0][1], how.lora):
+        was = _mean(before, how.lora, current.tensors)[0] if before else sent.tensors
+        shares = [(weight / new, tensors) for weight, tensors in (*before, *arrived)]
+        tensors, facts = _factored([(1.0, current.tensors), (-1.0, was), *shares])
+        return after(current, tensors), facts
     terms = [(weight / new - weight / old, tensors) for weight, tensors in before]
     terms += [(weight / new, tensors) for weight, tensors in arrived]
     terms += [] if before else [(-1.0, sent.tensors)]
-    if _refactored(arrived[0][1], how.lora):
-        tensors, facts = _factored([(1.0, current.tensors), *terms])
-        return after(current, tensors), facts
     moved = {name: 0 + terms[0][0] * value for name, value in terms[0][1].items()}
     _add(moved, terms[1:])
     return after(current, {name: current.tensors[name] + change for name, change in moved.items()}), {}

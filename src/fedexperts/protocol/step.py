@@ -3,7 +3,8 @@
     x ← x + η·m / (√v + τ),    m ← β₁m + (1 − β₁)Δ,    v ← β₂v + (1 − β₂)Δ²    from m = 0 and v = τ², without bias correction
 
 Δ is what the part would move by without it. Where several arrivals make one mean (`aggregate.settled`), they are one step: each
-takes it again from where the first began, with the mean so far, so that after the last it is that of the round.
+takes it again from where the first began, with the mean so far, so that after the last it is that of the round. One that comes
+when a newer step has been made moves the part by what that changes of its own step; m and v stay those of the newest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, Literal
 from ..moe.parts import Piece, Tensors
 
 Moments = dict[str, dict[str, Any]]
-"""For each part m and v, and under ``groups`` for each version that others still train the step so far."""
+"""For each part m and v, how many ``steps`` made them, and under ``groups`` for each version that others still train the step
+so far, the ``nth``."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ def stepped(how: Step, now: Piece, plain: Tensors, moments: Moments, group: int 
     mine = moments.get(now.part, {})
     groups = dict(mine.get("groups", {}))
     known = {key: mine[key] for key in ("m", "v") if key in mine}
-    so_far = groups.pop(group, {"change": {}, "step": {}, "before": known})
+    steps = mine.get("steps", 0)
+    so_far = groups.pop(group, {"change": {}, "step": {}, "before": known, "nth": steps + 1})
+    nth = so_far.get("nth", steps)  # checkpoints from before steps were counted have none
     tensors = now.tensors.items()
     change = {n: plain[n].float() - value.float() + so_far["change"].get(n, 0.0) for n, value in tensors}
     step, after = how.of(change, so_far["before"])
     if open_:
-        groups[group] = {"change": change, "step": step, "before": so_far["before"]}
-    moments[now.part] = {**after, "groups": groups}
+        groups[group] = {"change": change, "step": step, "before": so_far["before"], "nth": nth}
+    moments[now.part] = {**(after if nth >= steps else known), "groups": groups, "steps": max(nth, steps)}
     return {n: (value.float() + step[n] - so_far["step"].get(n, 0.0)).to(value.dtype) for n, value in tensors}

@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,34 +279,22 @@ def dense(x_TD: Tensor, inner: int, frozen: bool) -> Callable[[], None]:
     return step
 
 
-def of_layer(name: str, x_TD: Tensor, inner: int, frozen: bool) -> tuple[Callable[[], None], Tensor]:
-    """Forward and backward of the layer, ours or that of transformers' experts implementation ``name``, and its output."""
-    config = MixtralConfig(
+def one_layer(hidden: int, inner: int, experts: int = 8) -> MixtralConfig:
+    """A Mixtral of one layer, each token of which meets two experts."""
+    return MixtralConfig(
         vocab_size=8,
-        hidden_size=x_TD.shape[1],
+        hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=4,
-        num_local_experts=8,
+        num_local_experts=experts,
         num_experts_per_tok=2,
     )
-    torch.manual_seed(0)
-    with torch.device(x_TD.device):
-        model: Any = MixtralForCausalLM._from_config(config, dtype=x_TD.dtype)
-    layer = model.model.layers[0].mlp
-    if name == "ours":
-        view, own = View(model), ["expert:2", "expert:5"]
-        if frozen:
-            view.adapt(LoRA(RANK, 8.0), seed=0, only=own)
-        leaves = [leaf for _, _, leaf in view.freeze(but=own if frozen else [part for part in view.parts if is_expert(part)])]
-    else:
-        model.set_experts_implementation(name)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        leaves = [] if frozen else [layer.experts.gate_up_proj, layer.experts.down_proj]
-        for leaf in leaves:
-            leaf.requires_grad_(True)
+
+
+def passes(layer: Any, x_TD: Tensor, leaves: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Forward and backward of an MoE layer, and its output."""
     x_BTD = x_TD.detach()[None].requires_grad_()
     g_BTD = torch.randn_like(x_BTD)
 
@@ -321,6 +309,27 @@ def of_layer(name: str, x_TD: Tensor, inner: int, frozen: bool) -> tuple[Callabl
 
     with torch.no_grad():
         return step, output()[0].float()
+
+
+def of_layer(name: str, x_TD: Tensor, inner: int, frozen: bool) -> tuple[Callable[[], None], Tensor]:
+    """Forward and backward of the layer, ours or that of transformers' experts implementation ``name``, and its output."""
+    torch.manual_seed(0)
+    with torch.device(x_TD.device):
+        model: Any = MixtralForCausalLM._from_config(one_layer(x_TD.shape[1], inner), dtype=x_TD.dtype)
+    layer = model.model.layers[0].mlp
+    if name == "ours":
+        view, own = View(model), ["expert:2", "expert:5"]
+        if frozen:
+            view.adapt(LoRA(RANK, 8.0), seed=0, only=own)
+        leaves = [leaf for _, _, leaf in view.freeze(but=own if frozen else [part for part in view.parts if is_expert(part)])]
+    else:
+        model.set_experts_implementation(name)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        leaves = [] if frozen else [layer.experts.gate_up_proj, layer.experts.down_proj]
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+    return passes(layer, x_TD, leaves)
 
 
 def timed(step: Callable[[], None], device: str) -> float:

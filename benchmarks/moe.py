@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from gpu_large import RANK, dense, of_layer
+from gpu_large import RANK, dense, of_layer, one_layer, passes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MixtralForCausalLM
 
 from fedexperts.moe.view import View
 
@@ -40,21 +40,11 @@ def flops(step: Step) -> int:
 
 def masked(x_TD: Tensor, inner: int, experts: int) -> tuple[Step, Tensor]:
     """All trained of a layer that may use two experts only: of eight by a mask, or because there are no others."""
-    config = MixtralConfig(
-        vocab_size=8,
-        hidden_size=x_TD.shape[1],
-        intermediate_size=inner,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-    )
     torch.manual_seed(0)
-    whole: Any = MixtralForCausalLM._from_config(config, dtype=x_TD.dtype)
+    whole: Any = MixtralForCausalLM._from_config(one_layer(x_TD.shape[1], inner), dtype=x_TD.dtype)
     model, chosen = whole, [int(part.removeprefix("expert:")) for part in MASKED]
     if experts == 2:
-        model = MixtralForCausalLM._from_config(MixtralConfig(**{**config.to_dict(), "num_local_experts": 2}), dtype=x_TD.dtype)
+        model = MixtralForCausalLM._from_config(one_layer(x_TD.shape[1], inner, 2), dtype=x_TD.dtype)
         mine, theirs = model.model.layers[0].mlp, whole.model.layers[0].mlp
         with torch.no_grad():
             mine.gate.weight.copy_(theirs.gate.weight[chosen])
@@ -64,20 +54,7 @@ def masked(x_TD: Tensor, inner: int, experts: int) -> tuple[Step, Tensor]:
     parts = MASKED if experts == 8 else ("expert:0", "expert:1")
     leaves = [leaf for _, _, leaf in view.freeze(but=parts)]
     view.route(parts)
-    layer, x_BTD = model.model.layers[0].mlp, x_TD.detach()[None].requires_grad_()
-    g_BTD = torch.randn_like(x_BTD)
-
-    def output() -> Tensor:
-        found = layer(x_BTD)
-        return found[0] if isinstance(found, tuple) else found
-
-    def step() -> None:
-        output().backward(g_BTD)
-        for leaf in (x_BTD, *leaves):
-            leaf.grad = None
-
-    with torch.no_grad():
-        return step, output()[0].float()
+    return passes(model.model.layers[0].mlp, x_TD, leaves)
 
 
 def alternately(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:

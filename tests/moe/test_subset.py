@@ -381,6 +381,20 @@ def test_a_cache_changes_no_bit_and_reads_less(cache, tmp_path):
         assert read[1][1] <= L * (M - len(KEEP)) * expert_B, "each expert once"
 
 
+@pytest.mark.parametrize("cache", [1, 2, 3])
+def test_a_backward_pass_begins_with_what_the_forward_pass_has_left(cache, tmp_path, monkeypatch):
+    """The experts met come back in the opposite order: those that are kept are met first, and only the others are read."""
+    _, view, _ = streamed("mixtral", tmp_path, cache=cache)
+    reads = []
+    read = Stream._read
+    monkeypatch.setattr(Stream, "_read", lambda *args: (reads.append(args[2]), read(*args))[1])
+    view.freeze(but={GATE, "backbone"})
+    view(batch()).sum().backward()
+    reads.clear()
+    view(batch()).sum().backward()
+    assert len(reads) == L * 2 * (M - len(KEEP) - cache)
+
+
 def test_what_a_layer_met_first_the_last_time_is_read_by_a_thread_beside_the_layer_before(tmp_path, monkeypatch):
     _, view, _ = streamed("mixtral", tmp_path, (), cache=2)
     by: list[tuple[str, str]] = []

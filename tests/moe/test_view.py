@@ -127,6 +127,20 @@ def test_frozen_parts_get_no_gradient():
         assert all((leaf.grad is not None) == (part == "expert:1") for leaf in tensors.values()), part
 
 
+def test_freezing_the_same_parts_again_undoes_what_others_have_set_since():
+    view = View(plain("mixtral"))
+    first = view.freeze(but={"expert:1"})
+    view.model.requires_grad_(True)  # whoever has the model may
+    first[0][2].requires_grad_(False)
+    for block in view.blocks:
+        block.router.gate_trained = True
+    again = view.freeze(but={"expert:1"})
+    assert [(part, name) for part, name, _ in again] == [(part, name) for part, name, _ in first]
+    assert all(leaf.requires_grad is (part == "expert:1") for part in view.parts for leaf in view.parts[part].values())
+    assert not any(parameter.requires_grad for parameter in view.model.parameters())
+    assert not any(block.router.gate_trained for block in view.blocks)
+
+
 def test_freezing_but_an_unknown_part_is_an_error():
     with pytest.raises(KeyError, match="expert:9"):
         View(plain("mixtral")).freeze(but={"expert:9"})

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tomli_w
 
+import fedexperts.runs.run
 import pictures
 import small
 from fedexperts import InputError, Scenario, run
@@ -153,6 +154,27 @@ def copy(ended: Path, tmp_path: Path) -> Path:
 
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_of_a_checkpoint_that_was_damaged_since_the_end_goes_into_the_longer_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files of the one before the last would be linked, as they were written; it is looked at first."""
+    monkeypatch.setattr(checkpoint, "LEAST_B", 1)
+    monkeypatch.setattr(fedexperts.runs.run, "CHECKPOINT_EVERY_S", 0.0)
+    given = {"protocol": "sync"}
+    whole = run(scenario(given, 4, tmp_path), tmp_path / "whole")
+    run(scenario(given, 2, tmp_path), tmp_path / "run")
+    at = tmp_path / "run" / "checkpoints"
+    before = at / f"{checkpoint.numbers(at)[-2]:08d}"
+    for path in before.glob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    longer = run(scenario(given, 4, tmp_path), tmp_path / "run", resume=True)
+    assert longer.summary == whole.summary
+    assert model(tmp_path / "run") == model(tmp_path / "whole")
+    assert f"checkpoint {before.name}: " in caplog.text
 
 
 @pytest.mark.parametrize("number", range(1, 9))

@@ -140,6 +140,20 @@ def test_nothing_is_linked_from_what_was_damaged_while_nobody_wrote(tmp_path: Pa
     holds(tmp_path, tree(), 6)
 
 
+def test_what_a_kill_has_left_of_an_older_one_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed while the checkpoint before the last two is removed: nothing is linked from it, and the next one removes it."""
+    tree = Tree()
+    saved(tmp_path, 4, tree)
+    shutil.copytree(tmp_path / "00000003", tmp_path / "00000002")
+    (tmp_path / "00000002" / checkpoint.STATE).unlink()
+    with caplog.at_level(logging.WARNING):
+        holds(tmp_path, tree(), 4)
+    assert not caplog.text
+    checkpoint.save(tmp_path, 5, tree())
+    assert checkpoint.numbers(tmp_path) == [4, 5]
+    holds(tmp_path, tree(), 5)
+
+
 @pytest.mark.parametrize("hot", [False, True])
 def test_the_disk_that_checkpoints_take_is_bounded(hot: bool, tmp_path: Path) -> None:
     tree = Tree(8)

@@ -79,6 +79,14 @@ def mixed() -> dict[str, Tensor]:
 # ---- one local round
 
 
+def test_all_of_the_model_trains_whatever_somebody_has_put_in_eval_mode() -> None:
+    device = one(samples(0, 4.0))
+    device.view.model.train()
+    next(device.view.model.children()).eval()
+    device.train(task(E0), 1)
+    assert all(module.training for module in device.view.model.modules())
+
+
 def test_a_full_batch_round_moves_expert_and_head_by_half_the_mean_error():
     device = one(samples(0, 4.0))
     assert device.train(task(E0, HEAD), rounds=1) == 1

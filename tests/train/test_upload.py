@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -168,6 +169,22 @@ def test_what_the_gate_would_refuse_is_what_has_diverged(average, a: float, b: f
     refused = differs(update.piece.tensors, device.held["expert:0"])
     assert (refused is not None) == {"merge": a * b > 100, None: a > 100}.get(average, max(a, b) > 100)
     assert device.diverged(["expert:0"]) == (["expert:0"] if refused else [])
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("average", ["refactor", "merge", "factors", None])
+def test_one_number_that_is_not_finite_has_diverged_wherever_it_stands(average, number: float) -> None:
+    """A norm that is none compares with no bound; and zeros in the other factor do not hide it in a product."""
+    (device,) = devices(1, LoRA(2, 2, average) if average else None)
+    device.train(TASK, 1)
+    started = {name: tensor.clone() for name, tensor in device.trained["expert:0"].items()}
+    for name in started:
+        values = {n: torch.zeros_like(t) if n != name else t.clone() for n, t in started.items()}
+        assert device.diverged(["expert:0"]) == []
+        values[name].view(-1)[-1] = number
+        device.trained["expert:0"] = values
+        assert device.diverged(["expert:0"]) == ["expert:0"], name
+        device.trained["expert:0"] = started
 
 
 @pytest.mark.parametrize(("codec", "share"), [("exact", 4.0), ("bf16", 2.0), ("int8", 1.0)])

@@ -4,7 +4,8 @@ A trial pass and the gate tail route to experts that a device does not own. One 
 and again in the backward pass, which reads it a second time instead of keeping it. Streamed experts are frozen.
 
 With a cache each layer keeps so many, and reads a new one into the place of the least recently used. While a layer computes, a
-thread reads what the next one (in the backward pass the one before) met first the last time.
+thread reads what the next one (in the backward pass the one before) meets first if it meets what it met the last time. A pass the
+other way meets that in the opposite order.
 
 Shapes: T tokens, D hidden, F intermediate.
 """
@@ -57,7 +58,7 @@ class Stream:
         self.lora: LoRA | None = None  # how experts are adapted, where pieces hold adapters
         self._over: dict[int, dict[str, Tensor]] = {}  # by expert; replaced, never changed
         self._kept: dict[str, OrderedDict[int, Slot]] = {}  # by block, in the model's order; least recently used first
-        self._met: dict[str, list[int]] = {}  # by block, what tokens met when it was run last, in this order
+        self._met: dict[str, tuple[int, list[int]]] = {}  # by block, the direction of its last pass, and what that met in turn
         self._now = ("", 0)  # the block that runs, and the direction of the pass
         self._scratch: Slot | None = None
         self._reader: ThreadPoolExecutor | None = None
@@ -101,10 +102,10 @@ class Stream:
             self._read(block, m, self._scratch)
             return self._scratch.weights
         way = -1 if torch.is_grad_enabled() else 1  # see `_Streamed`
-        if (block, way) != self._now or m in self._met[block]:
-            self._now, self._met[block] = (block, way), []
+        if (block, way) != self._now or m in self._met[block][1]:
+            self._now, self._met[block] = (block, way), (way, [])
             self._look_ahead(block, way, like)
-        self._met[block].append(m)
+        self._met[block][1].append(m)
         kept = self._kept[block]
         if m not in kept:
             slot = self._free(block, like)
@@ -114,13 +115,14 @@ class Stream:
         return kept[m].ready()
 
     def _look_ahead(self, block: str, way: int, like: Tensor) -> None:
-        """What the next block met first the last time is read while this one computes, as far as there is room."""
+        """What the next block is to meet first is read while this one computes, as far as there is room."""
         order = list(self._kept)
         at = order.index(block) + way
         if not 0 <= at < len(order):
             return
         following, kept = order[at], self._kept[order[at]]
-        wanted = self._met.get(following, [])[: self.cache]
+        last_way, met = self._met.get(following, (way, []))
+        wanted = (met if last_way == way else met[::-1])[: self.cache]
         for m in [m for m in wanted if m not in kept]:
             slot = self._free(following, like, spared=wanted)
             self._reader = self._reader or ThreadPoolExecutor(1, "experts")

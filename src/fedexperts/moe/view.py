@@ -93,7 +93,6 @@ class View:
         self._dirty: set[str] = set()  # parts that may have been trained since
         self.granularity = granularity
         self.lora: LoRA | None = None
-        self._trainable: tuple[frozenset[str], list[tuple[str, str, Tensor]]] | None = None  # of `freeze`, a cache
         self.freeze()
 
     def _add_rest(self) -> None:
@@ -167,7 +166,7 @@ class View:
                 self._fresh[part] = {name: leaf.cpu().clone() for name, leaf in self.leaves[part].items()}
             else:
                 self.parts[part] = self.leaves[part]
-        self.lora, self._resident, self._trainable = lora, {}, None
+        self.lora, self._resident = lora, {}
         if self.stream:
             self.stream.lora = lora
 
@@ -221,19 +220,11 @@ class View:
         Raises:
             KeyError: the model has no such part.
         """
-        chosen = frozenset(but)
-        if self._trainable is None or self._trainable[0] != chosen:  # devices train the same parts one after the other
-            self._trainable = None
-            self._trainable = chosen, self._frozen(chosen)
-        self._dirty |= chosen
-        return list(self._trainable[1])
-
-    def _frozen(self, but: frozenset[str]) -> list[tuple[str, str, Tensor]]:
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for block in self.blocks:
             block.router.gate_trained = GATE in but
-        if unknown := but - set(self.parts):
+        if unknown := set(but) - set(self.parts):
             raise KeyError(f"parts {sorted(unknown)}: the model has {sorted(self.parts)}")
         leaves = []
         for part, tensors in self.parts.items():
@@ -243,6 +234,7 @@ class View:
                 leaf.requires_grad_(part in but)
                 if part in but:
                     leaves.append((part, name, leaf))
+        self._dirty |= set(but)
         return leaves
 
     def install(self, part: str, piece: Tensors, trained: Tensors | None = None) -> None:
@@ -280,7 +272,6 @@ class View:
             rank = len(piece[adapter.name + A]) if adapter.name + A in piece else adapter.rank
             if rank != adapter.rank and 0 < rank <= self.lora.rank:  # another is that of another model
                 adapter.resize(rank)
-                self._trainable = None  # its leaves are others now
                 self.leaves[part].update(adapter.leaves)
 
     def export(self, part: str) -> dict[str, Tensor]:

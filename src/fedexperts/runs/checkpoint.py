@@ -144,7 +144,7 @@ def load(folder: Path, fault: Callable[[Any], str | None] = lambda tree: None, r
         if why is None:
             for message in wrong:
                 log.warning("warning: checkpoint %s; going on from the one before, %s", message, at.name)
-            _forget_damaged(folder, number)
+            forget_damaged(folder, number)
             return number, tree
         wrong.append(f"{at.name}: {why}")
     if wrong:
@@ -166,12 +166,12 @@ def _tensors(folder: Path, addresses: dict[str, str] | None) -> dict[str, Tensor
     return aligned({name: stored[at] if first[at] == name else stored[at].clone() for name, at in addresses.items()})
 
 
-def _forget_damaged(folder: Path, number: int) -> None:
-    """Remove what lies before a checkpoint and is damaged: nothing must be linked from it."""
-    for older in numbers(folder):
-        if older < number and (why := damage(folder / f"{older:08d}", (STATE, TENSORS))):
-            log.warning("warning: checkpoint %08d: %s; it was the one before the last, and is removed", older, why)
-            remove(folder / f"{older:08d}")
+def forget_damaged(folder: Path, last: int) -> None:
+    """Remove what the checkpoint after the last would be linked from, if it is damaged; for who has not just written it."""
+    before = folder / f"{last - 1:08d}"
+    if before.is_dir() and (why := damage(before, (STATE, TENSORS))):
+        log.warning("warning: checkpoint %s: %s; it was the one before the last, and is removed", before.name, why)
+        remove(before)
 
 
 def remove(path: Path) -> None:

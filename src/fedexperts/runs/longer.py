@@ -91,5 +91,7 @@ def go_on_longer(directory: Path, label: str, scenario: Scenario, plan_cycles: i
         raise InputError(f"{folder / LONGER}: holds no checkpoint; put it back, or {AGAIN}")
     _, saved = found
     saved["scenario_sha256"] = digest(label, scenario)
-    checkpoint.save(folder, max(checkpoint.numbers(folder), default=0) + 1, saved)
+    last = max(checkpoint.numbers(folder), default=0)
+    checkpoint.forget_damaged(folder, last)
+    checkpoint.save(folder, last + 1, saved)
     return True

@@ -249,8 +249,7 @@ class Device(Holding):
             self.view.install(part, piece.tensors)
         self.view.route(route)
         self._source = self.data if self.member is None or task is None else self.member.source(self, task, peers)
-        if not self.view.model.training:  # which goes through all modules
-            self.view.model.train()
+        self.view.model.train()
         return self.view.freeze(but=[part for part in parts if part not in BESIDE])
 
     def _local_loss(self, leaves: list[tuple[str, str, Tensor]]) -> Callable[[Tensor], Tensor]:

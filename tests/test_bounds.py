@@ -64,6 +64,7 @@ def test_what_is_counted_of_a_cluster_has_a_bound(field: str) -> None:
         ({"train": {"seconds_per_round": 10**400}}, r"train\.seconds_per_round = \d+\.\.\.: must be from 0\.001 to 1e\+10"),
         ({"train": {"seconds_per_round": 1e-300}}, r"train\.seconds_per_round = 1e-300: must be from 0\.001"),
         ({"train": {"cache_MB": 1e308}}, r"train\.cache_MB = 1e\+308: input should be less than or equal to 1000000000"),
+        ({"train": {"lr_expert": -1.0}}, r"train\.lr_expert = -1\.0: input should be greater than or equal to 1e-30$"),
         ({"train": {"lr_expert": 1e300}}, r"train\.lr_expert = 1e\+300: input should be less than or equal to 1e\+30"),
         ({"device": {"phone": {"tx_power_W": 1e308}}}, r"device\.phone\.tx_power_W = 1e\+308: input should be less than"),
         ({"device": {"phone": {"flops_per_s": 5e-324}}}, r"device\.phone\.flops_per_s = 5e-324: input should be greater than"),

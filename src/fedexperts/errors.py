@@ -43,9 +43,9 @@ def _cut(text: str, most: int) -> str:
 
 
 def unknown_key(where: str, key: str, known: Sequence[str]) -> str:
-    """What to say of a key that is none of those known: the nearest of them, and all."""
-    near = difflib.get_close_matches(key, known, 1, 0.6)
-    hint = f"did you mean {near[0]}? " if near else ""
+    """What to say of a key that is none of those known: the nearest of them, or those that have it as a word, and all."""
+    near = difflib.get_close_matches(key, known, 1, 0.6) or [name for name in known if key in name.split("_")]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{where}: unknown key; {hint}{'known are ' + ', '.join(known) if known else 'remove it or correct its spelling'}"
 
 

@@ -21,7 +21,7 @@ class Line(Values):
     """Every line."""
 
     t_s: Annotated[Number, "Simulated seconds since the plan's start."]
-    event: Annotated[str, "Its name, as below."]
+    event: Annotated[str, "Its name."]
 
 
 class OfCluster(Line):

@@ -364,6 +364,14 @@ def _known(kind: Any, at: Sequence[str | int]) -> list[str]:
     return next((found for one in inner if (found := _known(one, rest))), [])
 
 
+def _of_table(where: str, kind: str, known: Sequence[str]) -> str:
+    """What a table would have where there is none; a key of one of several with names lacks that name."""
+    *table, key = where.split(".")
+    if table and key in known:
+        return f"; say of which, as {'.'.join([*table, 'NAME', key])}"
+    return f" of {', '.join(known)}" if known and kind == "model_type" else ""
+
+
 def _explain(error: dict[str, Any], cls: type[BaseModel] | None = None) -> str:
     """One line of pydantic's findings in a user's words: field, value, bound, remedy."""
     where = ".".join(f"[{at}]" if isinstance(at, int) else str(at) for at in error["loc"]).replace(".[", "[")
@@ -373,8 +381,11 @@ def _explain(error: dict[str, Any], cls: type[BaseModel] | None = None) -> str:
     if kind == "missing":
         return f"{where}: is missing; add it"
     message = error["msg"].removeprefix("Value error, ")
-    if isinstance(bound := error.get("ctx", {}).get("le"), float) and bound >= 1e16:  # which pydantic writes with all its zeros
-        message = f"input should be less than or equal to {bound:g}"
+    for bound in error.get("ctx", {}).values():  # which pydantic writes with all its zeros
+        if isinstance(bound, float) and bound and not 1e-4 <= abs(bound) < 1e16:
+            message = f"{message.rpartition(' ')[0]} {bound:g}"
+    if kind in ("model_type", "dict_type"):
+        message = f"must be a table{_of_table(where, kind, _known(cls, error['loc']) if cls else [])}"
     if kind == "value_error":
         shown = "" if isinstance(given, (dict, BaseModel)) else f" = {short(given)}"
         return f"{where}{shown}: {message}" if where else message

@@ -15,6 +15,7 @@ from fedexperts.contact.radio import BOUNDS, Radio
 from fedexperts.drive.classes import CLASSES
 from fedexperts.events import EVENTS
 from fedexperts.reference.index import find, overview
+from fedexperts.reference.keys import full, names
 from fedexperts.reference.topic import Topic
 from fedexperts.reference.types import number
 from fedexperts.scenario import Scenario
@@ -141,7 +142,8 @@ def test_every_event_and_object_of_the_ledger_is_told_of() -> None:
         (["cluster[0].task.kind"], ["task.kind", '"multiple-choice"']),
         (["ledger"], ["train Local rounds", "Metrics"]),
         (["ledger.train"], ["ledger.train Local rounds", "steps Gradient steps, summed over the devices. whole number from 0"]),
-        (["ledger.aggregate"], ["A line of one of these forms. ledger.aggregate.1", "ledger.aggregate.3", "behind"]),
+        (["ledger.aggregate"], ["One of 3 forms. EMS-FL and the", "ledger.aggregate.1", "ledger.aggregate.3", "behind"]),
+        (["ledger"], ["refuse One of 4 forms. EMS-FL: an update that no version sent belongs to. Networked MoE: an extractor"]),
     ],
     ids=lambda value: value[0] if value and isinstance(value, list) else "all",
 )
@@ -180,6 +182,8 @@ def test_json_is_one_object_with_the_same(
         ("trian.lr_expert", "trian: unknown key; did you mean train?"),
         ("lr_expert", "lr_expert: is no table; did you mean train.lr_expert?"),
         ("patience", "patience: is no table; did you mean evaluation.patience or alignment.patience?"),
+        ("lost", "lost: is no table; did you mean ledger.lost?"),
+        ("round", "round: is no table; did you mean ledger.round?"),
         ("train.lr_exprt", "train.lr_exprt: unknown key; did you mean lr_expert? known are cycles, local_steps,"),
         ("train.cycles.x", "train.cycles.x: is not listed; train.cycles is a whole number from 1 to 1e9: Orbital cycles"),
         ("model.config.width", "model.config.width: is not listed; model.config is a table: What a config.json holds"),
@@ -196,6 +200,12 @@ def test_an_unknown_key_names_the_nearest(
     code, out, err = explained(key, monkeypatch=monkeypatch, capsys=capsys)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_a_meaning_is_one_paragraph_however_its_source_is_broken() -> None:
+    found = [topic for name in names() for topic in told(full(name))]
+    assert len(found) > 150
+    assert [topic.key for topic in found if "\n" in topic.meaning] == []
 
 
 def test_an_unknown_class_of_devices_says_how_to_write_one(

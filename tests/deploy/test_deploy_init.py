@@ -269,6 +269,7 @@ class Flower:
 def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
     found = Flower()
     monkeypatch.setattr(keys, "asked", found)
+    monkeypatch.setattr(keys, "answers", lambda host, port, timeout_s: True)
     return found
 
 
@@ -296,6 +297,27 @@ def test_a_key_that_was_revoked_stays_out_until_it_is_rotated(made: Path, flower
         keys.revoke(place, "plain")
     keys.rotate(place, "plain", node_folder(place, "plain"))
     assert sorted((nodes_of(place) or {}).values()) == ["plain", "rotated"]
+
+
+def test_where_no_superlink_listens_its_script_is_named(
+    made: Path, flower: Flower, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what needs none is done."""
+    keys.register(load(made))
+    flower.refuses = True
+    monkeypatch.setattr(keys, "answers", lambda host, port, timeout_s: False)
+    code, out, _ = fedexperts(monkeypatch, capsys, "deploy", "keys", made, "list")
+    assert (code, " ".join(out.split())) == (
+        0,
+        "node state number plain ? {} rotated ? {} ?: no SuperLink answers; {} starts it".format(
+            *(one.node for one in read_keys(load(made)).values()), made / "server.sh"
+        ),
+    )
+    before = read_keys(load(made))
+    for verb in ("rotate", "revoke"):
+        code, _, err = fedexperts(monkeypatch, capsys, "deploy", "keys", made, verb, "plain")
+        assert (code, f"no SuperLink listens at port 9000; start {made / 'server.sh'}" in err) == (1, True), err
+    assert read_keys(load(made)) == before
 
 
 def test_a_key_is_rotated_whole_or_not_at_all(made: Path, flower: Flower) -> None:

@@ -12,6 +12,7 @@ import fingerprints
 import pictures
 import small
 from fedexperts import InputError, Scenario, run
+from fedexperts.cli.check import summary
 from fedexperts.data.digits import DOMAINS
 from fedexperts.data.source import load
 from fedexperts.deploy.links import links_of
@@ -232,6 +233,7 @@ def test_plan_and_check_say_that_no_model_travels(protocol: str) -> None:
     assert method["steps"] == counted["steps"]
     assert counted["downlink_B"] == 0
     assert (counted["uplink_B"] > 0) is (protocol == "central")
+    assert ("MB up (the raw data, once), 0.00 MB down" in summary(counted)) is (protocol == "central")
     with pytest.raises(InputError, match="nothing to deploy"):
         links_of(given)
 

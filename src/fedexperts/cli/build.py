@@ -15,7 +15,7 @@ from .run import Json
 if TYPE_CHECKING:
     from ..moe.build import Built
 
-app = typer.Typer(help="Build MoE models from dense ones.", no_args_is_help=True)
+app = typer.Typer(help="Build MoE models from dense ones.", no_args_is_help=True, add_completion=False)
 
 Out = Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")]
 Seed = Annotated[int, typer.Option(help="Of the random gate.")]

@@ -40,10 +40,12 @@ def summary(document: dict[str, Any]) -> str:
     wall_s, warm = sum(document["wall_s"].values()), document["warmup_steps"]
     time = f"about {wall_s:.0f} s" if wall_s >= 1 else "under a second"
     went_MB = [document[f"{way}link_B"] / 1e6 for way in ("up", "down")]
+    pooled = document["uplink_B"] > sum(row["uplink_B"] for row in document["links"].values())
+    once = " (the raw data, once)" if pooled else ""
     date = f", {utc(document['start'], document['ends_s'])} UTC" if document["start"] else ""
     return (
         f"{document['cycles']} orbital cycles end after {document['ends_s'] / 3600:.1f} h{date}; {document['steps']:,} "
-        f"gradient steps, {went_MB[0]:.2f} MB up, {went_MB[1]:.2f} MB down; {time} on this machine"
+        f"gradient steps, {went_MB[0]:.2f} MB up{once}, {went_MB[1]:.2f} MB down; {time} on this machine"
         + (f", and {warm:,} steps of warm-up" if warm else "")
     )
 

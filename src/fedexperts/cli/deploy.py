@@ -19,7 +19,7 @@ from .run import PAGE, Json, Protocol, ScenarioPath, Seed, Set, load
 if TYPE_CHECKING:
     from ..deploy.place import Place
 
-app = typer.Typer(no_args_is_help=True, help="Train over a real network, with Flower.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train over a real network, with Flower.")
 PATIENCE_S = 120.0
 Verb = Literal["list", "revoke", "rotate"]
 Patience = Annotated[
@@ -278,6 +278,8 @@ def keys(
         for row in rows:
             table.add_row(row["link"], row["state"], str(row["node"] or ""))
         output.print(table)
+        if any(row["state"] == "?" for row in rows):
+            say(f"?: no SuperLink answers; {place.folder / 'server.sh'} starts it", output)
     elif verb == "revoke":
         module.revoke(place, cluster)
         say(f"{cluster}: is not let in any more; `fedexperts deploy keys {folder} rotate {cluster}` gives it another key")

@@ -18,7 +18,11 @@ from .run import Json
 if TYPE_CHECKING:
     from ..peer.user import Reply
 
-app = typer.Typer(help="Let the clients of a trained Networked MoE answer each other over a network.", no_args_is_help=True)
+app = typer.Typer(
+    help="Let the clients of a trained Networked MoE answer each other over a network.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 Run = Annotated[Path, typer.Option(metavar="DIR", help='A run of protocol = "networked" that has ended.')]
 Peers = Annotated[Path, typer.Option(metavar="FILE", help="The network, as fedexperts peer init writes it.")]

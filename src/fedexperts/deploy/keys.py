@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RunError
+from ..peer.address import answers, split_address
 from ..writing import write_whole
 from .app import HERE, asked
-from .place import Place
+from .place import Place, local_address
 
 KEYS, KEY = "keys.json", "node.key"
 
@@ -62,6 +63,13 @@ def nodes_of(place: Place) -> dict[int, str] | None:
     return {one.node: link for link, one in read_keys(place).items() if one.node is not None and not one.revoked}
 
 
+def check_server(place: Place) -> None:
+    """Raises: RunError, where no SuperLink listens on this machine."""
+    host, port = split_address("server", local_address(str(place.server)))
+    if not answers(host, port, timeout_s=5.0):
+        raise RunError(f"no SuperLink listens at port {port}; start {place.folder / 'server.sh'}, and then this again")
+
+
 def register(place: Place) -> list[str]:
     """Let every node in that is not yet, and was not put out; returns their links."""
     keys, known = read_keys(place), set(_seen(place))
@@ -84,6 +92,7 @@ def revoke(place: Place, link: str) -> None:
     if one.revoked:
         raise InputError(f"{link}: its key is revoked already; fedexperts deploy keys rotate gives it another")
     if one.node is not None:
+        check_server(place)
         _unregister(place, one.node)
     write_keys(place, {**keys, link: replace(one, node=None, revoked=True)})
 
@@ -105,6 +114,7 @@ def rotate(place: Place, link: str, folder: Path) -> Path:
 
     keys = read_keys(place)
     old = _one(keys, link)
+    check_server(place)
     private, public = ssh_pair()
     new = Keyed(public.decode(), _register(place, public.decode()))
     folder.mkdir(parents=True, exist_ok=True)

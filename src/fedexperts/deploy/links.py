@@ -60,6 +60,6 @@ def rates_missing(scenario: Scenario) -> str | None:
         return None
     shown = ", ".join(links[:5]) + (", …" if len(links) > 5 else "")
     return (
-        f"[plan] kind = {scenario.plan.kind!r}: gives {shown} no rate, so that awaits take no time, and a run that has lost a "
-        'contact cannot be repeated by a simulation; use kind = "orbit", or kind = "file" with uplink_bps and downlink_bps'
+        f"[plan] kind = {scenario.plan.kind!r}: gives {shown} no rate, so that transfers take no time, and a run that has lost "
+        'a contact cannot be repeated by a simulation; use kind = "orbit", or kind = "file" with uplink_bps and downlink_bps'
     )

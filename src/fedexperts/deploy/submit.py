@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError, RunError
-from ..peer.address import answers, split_address
 from ..runs.lock import claimed, is_held
 from .app import submit
-from .keys import register
+from .keys import check_server, register
 from .local import Tail
-from .place import OUTCOME, Place, local_address
+from .place import OUTCOME, Place
 from .serving import Watch
 
 LOOK_S = 5.0
@@ -37,7 +36,7 @@ def train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, An
 
 
 def _train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, Any]], None]) -> None:
-    _check_server(place)
+    check_server(place)
     for link in register(place):
         say(f"{link}: its key is let in")
     (place.folder / OUTCOME).unlink(missing_ok=True)
@@ -49,15 +48,9 @@ def _train(place: Place, say: Callable[[str], None], show: Callable[[dict[str, A
         follow()
         if time.monotonic() > looked_s + LOOK_S:
             watch()
-            _check_server(place)
+            check_server(place)
             looked_s = time.monotonic()
         time.sleep(0.5)
     follow()
     if outcome["error"] is not None:
         raise RunError(f"{outcome['error']} (log: what {place.folder / 'server.sh'} printed)")
-
-
-def _check_server(place: Place) -> None:
-    host, port = split_address("server", local_address(str(place.server)))
-    if not answers(host, port, timeout_s=5.0):
-        raise RunError(f"no SuperLink listens at port {port}; start {place.folder / 'server.sh'}, and then this again")

@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 
 from ..drive.classes import DeviceClass
 from ..errors import InputError, unknown_key
+from ..events import EVENTS
 from . import keys
 from .ledger import ledger
 from .topic import Topic
@@ -37,6 +38,7 @@ def find(key: str) -> Topic:
             rest = rest[1:]  # a class of one's own
     else:
         owners = [f"{name}.{first}" for name in keys.names() if first in (part.name for part in keys.full(name).parts)]
+        owners += [f"ledger.{first}"] if first in EVENTS else []
         if owners:
             raise InputError(f"{first}: is no table; did you mean {' or '.join(owners)}?")
         raise InputError(unknown_key(first or "''", first, [*keys.names(), "ledger"]))

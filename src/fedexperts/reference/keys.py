@@ -49,7 +49,7 @@ def _key(table: type[BaseModel], name: str, at: str) -> Topic:
 def _description(table: type[BaseModel], name: str) -> str:
     """Of a field; a class that narrows a field of another need not say it again."""
     declared = (cls.model_fields[name] for cls in table.__mro__ if issubclass(cls, BaseModel) and name in cls.model_fields)
-    return next((field.description for field in declared if field.description), "")
+    return " ".join(next((field.description for field in declared if field.description), "").split())
 
 
 def _table(annotation: Any) -> type[BaseModel] | None:

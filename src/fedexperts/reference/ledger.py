@@ -36,7 +36,8 @@ def _event(name: str, forms: tuple[type[events.Line], ...]) -> Topic:
     if len(forms) == 1:
         return _form(key, forms[0])
     shown = tuple(_form(f"{key}.{i}", form) for i, form in enumerate(forms, start=1))
-    return Topic(key, "A line of one of these forms.", title=name, choices=shown)
+    meaning = " ".join((f"One of {len(forms)} forms.", *(form.meaning for form in shown)))
+    return Topic(key, meaning, title=name, choices=shown)
 
 
 def _form(key: str, form: type[values.Values]) -> Topic:

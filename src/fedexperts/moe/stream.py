@@ -4,8 +4,8 @@ A trial pass and the gate tail route to experts that a device does not own. One 
 and again in the backward pass, which reads it a second time instead of keeping it. Streamed experts are frozen.
 
 With a cache each layer keeps so many, and reads a new one into the place of the least recently used. While a layer computes, a
-thread reads what the next one (in the backward pass the one before) meets first if it meets what it met the last time. A pass the
-other way meets that in the opposite order.
+thread reads what the next one (in the backward pass the one before) meets first, if it meets what it met the last time. A pass
+the other way meets that in the opposite order.
 
 Shapes: T tokens, D hidden, F intermediate.
 """

@@ -80,5 +80,6 @@ def stepped(how: Step, now: Piece, plain: Tensors, moments: Moments, group: int 
     step, after = how.of(change, so_far["before"])
     if open_:
         groups[group] = {"change": change, "step": step, "before": so_far["before"], "nth": nth}
-    moments[now.part] = {**(after if nth >= steps else known), "groups": groups, "steps": max(nth, steps)}
+    newest: dict[str, Any] = {**after} if nth >= steps else known
+    moments[now.part] = {**newest, "groups": groups, "steps": max(nth, steps)}
     return {n: (value.float() + step[n] - so_far["step"].get(n, 0.0)).to(value.dtype) for n, value in tensors}

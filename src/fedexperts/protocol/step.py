@@ -71,7 +71,7 @@ def stepped(how: Step, now: Piece, plain: Tensors, moments: Moments, group: int 
     """
     mine = moments.get(now.part, {})
     groups = dict(mine.get("groups", {}))
-    known = {key: mine[key] for key in ("m", "v") if key in mine}
+    known: dict[str, Any] = {key: mine[key] for key in ("m", "v") if key in mine}
     steps = mine.get("steps", 0)
     so_far = groups.pop(group, {"change": {}, "step": {}, "before": known, "nth": steps + 1})
     nth = so_far.get("nth", steps)  # checkpoints from before steps were counted have none

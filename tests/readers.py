@@ -36,13 +36,14 @@ from fedexperts.data.source import read_jsonl
 from fedexperts.errors import InputError
 from fedexperts.ledger import summary, tail
 from fedexperts.moe.answer import answers
-from fedexperts.moe.checkpoint import Checkpoint, Store
+from fedexperts.moe.checkpoint import Checkpoint
 from fedexperts.moe.gate_rows import prompts_of
 from fedexperts.moe.lora import A, B
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.peft import parts_of, peft_adapter
 from fedexperts.moe.size import Training, Work, describe
 from fedexperts.moe.sized import named
+from fedexperts.moe.store import Store
 from fedexperts.moe.subset import load_full
 from fedexperts.moe.tasks import read_tasks
 from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes

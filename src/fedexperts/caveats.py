@@ -10,6 +10,8 @@ LEAST_USED = 0.99
 """Of training data; a smaller share is told."""
 NAMED = 4
 """Of many links, those that a warning names."""
+LOWER = frozenset({"loss", "perplexity", "macro_auc_left_out"})
+"""Metrics of which less is better; of all others more is."""
 
 
 def caveats(lines: Lines, run: dict[str, Any], end: dict[str, Any]) -> list[str]:

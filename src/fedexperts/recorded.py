@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from .report.chart import Line
 
 AXES = {
-    "cycle": ("cycle", "orbital cycles"),
-    "hours": ("hours", "simulated hours"),
-    "steps": ("steps", "gradient steps, of all devices"),
-    "uplink_MB": ("uplink_MB", "uplink, MB"),
-    "joules": ("joules", "J a device, radio and compute"),
+    "cycle": "orbital cycles",
+    "hours": "simulated hours",
+    "steps": "gradient steps, of all devices",
+    "uplink_MB": "uplink, MB",
+    "joules": "J a device, radio and compute",
 }
 """What a figure may be drawn against, by the column of `Run.frame`."""
 
@@ -109,7 +109,7 @@ class Run:
         own = looks(runs)
         lines = [run._line(name, value, by, times, own) for name, run in runs.items()]
         on = self.summary["judged_on"]
-        panel = Panel(AXES[by][1], f"{label}, on {on} data", lines)
+        panel = Panel(AXES[by], f"{label}, on {on} data", lines)
         return figure(Chart(value, label, [panel], columns=1), 72 * width_in, legend=True)
 
     def _named(self, beside: tuple[Run, ...]) -> dict[str, Run]:
@@ -125,5 +125,5 @@ class Run:
         if found is None or not all(isinstance(one, int | float | None) for one in found):
             known = ", ".join(key for key, values in columns.items() if isinstance(values[0], int | float))
             raise InputError(f"Run.plot: value = {value!r}: {self.directory} has {known}")
-        points = [(x, times * y) for x, y in zip(columns[AXES[by][0]], found, strict=True) if y is not None]
+        points = [(x, times * y) for x, y in zip(columns[by], found, strict=True) if y is not None]
         return Line(name, [x for x, _ in points], [y for _, y in points], own[name])

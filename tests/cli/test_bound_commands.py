@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from test_startup import loaded
 
 import fingerprints
 import small
+import terminal
 from fedexperts import Scenario, run
 from fedexperts.cli.common import output
-from fedexperts.cli.main import main
 from fedexperts.errors import InputError
 from fedexperts.method.methods import prepare
 from fedexperts.planned import plan
@@ -36,11 +35,8 @@ CONSTANTS = [
 @pytest.fixture
 def fedexperts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def command(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedexperts", *map(str, words)])
-        with pytest.raises(SystemExit) as done:
-            main()
-        out = capsys.readouterr()
-        return int(done.value.code or 0), out.out, " ".join(out.err.split())
+        code, out, err = terminal.fedexperts(monkeypatch, capsys, *words)
+        return code, out, " ".join(err.split())
 
     return command
 

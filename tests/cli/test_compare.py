@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fedexperts.report.table import accuracy_table
 from fedexperts.runs.parallel import folder, run_many
 from fedexperts.runs.run import run
 from processes import fork_instead_of_spawning, start_program
-from terminal import printed
+from terminal import fedexperts, printed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*trains on it as well")  # a small file serves as both
 
@@ -54,14 +55,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def command(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedexperts", "compare", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        streams = capsys.readouterr()
-        return int(exit_.value.code or 0), streams.out, streams.err
-
-    return command
+    return partial(fedexperts, monkeypatch, capsys, "compare")
 
 
 @pytest.mark.usefixtures("here")

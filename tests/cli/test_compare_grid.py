@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import tomli_w
 
 import small
 from fedexperts import Scenario
-from fedexperts.cli.main import main
 from fedexperts.ledger import summary
 from fedexperts.runs import parallel
 from fedexperts.runs.run import run
 from processes import fork_instead_of_spawning
+from terminal import fedexperts
 
 GRID = ("--grid", "train.lr_expert=1e-3,3e-2")
 
@@ -30,15 +30,7 @@ def scenario(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     fork_instead_of_spawning(monkeypatch)  # what is spawned costs seconds of imports
-
-    def command(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedexperts", "compare", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        streams = capsys.readouterr()
-        return int(exit_.value.code or 0), streams.out, streams.err
-
-    return command
+    return partial(fedexperts, monkeypatch, capsys, "compare")
 
 
 def ends(out: Path) -> dict[str, dict[str, Any]]:
@@ -107,8 +99,7 @@ def test_a_run_that_is_half_there_is_made_whole(scenario: Path, tmp_path: Path, 
     half, other = (out / f"sync-train.lr-expert-{rate}-seed-3" for rate in ("1e-3", "3e-2"))
     whole = (half / "ledger.jsonl").read_bytes()
     (half / "ledger.jsonl").write_bytes(whole[: len(whole) // 2])  # within a line
-    for name in ("SHA256SUMS",):
-        (half / name).unlink()
+    (half / "SHA256SUMS").unlink()
     for name in ("model", "checkpoints"):
         shutil.rmtree(half / name)
     before = {path: path.stat().st_mtime_ns for path in other.rglob("*") if path.is_file()}

@@ -18,7 +18,8 @@ import readers
 import text
 from families import batch, plain, saved
 from fedexperts.errors import InputError
-from fedexperts.moe.checkpoint import Checkpoint, Store
+from fedexperts.moe.checkpoint import Checkpoint
+from fedexperts.moe.store import Store
 from fedexperts.moe.subset import load_full
 from fedexperts.moe.tokenizer import load_tokenizer, tokenizer_notes
 from fedexperts.moe.view import View

@@ -21,7 +21,7 @@ from fedexperts.ledger import summary
 from fedexperts.report.compare_html import write_comparison
 from fedexperts.report.html import write_report
 from fedexperts.report.networked_html import write_tables
-from fedexperts.report.page import shown, write_page
+from fedexperts.report.page import write_page
 from fedexperts.report.plan_html import write_plan
 from fedexperts.runs.comparison import medians
 from ledgers import NAME, aligned_lines, folder, owners_lines, tables
@@ -175,7 +175,3 @@ def test_it_says_why_it_is_skipped_and_fails_where_it_is_needed(monkeypatch: pyt
     ci = (Path(__file__).parents[2] / ".ci" / "run").read_text()
     assert f"export {chromium.NEEDED}=1" in ci
     assert "apt-get install" in ci
-
-
-def test_nothing_of_a_figure_is_left_out_where_it_is_shown() -> None:
-    assert shown([None]) == ""

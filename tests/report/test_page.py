@@ -150,6 +150,14 @@ def test_memory_and_uplink_are_those_of_a_device(tmp_path: Path) -> None:
     assert cells[1] == ["other", "0.040", "0.040", "0.040", "0.400", "× 2.00", "0.50"]
 
 
+def test_a_run_that_sends_nothing_is_not_the_least_that_others_are_measured_by(tmp_path: Path) -> None:
+    one, other = (folder(tmp_path / name, owners_lines("sync", seed=2)) for name in ("one", "other"))
+    silent = [{**line, "uplink_B": 0} if "uplink_B" in line else line for line in lines(other)]
+    table = cost_table({"one": lines(one), "other": silent}, {"one": one, "other": other})
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert [row[4:6] for row in cells] == [["0.400", "× 1.00"], ["0.000", "–"]]
+
+
 def test_stages_of_a_network_have_their_rounds_and_bytes() -> None:
     table = stage_table({"n": lines(OLD / "networked")})
     cells = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
@@ -325,6 +333,10 @@ def test_many_numbers_are_compressed_and_too_many_are_cut_and_said_so() -> None:
     kept = len(gzip.decompress(data).splitlines()) - 1
     assert len(data) <= 80_000
     assert f"CSV.GZ, the first {kept:,} of 60,000 rows" in text
+
+
+def test_a_figure_that_a_run_has_not_is_not_shown() -> None:
+    assert shown([None]) == ""
 
 
 def test_axes_have_whole_numbers_where_all_are_whole() -> None:

@@ -194,7 +194,7 @@ def test_the_pages_of_networks_and_alignments_say_it_too(tmp_path: Path) -> None
     page = (tmp_path / "page.html").read_text()
     for words in ("B a sample", "at home", "k = 2", "Who asks whom", "by client", "even shares", "macro AUC"):
         assert words in page
-    assert "γ" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "γ" not in page
     write_report({"aligned": OLD / "aligned"}, tmp_path / "page.html", "x")
     page = (tmp_path / "page.html").read_text()
     for words in ("<th>personal</th>", "load CV", "CV a round", "by client", "aligned, personalised"):

@@ -89,6 +89,11 @@ def test_what_a_run_says_comes_back_as_it_is_and_not_as_a_traceback(kind: type[E
     assert (value, type(error), str(error)) == (None, kind, "as it is")
 
 
+def test_a_file_that_a_run_cannot_read_is_not_a_folder_that_is_not_shared(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="as it is"):
+        _in_place(place(tmp_path), refused, (OSError,))
+
+
 def test_a_node_that_sees_another_folder_does_nothing(tmp_path: Path) -> None:
     folder, lock, said = place(tmp_path)
     for other in ("process 8 on another-machine\n", None):

@@ -11,10 +11,11 @@ import torch
 from ..errors import InputError
 from ..reading import read_json
 from .auto import AUTO
-from .checkpoint import Checkpoint, check_finite
+from .checkpoint import Checkpoint
 from .config import refusing
 from .kinds import kind_of
 from .meta import read_config
+from .store import check_finite
 from .tasks import NamedTask
 from .tokenizer import load_tokenizer
 

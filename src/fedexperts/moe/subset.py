@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .auto import AUTO
-from .checkpoint import Checkpoint, Store
+from .checkpoint import Checkpoint
 from .config import check_memory, experts_field, refusing
 from .families import check_family, check_layout, fused_block
 from .layer import MoELayer
 from .outline import HEADS
 from .parts import NotMoEError
+from .store import Store
 
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 NEW_HEADS = (*(f"{head}." for head in HEADS if head != "lm_head"), "bert.pooler.")

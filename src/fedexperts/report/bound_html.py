@@ -34,7 +34,7 @@ def bound_section(document: Mapping[str, Any]) -> str:
         else []
     )
     rows = "".join(
-        f"<p class='note'>{title}:</p><div class='wide'>{html_table([text_row(heads, 'th')], map(text_row, of(bound)))}</div>"
+        f"<p class='note'>{title}:</p>{html_table([text_row(heads, 'th')], map(text_row, of(bound)))}"
         for title, heads, of in tables
     )
     figure = shown([updates_figure(bound, 86400.0 if days else 3600.0, "days" if days else "hours")])

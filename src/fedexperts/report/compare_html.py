@@ -6,8 +6,7 @@ import html
 import math
 import statistics
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,33 @@ from ..ledger import read, summary
 from .alignment import heatmap_figure, load_figure, sat_out_table
 from .chart import GREYS, Bars, Chart, Line, Look, Panel, looks
 from .clients import titled
-from .compare_table import COMPARED, Column, compared, compared_columns, notes, ranges, tuned_table
+from .compare_table import (
+    COMPARED,
+    INTERVAL,
+    NEVER,
+    Column,
+    ahead,
+    below,
+    between,
+    compared,
+    compared_columns,
+    notes,
+    ranges,
+    signed,
+    tuned_table,
+)
 from .contacts import contact_figure
 from .losses import loss_figure
 from .measured import dense_rows
-from .page import (
-    cell,
-    cell_row,
-    html_table,
-    over_seeds,
-    shown,
-    spread_cell,
-    text_row,
-    warnings_html,
-    write_page,
-)
+from .page import cell, cell_row, html_table, over_seeds, shown, spread_cell, target_html, text_row, warnings_html, write_page
+from .progress import AXES as COSTS
 from .progress import ranked
 from .settings import environment_html, settings_html
 from .table import ACCURACY, axis, baseline_rows, client_rows, goal, link_rows, metric_by_cluster, metric_of, one_of
 from .work import cost_table, expert_figure
 
-AXES = (
-    ("cycle", "rounds (orbital cycles)", 1.0),
-    ("t_s", "simulated hours", 1 / 3600),
-    ("steps", "gradient steps, of all devices", 1.0),
-    ("uplink_B", "uplink, MB", 1e-6),
-)
-
+AXES = (("cycle", "rounds (orbital cycles)", 1.0), *COSTS[1:])
+"""With the tables' word for a cycle."""
 ABREAST = 7
 """Runs beside each other in a table."""
 
@@ -74,7 +73,8 @@ def write_comparison(
     dense, told = dense_rows(folders, first)
     sections = [
         warnings_html({name: row["warnings"] for name, row in rows.items()}),
-        f"{_table(rows)}{_note(rows, document, seeds, bool(aligned))}{_paired(rows, document.get('baseline'))}",
+        f"{target_html(rows)}{_table(rows)}{_note(rows, document, seeds, bool(aligned))}",
+        _paired(rows, document.get("baseline")),
         f"{_tuned(document.get('tuned'))}{_by_link(rows)}{_of_clients(rows)}",
         shown(
             [
@@ -178,7 +178,12 @@ def client_figure(
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     columns = compared_columns(rows)
-    return _turned(list(rows), {column: [_over(column, row) for row in rows.values()] for column in columns})
+    found = [below(columns, row)[1] for row in rows.values()]
+    cells = {
+        column: [spread_cell(compared(column, row)[0], texts[i]) for row, texts in zip(rows.values(), found, strict=True)]
+        for i, column in enumerate(columns)
+    }
+    return _turned(list(rows), cells)
 
 
 def _turned(names: Sequence[str], lines: Mapping[Column, Sequence[str]]) -> str:
@@ -192,45 +197,26 @@ def _turned(names: Sequence[str], lines: Mapping[Column, Sequence[str]]) -> str:
     return "".join(tables)
 
 
-def _over(column: Column, row: Mapping[str, Any]) -> str:
-    """The median; below it the lowest and the highest seed and, where there is one, the interval of the median."""
-    middle, spread = compared(column, row)
-    ends = _ends((row.get("interval") or {}).get(column.key), column) if spread else ""
-    return spread_cell(middle, *(text for text in (spread, f"95 %: {ends}" if ends else "") if text))
-
-
-def _ends(found: Sequence[float | None] | None, column: Column) -> str:
-    """An interval, where there is one; of costs its upper end may not have been reached."""
-    if found is None or all(end is None for end in found):
-        return ""
-    return " to ".join("not reached" if end is None else column.write(end) for end in found)
-
-
 def _paired(rows: Mapping[str, Mapping[str, Any]], baseline: str | None) -> str:
     """Differences from a named baseline, seed by seed, where rows carry them."""
     told = {name: row["paired"] for name, row in rows.items() if row.get("paired")}
-    columns = [c for c in compared_columns(rows) if any(isinstance(of.get(c.key), Mapping) for of in told.values())]
-    if not told or not columns:
+    columns = [column for column in compared_columns(rows) if any(column.key in of for of in told.values())]
+    if not columns:
         return ""
     lines = {column: [_difference(column, of.get(column.key)) for of in told.values()] for column in columns}
     note = (
-        "Ours less the baseline's, paired by seed: the median of the differences, its interval, and seeds on which it is ahead."
+        "Ours less the baseline's, paired by seed: the median of the differences, its interval where the two ends differ, and "
+        "on how many seeds ours is ahead. A dash: on some seed one of the two did not get there."
     )
     named = f"Differences from {baseline}" if baseline else "Differences from the baseline"
     return f"<h2>{html.escape(named)}</h2>{_turned(list(told), lines)}<p class='note'>{note}</p>"
 
 
-def _difference(column: Column, found: Any) -> str:
-    if not isinstance(found, Mapping) or found.get("difference") is None:
+def _difference(column: Column, found: Mapping[str, Any] | None) -> str:
+    if found is None:
         return cell("–")
-    signed = replace(column, write=_signed(column))
-    ends = _ends(found.get("interval"), signed)
-    ahead = f"{found['ahead']} of {found['of']} ahead" if "ahead" in found and "of" in found else ""
-    return spread_cell(signed.write(found["difference"]), *(text for text in (f"95 %: {ends}" if ends else "", ahead) if text))
-
-
-def _signed(column: Column) -> Callable[[Any], str]:
-    return lambda value: f"{'+' if value > 0 else ''}{column.write(value)}"
+    middle, first = signed(column, found["difference"]), ahead(column, found)
+    return spread_cell(middle, between(column, found), f"ahead: {first}" if first.strip("–") else "")
 
 
 def _tuned(tuned: Mapping[str, Any] | None) -> str:
@@ -264,14 +250,21 @@ def _of_clients(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _note(rows: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any], seeds: int, aligned: bool) -> str:
-    text = f"{over_seeds(seeds)}{' where seeds differ' if seeds > 1 else ''}. A dash: not reached. "
-    if seeds > 1:
-        text += "".join(f"{line[:1].upper()}{line[1:]}. " for line in notes(rows, document))
+    columns, told = compared_columns(rows), notes(rows, document) if seeds > 1 else []
+    if INTERVAL in {below(columns, row)[0] for row in rows.values()}:
+        text = f"Medians over {seeds} seeds, below them their intervals, by {one_of(rows)} the lowest and the highest"
+    else:
+        text = over_seeds(seeds)
+    text += f"{', where the two differ' if seeds > 1 else ''}. "
+    text += "".join(f"{line[:1].upper()}{line[1:]}. " for line in told)
+    text += "" if any(NEVER in line for line in told) else f"A dash, or {NEVER}: not reached. "
     text += "Steps are summed over all devices; MB are 10⁶ bytes sent up by all devices. "
     if aligned:
         text += (
             "Personalised: each client on its own test data with the experts placed on it. Load CV: standard deviation over "
-            "mean of what the experts were trained on, in the whole run and in a round. Loads and assignments below are of the "
-            "first seed."
+            "mean of what the experts were trained on, in the whole run and in a round. "
         )
+    if seeds > 1:
+        first = f"Training loss, loads, {'assignments, ' if aligned else ''}contacts, memory and uplink of a device"
+        text += f"{first} are of the first seed, as is what to repeat it from."
     return f"<p class='note'>{text}</p>"

@@ -105,9 +105,9 @@ def _differences(rows: Mapping[str, Mapping[str, Any]], baseline: str | None) ->
         return None
     cells, dim = [], []
     for name, found in told.items():
-        cells.append([name, *(_signed(column, found.get(column.key, {}).get("difference")) for column in columns)])
-        for label, below in ((INTERVAL, _between), (AHEAD, _ahead)):
-            line = [below(column, found.get(column.key)) for column in columns]
+        cells.append([name, *(signed(column, found.get(column.key, {}).get("difference")) for column in columns)])
+        for label, told_of in ((INTERVAL, between), (AHEAD, ahead)):
+            line = [told_of(column, found.get(column.key)) for column in columns]
             if any(line):
                 dim.append(len(cells))
                 cells.append([label, *line])
@@ -118,7 +118,8 @@ def _differences(rows: Mapping[str, Mapping[str, Any]], baseline: str | None) ->
 INTERVAL, AHEAD, RANGE = "  interval", "  seeds ahead", "  lowest–highest"
 
 
-def _signed(column: Column, value: float | None) -> str:
+def signed(column: Column, value: float | None) -> str:
+    """A difference with its sign; a dash where it is not known."""
     if value is None:
         return "–"
     text = column.write(abs(value))
@@ -126,12 +127,14 @@ def _signed(column: Column, value: float | None) -> str:
     return f"{sign}{text}"
 
 
-def _between(column: Column, found: Mapping[str, Any] | None) -> str:
-    ends = found and found["interval"]
-    return f"{_signed(column, ends[0])} to {_signed(column, ends[1])}" if ends else ""
+def between(column: Column, found: Mapping[str, Any] | None) -> str:
+    """The interval of a difference; empty where there is none, or its two ends are the difference."""
+    low, high = (signed(column, end) for end in (found and found["interval"]) or (None, None))
+    return "" if low == high else f"{low} to {high}"
 
 
-def _ahead(_: Column, found: Mapping[str, Any] | None) -> str:
+def ahead(_: Column, found: Mapping[str, Any] | None) -> str:
+    """On how many seeds ours is better; a dash where it is known of none, empty of one seed."""
     if not found or found["of"] < 2:
         return ""
     return f"{found['ahead']} of {found['of']}" if found["ahead"] + found["behind"] else "–"
@@ -176,26 +179,28 @@ def _costs(rows: Mapping[str, Mapping[str, Any]], target: float | None) -> Stack
     columns, cells, dim = compared_columns(rows), [], []
     reached = any("rounds_to_target" in row.get("not_reached", {}) for row in rows.values()) and seeds > 1
     for name, row in rows.items():
-        found = [compared(column, row) for column in columns]
         late = row.get("not_reached", {}).get("rounds_to_target", 0)
-        cells.append([name, *[f"{seeds - late} of {seeds}"] * reached, *(middle for middle, _ in found)])
-        below, label = [_interval(column, row) for column in columns], INTERVAL
-        if not any(below):
-            below, label = [spread for _, spread in found], RANGE
-        if any(below):
+        cells.append([name, *[f"{seeds - late} of {seeds}"] * reached, *(compared(column, row)[0] for column in columns)])
+        label, texts = below(columns, row)
+        if any(texts):
             dim.append(len(cells))
-            cells.append([label, *[""] * reached, *below])
+            cells.append([label, *[""] * reached, *texts])
     heads = ["", *["target\nreached"] * reached, *("\n".join(column.head) for column in columns)]
     return Stacked(f"{_over(rows)}{final} on test data, {title} on {on} data", heads, cells, dim=dim)
 
 
+def below(columns: Sequence[Column], row: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What stands below medians, and how it is called: intervals or, of fewer seeds than these need, lowest and highest."""
+    if any(row.get("interval", {}).get(column.key) for column in columns):
+        return INTERVAL, [_interval(column, row) for column in columns]
+    return RANGE, [compared(column, row)[1] for column in columns]
+
+
 def _interval(column: Column, row: Mapping[str, Any]) -> str:
-    """Empty where there is none, or all seeds agree."""
-    ends = row.get("interval", {}).get(column.key)
-    if not ends or len(set(row["by_seed"][column.key])) == 1:
-        return ""
+    """Empty where there is none, or its two ends are the median."""
+    ends = row.get("interval", {}).get(column.key) or (None, None)
     low, high = (NEVER if end is None else column.write(end) for end in ends)
-    return f"{low}–{high}"
+    return "" if low == high else f"{low}–{high}"
 
 
 def seeds_of(rows: Mapping[str, Mapping[str, Any]]) -> int:

@@ -15,11 +15,11 @@ from .comparable import targets_differ
 from .contacts import contact_figure
 from .losses import loss_figure
 from .measured import bound_section, dense_rows
-from .page import cell, cell_row, html_table, shown, text_row, warnings_html, write_page
+from .page import cell, cell_row, html_table, shown, target_html, text_row, warnings_html, write_page
 from .progress import cluster_figure, energy_figure, late_points, progress_figure
 from .settings import environment_html, settings_html
-from .table import cost_rows, goal_of, metrics_rows
-from .words import together
+from .table import cost_rows, metrics_rows
+from .words import EXPERT, together
 from .work import cost_table, expert_figure, stage_table
 
 
@@ -84,7 +84,7 @@ def relevance_figure(lines: Mapping[str, list[dict[str, Any]]]) -> Chart:
             reports[name] = report
     panels = []
     for name, report in reports.items():
-        experts = [str(expert).removeprefix("expert:") for expert in report["experts"]]
+        experts = [str(expert).removeprefix(EXPERT) for expert in report["experts"]]
         clusters = list(report["clusters"])
         values = [[row[c] for row in report["relevance"]] for c in range(len(clusters))]
         owned = {
@@ -106,11 +106,8 @@ def relevance_figure(lines: Mapping[str, list[dict[str, Any]]]) -> Chart:
 def _table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     groups, heads, rows = cost_rows(summaries)
     over = (cell(group, "th", f" colspan={groups.count(group)}") for group in dict.fromkeys(groups))
-    goal = goal_of(summaries)
-    caption = "" if goal is None else f"<p>The target is {goal}; “final” is judged on test data, once, at the end.</p>"
-    return caption + html_table(
-        [cell_row(over), text_row((head.replace("\n", " ") for head in heads), "th")], map(text_row, rows)
-    )
+    table = html_table([cell_row(over), text_row((head.replace("\n", " ") for head in heads), "th")], map(text_row, rows))
+    return target_html(summaries) + table
 
 
 def _advice(lines: Mapping[str, list[dict[str, Any]]]) -> str:

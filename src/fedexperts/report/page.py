@@ -9,10 +9,12 @@ import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import legible
 from ..writing import mark, write_together
 from .chart import Chart, as_csv, number
+from .table import goal_of
 
 MOST_ROWS = 200
 """Of a figure's numbers, on the page; all of them are in its CSV."""
@@ -105,6 +107,12 @@ def warnings_html(warnings: Mapping[str, Sequence[str]]) -> str:
         for text in texts
     )
     return f"<div class='warning'><b>Warnings</b><ul>{items}</ul></div>" if items else ""
+
+
+def target_html(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """What stands above a table of costs to the target; nothing where there is none."""
+    goal = goal_of(summaries)
+    return f"<p>The target is {goal}; “final” is judged on test data, once, at the end.</p>" if goal else ""
 
 
 def shown(charts: Iterable[Chart | None]) -> str:

@@ -46,10 +46,8 @@ PLAN_STYLE = """
 body { max-width: 74rem; } figure svg { max-width: 62rem; }
 div.wide { overflow: auto; max-height: 46rem; }
 div.wide thead th { position: sticky; top: 0; background: white; }
-th { vertical-align: bottom; font-weight: 600; }
 tr.numbers td { border-bottom: 0; padding-bottom: 0; white-space: nowrap; }
 td.verdict { text-align: left; color: #555; padding-bottom: 0.6rem; }
-div.wide div.wide { overflow: visible; max-height: none; }
 @media print { div.wide { max-height: none; } }
 """
 
@@ -93,7 +91,7 @@ def _table(clusters: Mapping[str, Mapping[str, Any]]) -> str:
         text_row(_cells(name, found), of="numbers") + cell_row([cell(str(found.get("verdict") or ""), attributes=spanned)])
         for name, found in clusters.items()
     )
-    return f"<div class='wide'>{html_table([text_row(COLUMNS, 'th')], body)}</div>{note}"
+    return html_table([text_row(COLUMNS, "th")], body) + note
 
 
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:

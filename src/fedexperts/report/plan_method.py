@@ -30,8 +30,8 @@ def method_section(document: Mapping[str, Any]) -> str:
         "gaps; joules of computing are estimated from the model's size, and counted by fedexperts check."
     )
     return f"""{warned}<h2>Can it be done?</h2><ul>{answers}</ul>
-<p class='note'>What a contact carries for each device ({what}), where it has the room:</p><div class='wide'>{stages}</div>
-<p class='note'>{note}</p><div class='wide'>{links}</div>
+<p class='note'>What a contact carries for each device ({what}), where it has the room:</p>{stages}
+<p class='note'>{note}</p>{links}
 """
 
 
@@ -47,7 +47,7 @@ def pass_list(document: Mapping[str, Any]) -> str:
     rows = (text_row(_cells(contact, start, named)) for contact in contacts[:MOST_LISTED])
     since = "UTC" if start else "seconds after the start"
     return f"""<details><summary>All {len(contacts):,} passes with their times ({since}){more}</summary>
-<div class='wide'>{html_table([text_row(heads, "th")], rows)}</div></details>
+{html_table([text_row(heads, "th")], rows)}</details>
 """
 
 

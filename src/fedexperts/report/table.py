@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Group
 
-from ..caveats import who_never_trained
+from ..caveats import LOWER, who_never_trained
 from .stacked import Stacked
 
 ACCURACY = "accuracy"
@@ -180,10 +180,6 @@ def ladder_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[s
         for name, own, rungs in found
     ]
     return "accuracy beside other gates on the same experts", ["run", "final", *RUNGS.values()], rows
-
-
-LOWER = frozenset({"perplexity", "loss", "macro_auc_left_out"})
-"""Metrics of which less is better, which tables and axes say."""
 
 
 def named(metric: str) -> str:

@@ -12,9 +12,9 @@ from .chart import Bars, Chart, Panel, looks
 from .page import html_table, text_row
 from .progress import ranked
 from .table import mega
+from .words import EXPERT
 
 Lines = Sequence[Mapping[str, Any]]
-EXPERT = "expert:"
 MOST_RAM_B = 1e15
 """No machine has more."""
 
@@ -51,7 +51,7 @@ def cost_table(runs: Mapping[str, Lines], directories: Mapping[str, Path]) -> st
     rows = [found for name, lines in runs.items() if (found := _costs(name, lines, directories[name])) is not None]
     if not rows:
         return ""
-    least = min(row["up"] for row in rows) or 1.0
+    least = min((row["up"] for row in rows if row["up"]), default=1.0)
     heads = ["run", "MB trained at once", "MB up a contact", "at most", "MB up a device", "of the least", "process, GB"]
     cells = [
         [
@@ -69,8 +69,8 @@ def cost_table(runs: Mapping[str, Lines], directories: Mapping[str, Path]) -> st
         f"<h2>Memory and uplink</h2>{html_table([text_row(heads, 'th')], map(text_row, cells))}"
         "<p class='note'>Fewer are better. Trained at once: the parts that a device of the busiest cluster trains together, as "
         "they are sent; gradients weigh as much again, and the optimiser's state beside. Up a contact: what a device sends, "
-        "the median over contacts that sent something, and the most. Process: the most memory that the whole simulation held, "
-        "server and devices together, where the run's folder says it.</p>"
+        "the median over contacts that sent something, and the most. Of the least: of those runs that sent something. Process: "
+        "the most memory that the whole simulation held, server and devices together, where the run's folder says it.</p>"
     )
 
 

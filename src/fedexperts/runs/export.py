@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..moe.auto import AUTO, PEFT
-from ..moe.checkpoint import Checkpoint, Store, files_of
+from ..moe.checkpoint import Checkpoint, files_of
 from ..moe.kinds import FOR_TASK, MODULES
 from ..moe.parts import HEAD, Piece, is_expert
 from ..moe.peft import parts_of, peft_adapter
+from ..moe.store import Store
 from ..moe.tasks import copy_tasks
 from ..moe.tokenizer import copy_tokenizer
 from ..moe.written import save

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..caveats import LOWER
 from ..statistics import LEVEL, Cost, Ends, Paired, covers, interval, median, paired, paired_costs
 
 Better = Literal["higher", "lower"]
 Rows = Sequence[Mapping[str, Any]]
 """Summaries of one name's runs, in the order of their seeds."""
-LOWER = frozenset({"loss", "perplexity"})
-"""Metrics of which less is better; of all others more is."""
 
 
 @dataclass(frozen=True)

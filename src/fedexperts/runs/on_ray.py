@@ -84,13 +84,14 @@ def _in_place(place: tuple[str, Path, str], fn: Callable[..., Any], args: tuple[
         return None, InputError(f"--ray: {where}; name an --out on a file system that all nodes share"), []
     try:
         os.chdir(folder)  # where paths and modules of the user's own are looked for
+    except OSError as found:
+        return None, InputError(f"--ray: node {socket.gethostname()}: {folder}: {reason(found)}; share it"), []
+    try:
         with warnings.catch_warnings(), overheard() as heard:
             warnings.simplefilter("ignore")
             value, error = fn(*args), None
     except OURS as found:
         value, error = None, found
-    except OSError as found:
-        value, error = None, InputError(f"--ray: node {socket.gethostname()}: {folder}: {reason(found)}; share it")
     return value, error, list(heard) if error is None else []
 
 

@@ -6,6 +6,7 @@ and these are judged on test data, once, at their end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,15 +36,17 @@ class Score:
     @property
     def median(self) -> float | None:
         """Over the seeds; a run that diverged is worse than all others."""
-        sign = 1 if better(self.metric) == "lower" else -1
-        found = median([None if value is None else sign * value for value in self.by_seed])
-        return None if found is None else sign * found
+        return None if self.order == math.inf else self._sign * self.order
 
     @property
-    def order(self) -> tuple[bool, float]:
-        """The best is the lowest."""
-        found = self.median
-        return found is None, 0.0 if found is None else found if better(self.metric) == "lower" else -found
+    def order(self) -> float:
+        """The best is the lowest; without end where most runs diverged."""
+        found = median([None if value is None else self._sign * value for value in self.by_seed])
+        return math.inf if found is None else found
+
+    @property
+    def _sign(self) -> int:
+        return 1 if better(self.metric) == "lower" else -1
 
 
 def check(cells: Cells, varied: Mapping[str, Sequence[str]]) -> None:

@@ -173,16 +173,13 @@ def _links(
         kinds = {cluster.name: classes[str(cluster.device)] for cluster in scenario.cluster if cluster.name in groups}
         return plan, {name: LocalHost(group) for name, group in groups.items()}, kinds, data.objectives
     names = [cluster.name for cluster in scenario.cluster]
-    group = [client for client in clients(scenario, classes) if names[client.at] in groups]
+    everybody = clients(scenario, classes)
+    group = [client for client in everybody if names[client.at] in groups]
     every = [device for name in names if name in groups for device in groups[name]]
     hosts: dict[str, Host] = {client.name: LocalHost([device]) for client, device in zip(group, every, strict=True)}
     kinds = {client.name: client.kind for client in group}
-    return (
-        client_plan(plan, clients(scenario, classes), scenario),
-        hosts,
-        kinds,
-        {one.name: data.objectives[names[one.at]] for one in group},
-    )
+    objectives = {one.name: data.objectives[names[one.at]] for one in group}
+    return client_plan(plan, everybody, scenario), hosts, kinds, objectives
 
 
 def _check_data(view: View, data: Datasets) -> None:

@@ -336,14 +336,13 @@ def _numbered(scenario: Tasks, only: str | None) -> Datasets:
 def _splits(scenario: Tasks, i: int, judged: bool) -> Splits:
     table = scenario.cluster[i]
     splits = load(table.data, scenario.base, scenario.seed)
+    train = _some_of(splits.train, taken(scenario, i, size(splits.train), "samples", "samples to train on"))
     if not judged:
-        train = _some_of(splits.train, taken(scenario, i, size(splits.train), "samples", "samples to train on"))
         return Splits(train, None, splits.shared)
     test = _held(scenario, table.test) if table.test else splits.test
     if test is None:
         raise _no_test(i, table.data)
     spec = validation_file(scenario, i)
-    train = _some_of(splits.train, taken(scenario, i, size(splits.train), "samples", "samples to train on"))
     test = _some_of(test, taken(scenario, i, size(test), "test_samples", "samples to test on"))
     return Splits(train, test, splits.shared, _held(scenario, spec) if spec else None)
 

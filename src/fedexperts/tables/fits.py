@@ -29,7 +29,7 @@ def misfit(
     protocol: str, server: Server, table: EmsFl, assignment: Assignment, train: Train | None, model: Model | None
 ) -> str | None:
     """The first that does not fit, with the remedy; None if all does."""
-    return _of_server(protocol, server, table, model) or (_of_ems_fl(protocol, table, assignment, train))
+    return _of_server(protocol, server, table, model) or _of_ems_fl(protocol, table, assignment, train)
 
 
 def _of_server(protocol: str, server: Server, table: EmsFl, model: Model | None) -> str | None:

@@ -2,7 +2,8 @@
 
 A client's round: the global model comes to it, it makes one step of plain descent on its own 32 samples, and what it has made
 is averaged with that of all others. The model is a perceptron of 32-64-10; for us it is the one expert of an MoE layer. Ours
-goes the way of a run, in simulated time: `Simulator`, the synchronous baseline, a link, the gate for updates, a ledger on disk.
+goes the way of a run, in simulated time: `Simulator`, the synchronous baseline, a link, the gate for updates, a ledger on disk;
+devices one after the other (the default), and as one batch (``train.cohort = "batched"``), to which peers are compared.
 Beside it: a plain loop over one resident model in torch, the floor without any simulator; pfl; and Flower with Ray, whose
 clients run in as many workers as there are processors. pfl and Flower are installed by pip into environments of their own
 (--envs keeps them); where that fails, or with --toy, their line says why they were not compared.
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,7 +49,7 @@ from fedexperts.train.host import LocalHost
 
 PEERS = {"pfl": ["pfl==0.6.0"], "flower": ["flwr[simulation]==1.42.0"]}
 """What is installed for each, beside this environment's own version of torch."""
-NAMES = {"ours": "ours", "plain": "plain loop", "pfl": "pfl", "flower": "Flower"}
+NAMES = {"one": "ours, one by one", "ours": "ours, batched", "plain": "plain loop", "pfl": "pfl", "flower": "Flower"}
 SLOT_S, TOLERANCE, LONGEST_S = 60.0, 1e-5, 1800.0
 
 
@@ -66,14 +68,14 @@ class OneExpert(nn.Module):
         return self.moe(x)
 
 
-def ours(path: str, rounds: int) -> Rounds:
-    """A run of the synchronous baseline over slots that hold one local round."""
+def ours(path: str, rounds: int, together: bool = False) -> Rounds:
+    """A run of the synchronous baseline over slots that hold one local round; devices one after the other, or in one batch."""
     x_NBD, y_NB, first = work(path)
     body = perceptron()
     body.load_state_dict(first.state_dict())
     view, names = View(OneExpert(body)), list(first.state_dict())
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
-    local, task = LocalTraining(lr_expert=RATE, lr_gate=RATE), Classification(0, 10)
+    local, task = LocalTraining(lr_expert=RATE, lr_gate=RATE, together=together), Classification(0, 10)
     group = [
         Device(f"all/{j}", view, {"x": x, "labels": y}, model, local, 0, task)
         for j, (x, y) in enumerate(zip(x_NBD, y_NB, strict=True))
@@ -96,7 +98,7 @@ def ours(path: str, rounds: int) -> Rounds:
         ended(model, 0)
         run.run(Sync(Start(model, ("all",), frozenset(), {}, rounds)))
     hook.remove()
-    return ended_s, seen, len(made)
+    return ended_s, seen, sum(device.steps for device in group) if together else len(made)
 
 
 def per_s(clients: int, ended_s: Sequence[float]) -> float:
@@ -167,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         np.savez(path, **make(clients))
         work.cache_clear()
         wanted = plain(str(path), rounds)[1]
-        took: dict[str, list[float]] = {"ours": [], "plain": []}
-        programs: dict[str, Callable[[str, int], Rounds]] = {"ours": ours, "plain": plain}
+        programs: dict[str, Callable[[str, int], Rounds]] = {"one": ours, "ours": partial(ours, together=True), "plain": plain}
+        took: dict[str, list[float]] = {which: [] for which in programs}
         for _ in range(repeats):
             for which, program in programs.items():
                 work.cache_clear()  # the plain loop trains the very model that was read
@@ -178,10 +180,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         mine = statistics.median(took["ours"])
         ratios = sorted(a / b for a, b in zip(took["ours"], took["plain"], strict=True))
         print(f"{clients} clients, {rounds - 1} rounds, one step on {BATCH} samples, perceptron 32-64-10")
-        print(f"{'':12} {'client rounds/s':>15} {'ours is':>9}")
-        print(f"{NAMES['ours']:12} {mine:15,.0f} {'':9} torch {torch.__version__}")
+        print(f"{'':16} {'client rounds/s':>15} {'batched is':>11}")
+        one = statistics.median(took["one"])
+        print(f"{NAMES['ours']:16} {mine:15,.0f} {'':11} torch {torch.__version__}")
+        print(f"{NAMES['one']:16} {one:15,.0f} {mine / one:10.1f}×")
         floor, spread = statistics.median(took["plain"]), f"({ratios[0]:.2f}-{ratios[-1]:.2f})"
-        print(f"{NAMES['plain']:12} {floor:15,.0f} {statistics.median(ratios):8.2f}× {spread}", flush=True)
+        print(f"{NAMES['plain']:16} {floor:15,.0f} {statistics.median(ratios):10.2f}× {spread}", flush=True)
         for peer in PEERS:
             try:
                 if args.toy:
@@ -191,9 +195,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 check(NAMES[peer], found, wanted, clients)
                 rate = per_s(clients, found[0])
                 told = ", ".join(f"{package} {number}" for package, number in versions.items())
-                print(f"{NAMES[peer]:12} {rate:15,.0f} {mine / rate:8.1f}× {told}", flush=True)
+                print(f"{NAMES[peer]:16} {rate:15,.0f} {mine / rate:10.1f}× {told}", flush=True)
             except Missing as reason:
-                print(f"{NAMES[peer]:12} not compared: {reason}", flush=True)
+                print(f"{NAMES[peer]:16} not compared: {reason}", flush=True)
 
 
 if __name__ == "__main__":

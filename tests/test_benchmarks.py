@@ -130,7 +130,13 @@ ROWS = {  # beginnings of lines, in order
         *("healthy", "one of ten frozen", "three of ten dead"),
     ],
     "simulator": [r"ems-fl +\d+ ", r"sync +\d+ "],
-    "simulator_peers": [r"ours +\d", r"plain loop +[\d,]+ +0\.\d+×", "pfl +not compared: --toy", "Flower +not compared: --toy"],
+    "simulator_peers": [
+        r"ours, batched +\d",
+        r"ours, one by one +\d",
+        r"plain loop +[\d,]+ +0\.\d+×",
+        "pfl +not compared: --toy",
+        "Flower +not compared: --toy",
+    ],
     "split": [rf"{case} +{p} " for case in ("demo", "uneven", "unfitted") for p in ("algorithm-1", "balanced", "optimal")],
     "startup": ["python alone", "fedexperts --help", "plan, no model"],
     "tasks": [

@@ -41,7 +41,7 @@ from .tables import (
     Train,
     Warmup,
 )
-from .tables.fits import misfit, misfit_rank
+from .tables.fits import misfit, misfit_cohort, misfit_rank
 from .tables.protocols import BY_CLIENT, Protocol
 
 MOST_TOML_B = 2**20
@@ -267,7 +267,8 @@ def _fitting(scenario: _S) -> _S:
     """Raises: ValueError, where tables of methods ask for what the protocol cannot do."""
     server, parts = scenario.server or Server(), scenario.ems_fl or EmsFl()
     fault = misfit(scenario.protocol, server, parts, scenario.assignment, scenario.train, scenario.model)
-    if fault := fault or misfit_rank(scenario.protocol, parts, scenario.device, scenario.model):
+    fault = fault or misfit_rank(scenario.protocol, parts, scenario.device, scenario.model)
+    if fault := fault or misfit_cohort(scenario.protocol, scenario.train, scenario.device, scenario.task.kind, scenario.model):
         raise ValueError(fault)
     return scenario
 

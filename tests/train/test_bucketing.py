@@ -46,7 +46,7 @@ def device(local: LocalTraining, data: dict[str, Tensor], family: str = "mixtral
 
 def chosen(local: LocalTraining, data: dict[str, Tensor], steps: int) -> list[list[int]]:
     one = device(local, data)
-    return [one._chosen(step).tolist() for step in range(steps)]
+    return [one.chosen(step).tolist() for step in range(steps)]
 
 
 # ---- which samples

@@ -48,7 +48,7 @@ def logits(device: Device, pieces: dict[str, Piece]) -> torch.Tensor:
 
 
 def local_logits(device: Device) -> torch.Tensor:
-    device._enter(frozenset(), None)
+    device.enter(frozenset(), None)
     device.view.model.eval()
     with torch.no_grad():
         return device.view(DATA)

@@ -44,6 +44,11 @@ class MultipleChoice:
         """Cross-entropy of the softmax over the options' scores."""
         return F.cross_entropy(self.scores(view, batch), batch["labels"])
 
+    def losses(self, view: View, batch: Batch, devices: int) -> Tensor:
+        """See `Objective`."""
+        losses_N = F.cross_entropy(self.scores(view, batch), batch["labels"], reduction="none")
+        return losses_N.view(devices, -1).mean(dim=1)
+
     def inputs(self, samples: Batch) -> Batch:
         """The questions."""
         return {"input_ids": samples["question"], "attention_mask": samples["question_mask"]}

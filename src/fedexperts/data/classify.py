@@ -42,6 +42,10 @@ class Classification:
         """Cross-entropy, or mean square error."""
         return self._loss(view, self._own(view(batch)), batch["labels"], "mean")
 
+    def losses(self, view: View, batch: Batch, devices: int) -> Tensor:
+        """See `Objective`."""
+        return self._loss(view, self._own(view(batch)), batch["labels"], "none").view(devices, -1).mean(dim=1)
+
     def _loss(self, view: View, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
         if self.metric in OF_SCORES:
             return F.mse_loss(logits[:, 0].float(), labels.float(), reduction=reduction)

@@ -37,6 +37,13 @@ class CausalLM:
         logits_SV, targets_S = self._foretold(view, batch)
         return F.cross_entropy(logits_SV, targets_S)
 
+    def losses(self, view: View, batch: Batch, devices: int) -> Tensor:
+        """See `Objective`; each device's tokens count alike within it."""
+        logits_SV, targets_S = self._foretold(view, batch)
+        losses_S = F.cross_entropy(logits_SV, targets_S, reduction="none")
+        counts_J = batch["attention_mask"][:, 1:].sum(dim=-1).view(devices, -1).sum(dim=1)
+        return torch.stack([losses.mean() for losses in torch.split(losses_S, counts_J.tolist())])
+
     def inputs(self, samples: Batch) -> Batch:
         """The sequences themselves."""
         return {key: samples[key] for key in ("input_ids", "attention_mask")}

@@ -39,6 +39,9 @@ class Objective(Protocol):
     def loss(self, view: View, batch: Batch) -> Tensor:
         """Averaged over the batch (33); it may have no gradient where no token met a trained part."""
 
+    def losses(self, view: View, batch: Batch, devices: int) -> Tensor:
+        """The same of each device (J), whose samples lie one after the other in the batch, equally many of each."""
+
     def inputs(self, samples: Batch) -> Batch:
         """What the gate sees of samples in a trial pass: images, or ``input_ids`` and, if padded, ``attention_mask``."""
 

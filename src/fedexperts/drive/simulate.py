@@ -7,6 +7,7 @@ completions come before ends of cycles, and those before new contacts.
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import types
@@ -161,11 +162,15 @@ class Simulator:
             self._at(end_s, CYCLE_END, self._end_cycle)
         if not self.training_over:
             self._at(self.end_s, CYCLE_END, self._end_training)
-        while self.heap:
-            self.now_s, _, _, action = heapq.heappop(self.heap)
-            action(self.now_s)
-            if not self.open:
-                pause()
+        gc.freeze()  # models, data and modules stay; to look through them again and again takes a quarter of small work
+        try:
+            while self.heap:
+                self.now_s, _, _, action = heapq.heappop(self.heap)
+                action(self.now_s)
+                if not self.open:
+                    pause()
+        finally:
+            gc.unfreeze()
         self._finish()
 
     def state(self) -> dict[str, Any]:

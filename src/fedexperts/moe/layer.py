@@ -1,16 +1,37 @@
 """Our own MoE layer: any modules as experts, one linear gate, routing by `Router`.
 
-Shapes: T tokens, D features in, E experts, K experts picked per token.
+Shapes: T tokens, D features in, E experts, K experts picked per token, J devices of a cohort.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .routing import Mask, Router, Top1
+
+
+@dataclass
+class Cohort:
+    """Devices whose samples lie one after the other in a batch, equally many of each, see `train.cohort`.
+
+    Attributes:
+        devices: J.
+        own_T: tokens that a device would have alone; others only fill its sequences up to those of other devices. None: all.
+        met_J: of the expert that runs, which devices' own tokens meet it; None outside of experts.
+    """
+
+    devices: int
+    own_T: Tensor | None = None
+    met_J: Tensor | None = None
+
+
+COHORT: ContextVar[Cohort | None] = ContextVar("COHORT", default=None)
+"""Set while a batch is that of a cohort: then each expert gets equally many rows of each device."""
 
 
 class MoELayer(nn.Module):
@@ -55,6 +76,8 @@ def combine(x_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor, experts: Seque
 
 def outputs(x_TD: Tensor, indices_TK: Tensor, experts: Sequence[object]) -> Tensor:
     """What its picked experts put out for every token, y_TKF; experts without tokens do not run."""
+    if (cohort := COHORT.get()) is not None:
+        return _outputs_apart(cohort, x_TD, indices_TK, experts)
     top_k = indices_TK.shape[-1]
     order_P = indices_TK.flatten().argsort(stable=True)  # P = T·K picks, grouped by expert
     sizes = torch.bincount(indices_TK.flatten(), minlength=len(experts)).tolist()
@@ -62,3 +85,29 @@ def outputs(x_TD: Tensor, indices_TK: Tensor, experts: Sequence[object]) -> Tens
     run = [f(chunk) for f, chunk, n in zip(experts, chunks, sizes, strict=True) if n]  # type: ignore[operator]  # callables
     y_PF = torch.cat(run)
     return y_PF[order_P.argsort()].view(*indices_TK.shape, -1)  # back to token order
+
+
+def _outputs_apart(cohort: Cohort, x_TD: Tensor, indices_TK: Tensor, experts: Sequence[object]) -> Tensor:
+    """The same, where each expert gets J times as many rows as that device has for it which has most; zeros fill them up."""
+    J, top_k = cohort.devices, indices_TK.shape[-1]
+    picks_P = indices_TK.flatten()  # P = T·K
+    pair_P = picks_P * J + torch.arange(len(picks_P), device=picks_P.device) // (len(picks_P) // J)
+    order_P = pair_P.argsort(stable=True)  # by expert, then device
+    sizes_EJ = torch.bincount(pair_P, minlength=len(experts) * J).view(-1, J)
+    rows_E = sizes_EJ.amax(dim=1) * J
+    begins_EJ = (rows_E.cumsum(0) - rows_E)[:, None] + (rows_E // J)[:, None] * torch.arange(J, device=rows_E.device)
+    before_EJ = (sizes_EJ.flatten().cumsum(0) - sizes_EJ.flatten()).view(-1, J)
+    shift_P = (begins_EJ - before_EJ).flatten()[pair_P[order_P]]
+    row_P = torch.arange(len(picks_P), device=picks_P.device) + shift_P
+    sizes = rows_E.tolist()
+    filled_RD = x_TD.new_zeros(sum(sizes), x_TD.shape[-1]).index_copy(0, row_P, x_TD[order_P // top_k])
+    own_EJ = sizes_EJ
+    if cohort.own_T is not None and len(cohort.own_T) == len(indices_TK):
+        own_P = cohort.own_T.repeat_interleave(top_k)
+        own_EJ = torch.bincount(pair_P[own_P], minlength=len(experts) * J).view(-1, J)
+    run = []
+    for f, chunk, n, met_J in zip(experts, torch.split(filled_RD, sizes), sizes, own_EJ > 0, strict=True):
+        cohort.met_J = met_J
+        run += [f(chunk)] if n else []  # type: ignore[operator]  # callables
+    cohort.met_J = None
+    return torch.cat(run)[row_P[order_P.argsort()]].view(*indices_TK.shape, -1)

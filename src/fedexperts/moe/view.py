@@ -249,20 +249,32 @@ class View:
         if held is not None and held[0] is piece and held[1] is trained and part not in self._dirty:
             return None
         self._resize(part, piece)
+        tensors = self.parts[part] | self.leaves[part]
         with torch.no_grad():
-            for name, tensor in (self.parts[part] | self.leaves[part]).items():
-                source = next((t[name] for t in (trained, piece, self._fresh.get(part)) if t is not None and name in t), None)
-                if source is not None and part == GATE and len(source) > len(tensor):
-                    source = source[list(self.kept)]
-                if source is None or source.shape != tensor.shape:
-                    raise InputError(
-                        f"{part}: {name} {'is missing' if source is None else f'has shape {tuple(source.shape)}'} where the "
-                        f"model has shape {tuple(tensor.shape)}; it belongs to another model"
-                    )
-                tensor.copy_(source)
+            for name, source in self.sources(part, piece, trained).items():
+                tensors[name].copy_(source)
         self._resident[part] = piece, trained
         self._dirty.discard(part)
         return None
+
+    def sources(self, part: str, piece: Tensors, trained: Tensors | None = None) -> dict[str, Tensor]:
+        """From which tensors `install` copies, by name.
+
+        Raises:
+            InputError: one is missing, or has another shape than the model's.
+        """
+        found: dict[str, Tensor] = {}
+        for name, tensor in (self.parts[part] | self.leaves[part]).items():
+            source = next((t[name] for t in (trained, piece, self._fresh.get(part)) if t is not None and name in t), None)
+            if source is not None and part == GATE and len(source) > len(tensor):
+                source = source[list(self.kept)]
+            if source is None or source.shape != tensor.shape:
+                raise InputError(
+                    f"{part}: {name} {'is missing' if source is None else f'has shape {tuple(source.shape)}'} where the "
+                    f"model has shape {tuple(tensor.shape)}; it belongs to another model"
+                )
+            found[name] = source
+        return found
 
     def _resize(self, part: str, piece: Tensors) -> None:
         """Adapters get the rank of a piece's, where a class of devices has one of its own."""

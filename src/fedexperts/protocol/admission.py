@@ -20,10 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from ..moe.parts import MAX_UPDATE_NORM, Fitted, Piece, Tensors, too_far, unfitted
 from ..train.task import Task, Update
+
+_KIND = attrgetter("dtype", "shape", "layout", "device")
+"""What of a tensor must be as it was sent, beside its name."""
 
 MOST_QUOTED = 60
 """Characters of what a device says of itself that a reason repeats."""
@@ -205,10 +209,18 @@ def differs(tensors: Tensors, sent: Piece, max_update_norm: float = MAX_UPDATE_N
         return f"tensors are not those of the part: {quoted(strange[0])} of {len(strange)}"
     for name, of in sent.tensors.items():
         given = tensors[name]
-        if any(getattr(given, what, None) != getattr(of, what) for what in ("dtype", "shape", "layout", "device")):
+        if _kind(given) != _kind(of):
             kind = f"{getattr(given, 'dtype', type(given).__name__)} {list(getattr(given, 'shape', ()))}"
             return f"tensor {quoted(name)} is {quoted(kind)}; must be {of.dtype} {list(of.shape)}"
     return too_far(tensors, sent.tensors, max_update_norm, sent.norm)
+
+
+def _kind(value: Any) -> tuple[Any, ...] | None:
+    try:
+        found: tuple[Any, ...] = _KIND(value)
+    except AttributeError:
+        return None
+    return found
 
 
 def _whole(value: Any, least: int, most: int) -> bool:

@@ -88,6 +88,7 @@ def _local_training(scenario: Scenario) -> LocalTraining:
         loss=_local_loss(scenario),
         proximal_mu=table.proximal_mu or 0.0,
         max_update_norm=table.max_update_norm or MAX_UPDATE_NORM,
+        together=table.cohort == "batched",
         cache_B=int(table.cache_MB * 1e6) // sum(cluster.devices for cluster in scenario.cluster),
     )
 

@@ -21,6 +21,7 @@ from ..moe.parts import Piece, is_expert
 from ..moe.view import View
 from ..scenario import Scenario
 from ..tables import Warmup
+from ..train.cohort import why_not
 from ..train.device import Device
 from ..train.host import Host, LocalHost, Trial
 from ..train.warmup import WarmUp, warm_up
@@ -132,6 +133,8 @@ def prepare(scenario: Scenario, by_client: bool = False, even: bool = False, onl
     classes, plan, data = device_classes(scenario), contact_plan(scenario), datasets(scenario, only)
     view = model_view(scenario, data.outputs)
     name_outputs(view.model.config, scenario, data)
+    if scenario.train.cohort == "batched" and (why := why_not(view)):
+        raise InputError(f'train.cohort = "batched": {why}; leave it out, or set it to "one-by-one"')
     _check_data(view, data)
     _check_time(scenario, plan, classes)
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}

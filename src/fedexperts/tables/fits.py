@@ -68,6 +68,26 @@ def _of_ems_fl(protocol: str, table: EmsFl, assignment: Assignment, train: Train
     return None
 
 
+def misfit_cohort(
+    protocol: str, train: Train | None, devices: Mapping[str, Device], kind: str, model: Model | None
+) -> str | None:
+    """Why devices cannot be computed as one, with the remedy; None if they can, or are not asked to."""
+    if train is None or train.cohort != "batched":
+        return None
+    given, remedy = 'train.cohort = "batched"', 'leave it out, or set it to "one-by-one"'
+    if protocol in ("aligned", "networked"):
+        return f"{given}: protocol = {protocol!r} has devices do each a task of its own; {remedy}"
+    if train.local_loss is not None:
+        return f"{given}: train.local_loss = {train.local_loss!r} is of one device's loss; leave one of them out"
+    if model is not None and model.noise_std:
+        return f"{given}: model.noise_std = {model.noise_std:g} is drawn by each device for itself; leave one of them out"
+    if streamed := [name for name, device in devices.items() if device.load == "stream"]:
+        return f'{given}: device.{streamed[0]}.load = "stream" reads experts one after the other; {remedy}'
+    if "head" in train.shared and kind not in ("classification", "image"):
+        return f'{given}: train.shared has "head", which task.kind = {kind!r} asks for some tokens alone; leave one of them out'
+    return None
+
+
 def misfit_rank(protocol: str, table: EmsFl, devices: Mapping[str, Device], model: Model | None) -> str | None:
     """Why classes of devices cannot have these ranks of adapters, with the remedy; None if they can, or no model is given."""
     for name, device in devices.items():

@@ -181,6 +181,9 @@ class Train(Table):
     of central and local, which receive nothing."""
     shared: Annotated[frozenset[Literal["gate", "backbone", "head"]], Field(strict=False)] = frozenset({"gate"})
     """Parts beside experts that whoever is in contact trains; of all protocols but networked."""
+    cohort: Literal["one-by-one", "batched"] | None = None
+    """How a cluster's devices are computed: batched computes them as one, where models are small many times as fast, and equal
+    up to rounding; left out, one-by-one. Not of aligned and networked."""
     seconds_per_round: Annotated[Seconds | Literal["device"], BeforeValidator(_seconds)] = 60.0
     """Length of a local round, in s; device takes its FLOPs at the speed of the device's class."""
     max_rounds: Count | None = None

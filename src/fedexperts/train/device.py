@@ -45,6 +45,7 @@ class LocalTraining:
     outputs of frozen layers (see `frozen`); 0 computes them in every step. ``loss`` makes of a batch's loss what is minimised.
     ``proximal_mu`` is FedProx's μ: this gains μ/2·‖w − w_received‖² over all that is trained.
     What changes a part by more than ``max_update_norm`` has diverged, see `protocol.admission`.
+    ``together`` has devices behind one Host train as one batched computation, see `cohort`.
     """
 
     local_steps: int = 1
@@ -58,6 +59,7 @@ class LocalTraining:
     loss: LocalLoss | None = None
     proximal_mu: float = 0.0
     max_update_norm: float = MAX_UPDATE_NORM
+    together: bool = False
 
 
 class Device(Holding):
@@ -92,24 +94,22 @@ class Device(Holding):
         Where the task has the gate pick experts of other clients, ``peers`` are these. Afterwards ``loss`` is the mean of what
         the steps began with, each on its batch; None where nothing was done.
         """
-        if task.appraisal:
-            fresh = [part for part in filter(is_expert, task.parts) if part not in self.trained]
-            self.appraisals |= self.appraise(fresh, task)
+        self.appraise_fresh(task)
         beside = {} if self.member is None else self.member.shares(self, task)
-        leaves = self._enter(task.parts, task.route, task, peers)
+        leaves = self.enter(task.parts, task.route, task, peers)
         term = self._local_loss(leaves)
         optimizer = self._optimizer(leaves, task.rate)
-        kept = self._frozen_layers(task, leaves, rounds)
+        kept = self.frozen_layers(task, leaves, rounds)
         first, losses = self.steps, torch.zeros((), dtype=torch.float64, device=self.view.device)
         asking = nullcontext() if self.member is None else self.member.gate_alone(self, task)
         with torch.random.fork_rng(devices=[]), asking:  # dropout and gate noise repeat after a resume
             for _ in range(rounds):
                 self._seed_round()
                 for _ in range(self.local.local_steps):
-                    chosen_B = self._chosen(self.steps)
+                    chosen_B = self.chosen(self.steps)
                     optimizer.zero_grad(set_to_none=True)
                     with kept.used(chosen_B, self.view.device) if kept else nullcontext():
-                        loss = self._backward(self._batch(chosen_B), task.goal, term)
+                        loss = self._backward(self.batch(chosen_B), task.goal, term)
                     losses += loss.detach()
                     if loss.requires_grad:  # else no token of the batch met a trained expert: nothing to learn from it
                         if task.unit_gradient:
@@ -120,6 +120,12 @@ class Device(Holding):
         self.loss = float(losses) / (self.steps - first) if self.steps > first else None
         self.round_s = round_s
         return self.steps - first
+
+    def appraise_fresh(self, task: Task) -> None:
+        """Appraise what the task asks for and nobody has trained here yet, see `appraise`."""
+        if task.appraisal:
+            fresh = [part for part in filter(is_expert, task.parts) if part not in self.trained]
+            self.appraisals |= self.appraise(fresh, task)
 
     def appraise(self, experts: Iterable[str], task: Task) -> dict[str, tuple[float, float]]:
         """Loss and share of experts on at most ``task.appraisal`` own samples, as `Update` has them, before training.
@@ -132,7 +138,7 @@ class Device(Holding):
         """
         chosen = stream(Stream.TRIAL, self.key).permutation(self.samples)[: task.appraisal]
         samples = take(self.data, torch.from_numpy(np.sort(chosen)))
-        self._enter(frozenset(), task.route)
+        self.enter(frozenset(), task.route)
         counts_LM, tokens = self.view.observe(
             _chunks(self.objective.inputs(samples), torch.arange(len(chosen)), self.view.device), free=True
         )
@@ -157,11 +163,11 @@ class Device(Holding):
         """
         key = (task.parts, task.route, task.goal, self.batch_size)
         if key not in self.flops:
-            leaves = self._enter(task.parts, task.route, task)
+            leaves = self.enter(task.parts, task.route, task)
             math = sdpa_kernel(SDPBackend.MATH)  # torch 2.13 counts nothing for its fused attention on CPU
             with torch.random.fork_rng(devices=[]), math, FlopCounterMode(display=False) as counter:
                 self._seed_round()
-                self._backward(self._batch(self._chosen(self.steps)), task.goal)
+                self._backward(self.batch(self.chosen(self.steps)), task.goal)
             for _, _, leaf in leaves:
                 leaf.grad = None
             self.flops[key] = self._mean_over_epoch(counter.get_total_flops())
@@ -169,7 +175,7 @@ class Device(Holding):
 
     def activations_B(self, task: Task) -> int:
         """Bytes that autograd saves in one step of the task, on the device's next batch; parameters are not counted."""
-        leaves = self._enter(task.parts, task.route, task)
+        leaves = self.enter(task.parts, task.route, task)
         own = {leaf.untyped_storage().data_ptr() for tensors in self.view.parts.values() for leaf in tensors.values()}
         saved: dict[int, int] = {}
 
@@ -181,7 +187,7 @@ class Device(Holding):
 
         with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             self._seed_round()
-            loss = self._loss(self._batch(self._chosen(self.steps)), task.goal)
+            loss = self._loss(self.batch(self.chosen(self.steps)), task.goal)
         del loss
         for _, _, leaf in leaves:
             leaf.grad = None
@@ -235,13 +241,14 @@ class Device(Holding):
         held = self.lent | state.pop("held")
         vars(self).update(state, held=held)
 
-    def _enter(
+    def enter(
         self,
         parts: Collection[str],
         route: Collection[str] | None,
         task: Task | None = None,
         peers: Experts | None = None,
     ) -> list[tuple[str, str, Tensor]]:
+        """Put what the device has into the model, and all else that a task asks of it; returns the trainable leaves."""
         for part, piece in self.held.items():
             if part in self.view.parts:
                 self.view.install(part, piece.tensors, self.trained.get(part))
@@ -336,7 +343,7 @@ class Device(Holding):
             torch.manual_seed(seed)
         self.view.seed_noise(seed)
 
-    def _frozen_layers(self, task: Task, leaves: list[tuple[str, str, Tensor]], rounds: int) -> Kept | None:
+    def frozen_layers(self, task: Task, leaves: list[tuple[str, str, Tensor]], rounds: int) -> Kept | None:
         """What the layers below the first trained one put out for the samples, if that pays and fits.
 
         It pays if these layers are still those of the checkpoint that everybody has, and likely to stay so, or if the
@@ -356,12 +363,13 @@ class Device(Holding):
             self._kept = compute(self.view, self.objective, layers, self.data, pieces)
         return self._kept
 
-    def _chosen(self, step: int) -> Tensor:
-        """Numbers of the samples of a step's batch."""
+    def chosen(self, step: int) -> Tensor:
+        """Numbers of the samples of a step's batch, chosen_B."""
         epoch, at = divmod(step, self.samples // self.batch_size)
         return self._batches(epoch)[at]
 
-    def _batch(self, chosen_B: Tensor) -> dict[str, Tensor]:
+    def batch(self, chosen_B: Tensor) -> dict[str, Tensor]:
+        """These samples, where the model is."""
         return {key: value.to(self.view.device) for key, value in trimmed(take(self._source, chosen_B)).items()}
 
     def _batches(self, epoch: int) -> Tensor:

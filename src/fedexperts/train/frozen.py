@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.objective import Objective
 from ..data.source import ends, first, take, trimmed
@@ -59,7 +60,7 @@ class FrozenLayers:
 
         depth = min([at(tensor) for part, tensor in trained if part != HEAD], default=len(layers))
         noisy = any(block.router.noise_std > 0 and at(next(iter(block.gate))) < depth for block in view.blocks)
-        if depth <= 0 or view.stream or noisy or _random(view.model, layers[depth:]):
+        if depth <= 0 or view.stream or noisy or random_module(view.model, layers[depth:]) is not None:
             return None
         parts = {part for part, names in view.parts.items() if part != HEAD and min(map(at, names)) < depth}
         return cls(tuple(layers[:depth]), frozenset(parts), route if any(map(is_expert, parts)) else None)
@@ -128,14 +129,17 @@ class Kept:
             return False
         return all(a is c and b is d for (a, b), (c, d) in zip(pieces, self.pieces, strict=True))
 
+    def rows(self, chosen_B: Tensor, columns: int = 1) -> Tensor:
+        """What is kept of these samples, hidden_BLD with at least so many columns."""
+        columns_L = torch.arange(max(columns, int(self.ends_N[chosen_B].max())))
+        real_BL = columns_L < self.ends_N[chosen_B][:, None]
+        at_BL = (self.begins_N[chosen_B][:, None] + columns_L).masked_fill(~real_BL, 0)
+        return self.hidden_TD[at_BL].masked_fill(~real_BL.unsqueeze(-1), 0.0)
+
     @contextmanager
     def used(self, chosen_B: Tensor, device: torch.device) -> Iterator[None]:
         """Within the block the model runs on a batch of these samples without its frozen layers."""
-        columns_L = torch.arange(max(1, int(self.ends_N[chosen_B].max())))
-        real_BL = columns_L < self.ends_N[chosen_B][:, None]
-        at_BL = (self.begins_N[chosen_B][:, None] + columns_L).masked_fill(~real_BL, 0)
-        hidden_BLD = self.hidden_TD[at_BL].masked_fill(~real_BL.unsqueeze(-1), 0.0)
-        with self.layers.left_out(hidden_BLD.to(device)):
+        with self.layers.left_out(self.rows(chosen_B).to(device)):
             yield
 
 
@@ -171,13 +175,12 @@ def _list_of_layers(view: View) -> tuple[str, list[nn.Module]]:
     return "", []
 
 
-def _random(model: nn.Module, above: Collection[nn.Module]) -> bool:
-    """Whether anything outside the layers above draws random numbers in training, or mixes the samples of a batch."""
+def random_module(model: nn.Module, above: Collection[nn.Module] = ()) -> str | None:
+    """The first module outside the layers above that draws random numbers in training, or mixes the samples of a batch."""
     skipped = {id(module) for layer in above for module in layer.modules()}
-    return any(
-        (isinstance(module, nn.Dropout) and module.p > 0)
-        or (isinstance(p := getattr(module, "attention_dropout", None), float) and p > 0)
-        or isinstance(module, nn.BatchNorm1d)
-        for module in model.modules()
-        if id(module) not in skipped
-    )
+    for name, module in model.named_modules():
+        drops = isinstance(module, nn.Dropout) and module.p > 0
+        drops = drops or (isinstance(p := getattr(module, "attention_dropout", None), float) and p > 0)
+        if id(module) not in skipped and (drops or isinstance(module, _BatchNorm)):
+            return name or type(model).__name__
+    return None

@@ -18,6 +18,7 @@ from ..moe.parts import Piece, Tensors, in_order, is_expert
 from .task import Experts, Task, Update
 
 if TYPE_CHECKING:  # devices train with torch; who plans asks none of them
+    from .cohort import Together
     from .device import Device
     from .member import NetworkClient
 
@@ -179,6 +180,7 @@ class LocalHost(Near):
         self.uncollected: set[str] = set()  # parts trained since they were collected last
         self.measured: dict[tuple[str, int, frozenset[str], bool, str, int], int] = {}  # see `flops`
         self.sizes_B: dict[str, int] = {}  # see `upload_B`
+        self.together: Together | None = None  # trains them at once, where they are told to
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -230,10 +232,20 @@ class LocalHost(Near):
         self._need(task.parts)
         self.uncollected |= task.parts - task.keeps
         before_B = self._peer_B()
-        steps = sum(device.train(task, rounds, round_s, peers) for device in self.group.values())
-        broken = {name: device.diverged(task.parts) for name, device in self.group.items()}
+        if self._first.local.together:
+            steps, doubtful = self._joint().train(list(self.group.values()), task, rounds, round_s)
+        else:
+            steps = sum(device.train(task, rounds, round_s, peers) for device in self.group.values())
+            doubtful = set(self.group)
+        broken = {name: d.diverged(task.parts) if name in doubtful else [] for name, d in self.group.items()}
         losses = [d.loss for d in self.group.values() if d.loss is not None and math.isfinite(d.loss)]
         return Trained(steps, self._peer_B() - before_B, broken, sum(losses) / len(losses) if losses else None)
+
+    def _joint(self) -> Together:
+        from .cohort import Together
+
+        self.together = self.together or Together()
+        return self.together
 
     def _peer_B(self) -> int:
         return sum(device.member.peer_B for device in self.group.values() if device.member is not None)

@@ -1,0 +1,384 @@
+"""Devices of a cluster that train the same parts, as one batched computation: ``[train] cohort = "batched"``.
+
+Their batches lie one after the other in one. What all devices hold alike is there once, and computes for all of them at once.
+Each tensor that they train, or hold in different states, is a stack with an entry for each device, and what is computed with
+one is mapped over devices by `torch.func.vmap` (`Apart`). An MoE layer gives each expert equally many rows of each device
+(`moe.layer`). The sum of all losses then has each device's own gradient in its entry.
+
+What comes out is what comes out of one device after the other, but for rounding; the first losses of each kind of task are
+compared. Nothing may be drawn at random in training, and samples of a batch must not be mixed (`why_not`).
+
+Shapes: J devices, B samples of a batch of each, L its longest sequence, D hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from ..data.source import Samples, ends, trimmed
+from ..errors import InputError
+from ..moe.layer import COHORT, Cohort
+from ..moe.parts import is_expert
+from ..moe.view import View
+from .device import Device
+from .frozen import Kept, random_module
+from .task import Task
+
+AT_ONCE_B: Final = 2 * 10**9
+"""At most so many bytes of stacks, their gradients and moments, and activations; beyond them, fewer devices at once."""
+TOLERANCE: Final = 1e-3
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of torch.optim.AdamW
+REMEDY = 'leave it out, or set it to "one-by-one"'
+
+
+def why_not(view: View) -> str | None:
+    """Why a model cannot be trained like this, in words; None if it can."""
+    if view.stream is not None:
+        return "streamed experts are read one after the other"
+    if any(block.router.noise_std > 0 for block in view.blocks):
+        return "its gate draws noise, which each device draws for itself"
+    if (name := random_module(view.model)) is not None:
+        return f"{name} draws at random in training, or mixes the samples of a batch"
+    return None
+
+
+@dataclass
+class Stack:
+    """One tensor of the model in the state of each device.
+
+    Attributes:
+        part, name: whose, in the `View`.
+        leaf: the model's tensor.
+        value_J: the devices' states of it.
+        met_J: which devices' tokens met it in this step; the others' entry is not trained then, as if they had not run it.
+    """
+
+    part: str
+    name: str
+    leaf: Tensor
+    value_J: Tensor
+    met_J: Tensor
+
+
+class Apart(TorchFunctionMode):
+    """While it is on, whatever is computed with a stacked tensor of the model is computed for each device with its own."""
+
+    def __init__(self, stacks: Iterable[Stack], fixed: Iterable[Tensor], cohort: Cohort):
+        super().__init__()
+        self.cohort = cohort
+        self.stacks = {id(one.leaf): (one.leaf, one.value_J, (one,)) for one in stacks}  # and what is made of them alone
+        self.fixed = {id(tensor) for tensor in fixed}  # the model's other tensors, which have no rows of devices
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See `torch.overrides.TorchFunctionMode`."""
+        kwargs = kwargs or {}
+        given, spec = tree_flatten((args, kwargs))
+        known = [self.stacks.get(id(one)) if isinstance(one, Tensor) else None for one in given]
+        if not any(known):
+            return func(*args, **kwargs)
+        rowed = [
+            k is None and isinstance(g, Tensor) and g.dim() > 0 and id(g) not in self.fixed
+            for g, k in zip(given, known, strict=True)
+        ]
+        if not any(rowed):
+            return self._alone(func, args, kwargs, known, given, spec)
+        J = self.cohort.devices
+        if wrong := [tuple(one.shape) for one, has in zip(given, rowed, strict=True) if has and len(one) % J]:
+            raise InputError(f'train.cohort = "batched": {func.__name__} of {wrong[0]} has no rows of {J} devices; {REMEDY}')
+        for one in known:
+            for stack in () if one is None else one[2]:
+                stack.met_J |= True if self.cohort.met_J is None else self.cohort.met_J
+        values = [
+            k[1] if k is not None else g.unflatten(0, (J, -1)) if has else g
+            for g, k, has in zip(given, known, rowed, strict=True)
+        ]
+        return tree_map(
+            lambda one: one.flatten(0, 1) if isinstance(one, Tensor) else one, self._mapped(func, values, spec, known, rowed)
+        )
+
+    def _alone(self, func: Callable[..., Any], args: Any, kwargs: Any, known: Any, given: Any, spec: Any) -> Any:
+        """Of stacked tensors alone: what is made of one is known as stacked from here on."""
+        with torch.no_grad():
+            plain = func(*args, **kwargs)
+        made, _ = tree_flatten(plain)
+        if not any(isinstance(one, Tensor) for one in made):
+            return plain
+        values = [k[1] if k is not None else g for g, k in zip(given, known, strict=True)]
+        stacked, _ = tree_flatten(self._mapped(func, values, spec, known, [False] * len(given)))
+        origins = tuple({id(stack): stack for one in known if one is not None for stack in one[2]}.values())
+        for one, value_J in zip(made, stacked, strict=True):
+            if isinstance(one, Tensor) and id(one) not in self.stacks:
+                self.stacks[id(one)] = one, value_J, origins
+        return plain
+
+    def _mapped(self, func: Callable[..., Any], values: list[Any], spec: Any, known: Any, rowed: list[bool]) -> Any:
+        over = [i for i, (k, has) in enumerate(zip(known, rowed, strict=True)) if k is not None or has]
+
+        def one(*mine: Tensor) -> Any:
+            filled = list(values)
+            for i, value in zip(over, mine, strict=True):
+                filled[i] = value
+            args, kwargs = tree_unflatten(filled, spec)
+            return func(*args, **kwargs)
+
+        return vmap(one)(*(values[i] for i in over))
+
+
+class Together:
+    """Trains the devices of a cluster, as many at once as fit and go together."""
+
+    def __init__(self) -> None:
+        self.compared: set[tuple[Any, ...]] = set()  # kinds of tasks whose first losses were
+        self.activations_B: dict[tuple[Any, ...], int] = {}  # of a device's step, by kind of task
+
+    def train(self, group: Sequence[Device], task: Task, rounds: int, round_s: float) -> tuple[int, set[str]]:
+        """As `Device.train` of one after the other; returns the gradient steps of all, and of whom it must be asked whether
+        they have diverged.
+
+        Raises:
+            InputError: the model cannot be computed like this.
+        """
+        steps, doubtful = 0, set[str]()
+        for _, alike in groupby(sorted(group, key=_kind), key=_kind):
+            devices = list(alike)
+            most = self.at_once(devices[0], task)
+            for at in range(0, len(devices), most):
+                steps += self._train(devices[at : at + most], task, rounds, round_s, doubtful)
+        return steps, doubtful
+
+    def at_once(self, device: Device, task: Task) -> int:
+        """How many devices like this one fit into `AT_ONCE_B`."""
+        kind = (task.parts, task.route, *_kind(device))
+        if kind not in self.activations_B:
+            self.activations_B[kind] = device.activations_B(task)
+        leaves = [leaf for part in task.parts for leaf in device.view.leaves[part].values()]
+        each_B = self.activations_B[kind] + 4 * sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+        return max(1, AT_ONCE_B // max(1, each_B))
+
+    def _train(self, group: Sequence[Device], task: Task, rounds: int, round_s: float, doubtful: set[str]) -> int:
+        if len(group) == 1:
+            doubtful.add(group[0].name)
+            return group[0].train(task, rounds, round_s)
+        for device in group:
+            device.appraise_fresh(task)
+        joint = Joint(group, task, rounds)
+        if (kind := (task.parts, task.route, *_kind(group[0]))) not in self.compared:
+            joint.compare()
+            self.compared.add(kind)
+        steps = rounds * group[0].local.local_steps
+        losses_J = sum((joint.step() for _ in range(steps)), torch.zeros(len(group), dtype=torch.float64))
+        joint.leave(rounds, round_s, (losses_J / max(1, steps)).tolist(), steps)
+        doubtful |= joint.doubtful()
+        return steps * len(group)
+
+
+def _kind(device: Device) -> tuple[Any, ...]:
+    """Devices with equal ones have batches of one shape."""
+    return device.batch_size, tuple(sorted((key, tuple(value.shape[1:])) for key, value in device.data.items()))
+
+
+class Joint:
+    """Devices that train a task from where they stand; the model is theirs meanwhile."""
+
+    def __init__(self, group: Sequence[Device], task: Task, rounds: int):
+        self.group, self.task, self.view, self.local = group, task, group[0].view, group[0].local
+        kept = [_kept(device, task, rounds) for device in group] if "input_ids" in group[0].data else [None]
+        self.kept = [one for one in kept if one is not None] if None not in kept else []
+        self.leaves = group[0].enter(task.parts, task.route)
+        self.trained = {id(leaf) for _, _, leaf in self.leaves}
+        self.stacks = list(self._stacks())
+        self.moments = {id(one.leaf): self._moments(one) for one in self.stacks if id(one.leaf) in self.trained}
+        mu = self.local.proximal_mu
+        self.received = {id(one.leaf): self._received(one) for one in self.stacks if id(one.leaf) in self.trained and mu}
+
+    def _stacks(self) -> Iterator[Stack]:
+        """Of all that is trained, and of what some devices hold in another state than others."""
+        J, first = len(self.group), self.group[0]
+        for part in filter(self.view.parts.__contains__, first.held):
+            states = [(device.held[part].tensors, device.trained.get(part)) for device in self.group]
+            held = all(tensors is states[0][0] for tensors, _ in states)
+            same = held and all(trained is states[0][1] for _, trained in states)
+            leaves, sources = self.view.leaves[part], [self.view.sources(part, *one) for one in states[: 1 if same else None]]
+            for name, leaf in (self.view.parts[part] | leaves).items():
+                if id(leaf) not in self.trained and (same or (held and name not in leaves)):
+                    continue
+                values = [one[name] for one in sources]
+                value_J = values[0].expand(J, *leaf.shape) if same else torch.stack(values)
+                value_J = value_J.to(leaf.device, leaf.dtype, copy=True).requires_grad_(id(leaf) in self.trained)
+                yield Stack(part, name, leaf, value_J, torch.zeros(J, dtype=torch.bool, device=leaf.device))
+
+    def _received(self, one: Stack) -> Tensor:
+        values = [self.view.sources(one.part, device.held[one.part].tensors)[one.name] for device in self.group]
+        return torch.stack(values).to(one.leaf.device, torch.float32)
+
+    def losses(self, devices: slice = slice(None)) -> Tensor:
+        """losses_J of the devices' next batches: of all of them together, or of these alone, with their own tensors."""
+        group = self.group[devices]
+        chosen = [device.chosen(device.steps) for device in group]
+        batch = _batch(group, chosen)
+        batch = {key: value.to(self.view.device) for key, value in batch.items()}
+        cohort, stacks = Cohort(len(group), _own(batch, len(group))), self.stacks
+        if len(group) < len(self.group):
+            stacks = [replace(one, value_J=one.value_J[devices], met_J=one.met_J[devices].clone()) for one in stacks]
+        own = (tensor for tensors in self.view.parts.values() for tensor in tensors.values())
+        fixed = [*self.view.model.parameters(), *self.view.model.buffers(), *own]
+        token = COHORT.set(cohort)
+        try:
+            with Apart(stacks, fixed, cohort), self._without_frozen(chosen, batch, devices):
+                return group[0].objective.losses(self.view, batch, len(group))
+        finally:
+            COHORT.reset(token)
+
+    def _without_frozen(
+        self, chosen: Sequence[Tensor], batch: Mapping[str, Tensor], devices: slice
+    ) -> AbstractContextManager[None]:
+        if not self.kept:
+            return nullcontext()
+        columns = batch["input_ids"].shape[1]
+        hidden = [kept.rows(chosen_B, columns) for kept, chosen_B in zip(self.kept[devices], chosen, strict=True)]
+        return self.kept[0].layers.left_out(torch.cat(hidden).to(self.view.device))
+
+    def compare(self) -> None:
+        """The first and the last device's loss beside that of the device alone.
+
+        Raises:
+            InputError: they differ by more than rounding.
+        """
+        with torch.no_grad():
+            losses_J = self.losses()
+            for j in (0, len(self.group) - 1):
+                device = self.group[j]
+                device.enter(self.task.parts, self.task.route)
+                alone = device.objective.loss(self.view, device.batch(device.chosen(device.steps)))
+                apart = abs(float(losses_J[j]) - float(alone))
+                if not apart <= TOLERANCE * max(1.0, abs(float(alone))) and math.isfinite(float(alone)):
+                    raise InputError(
+                        f'train.cohort = "batched": {device.name} has a loss of {float(losses_J[j]):.6g} among others, and of '
+                        f"{float(alone):.6g} alone; its model is not made of rows of samples only; {REMEDY}"
+                    )
+        self.group[0].enter(self.task.parts, self.task.route)
+
+    def step(self) -> Tensor:
+        """One gradient step of every device; returns what they began with, losses_J, on the CPU."""
+        for one in self.stacks:
+            one.value_J.grad = None
+            one.met_J.zero_()
+        losses_J = self.losses()
+        total = losses_J.sum()
+        for one in self.stacks:
+            if id(one.leaf) in self.received:
+                apart_J = (one.value_J.float() - self.received[id(one.leaf)]).square().flatten(1).sum(dim=1)
+                total, losses_J = (
+                    total + self.local.proximal_mu / 2 * apart_J.sum(),
+                    losses_J + self.local.proximal_mu / 2 * apart_J,
+                )
+                one.met_J.fill_(value=True)
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+            with torch.no_grad():
+                for one in self.stacks:
+                    if one.value_J.grad is not None:
+                        self._update(one, one.value_J.grad)
+        for device in self.group:
+            device.steps += 1
+        return losses_J.detach().double().cpu()
+
+    def _moments(self, one: Stack) -> dict[str, Tensor]:
+        """AdamW's of each device; zeros where it has none yet."""
+        if self.local.optimizer == "sgd":
+            return {}
+        saved = [device.optimizer_state.get(one.part, {}).get(one.name, {}) for device in self.group]
+        zero, none = torch.zeros_like(one.leaf), torch.zeros(())
+        moments = {key: torch.stack([state.get(key, zero) for state in saved]) for key in ("exp_avg", "exp_avg_sq")}
+        return {**moments, "step": torch.stack([state.get("step", none) for state in saved])}
+
+    def _update(self, one: Stack, grad_J: Tensor) -> None:
+        """A step of `torch.optim.SGD` or ``AdamW``, which know no entries that have made fewer steps than others."""
+        met = slice(None) if bool(one.met_J.all()) else one.met_J.nonzero().squeeze(1)
+        lr = (self.local.lr_expert if is_expert(one.part) else self.local.lr_gate) * self.task.rate
+        values, decay, grad = one.value_J.detach(), self.local.weight_decay, grad_J[met]
+        value = values[met]
+        if self.local.optimizer == "sgd":
+            values[met] = value - lr * (grad + decay * value)
+            return
+        moments = self.moments[id(one.leaf)]
+        each = (-1,) + (1,) * one.leaf.dim()
+        step = moments["step"][met] + 1
+        m = moments["exp_avg"][met].lerp(grad, 1 - BETAS[0])
+        v = (moments["exp_avg_sq"][met] * BETAS[1]).addcmul(grad, grad, value=1 - BETAS[1])
+        rate, root = lr / (1 - BETAS[0] ** step.double()), (1 - BETAS[1] ** step.double()).sqrt()
+        spread = v.sqrt() / root.to(v.dtype).view(each) + EPSILON
+        values[met] = value * (1 - lr * decay) - rate.to(v.dtype).view(each) * m / spread
+        moments["step"][met], moments["exp_avg"][met], moments["exp_avg_sq"][met] = step, m, v
+
+    def leave(self, rounds: int, round_s: float, losses: Sequence[float], steps: int) -> None:
+        """Give each device what it has trained."""
+        for part in self.task.parts:
+            mine = [one for one in self.stacks if one.part == part and id(one.leaf) in self.trained]
+            values = {one.name: one.value_J.detach().cpu().unbind() for one in mine}
+            for j, device in enumerate(self.group):
+                device.trained[part] = {name: value[j] for name, value in values.items()}
+                if part not in self.task.keeps:
+                    device.pending[part] = device.pending.get(part, 0) + rounds
+            for one in mine:
+                self._keep_moments(one)
+        for device, loss in zip(self.group, losses, strict=True):
+            device.loss, device.round_s = (loss if steps else None), round_s
+
+    def doubtful(self) -> set[str]:
+        """Those whose parts are not plainly near to what they were, by root mean squares, as `moe.parts.too_far` has it."""
+        if self.view.lora is not None and self.view.lora.average == "merge":
+            return {device.name for device in self.group}  # judged by weights
+        found: set[str] = set()
+        for part in self.task.parts:
+            mine = [one.value_J.detach().float() for one in self.stacks if one.part == part and id(one.leaf) in self.trained]
+            root = math.sqrt(sum(value[0].numel() for value in mine))
+            norms = (
+                torch.stack([torch.linalg.vector_norm(value.flatten(1), dim=1) for value in mine]).square().sum(dim=0).sqrt()
+            )
+            for device, norm in zip(self.group, norms.tolist(), strict=True):
+                if not (norm + device.held[part].norm) / root <= device.max_update_norm:
+                    found.add(device.name)
+        return found
+
+    def _keep_moments(self, one: Stack) -> None:
+        moments = {key: value.cpu().unbind() for key, value in self.moments[id(one.leaf)].items()}
+        for j, device in enumerate(self.group):
+            if moments and moments["step"][j]:
+                device.optimizer_state.setdefault(one.part, {})[one.name] = {key: value[j] for key, value in moments.items()}
+
+
+def _kept(device: Device, task: Task, rounds: int) -> Kept | None:
+    return device.frozen_layers(task, device.enter(task.parts, task.route), rounds)
+
+
+def _batch(group: Sequence[Device], chosen: Sequence[Tensor]) -> Samples:
+    """All their batches in one."""
+    whole = group[0].batch_size == group[0].samples
+    pairs = list(zip(group, chosen, strict=True))
+    return trimmed(
+        {key: torch.cat([d.data[key] if whole else d.data[key][chosen_B] for d, chosen_B in pairs]) for key in group[0].data}
+    )
+
+
+def _own(batch: Mapping[str, Tensor], devices: int) -> Tensor | None:
+    """Tokens own_T that batches of one device alone would have."""
+    if "input_ids" not in batch or "attention_mask" not in batch:
+        return None
+    width_J = ends(batch).view(devices, -1).amax(dim=1).clamp(min=1)
+    columns_L = torch.arange(batch["input_ids"].shape[1], device=width_J.device)
+    own_JL = columns_L < width_J[:, None]
+    return own_JL[:, None].expand(-1, len(batch["labels"]) // devices, -1).flatten()

@@ -261,20 +261,24 @@ def layer_row(what: str, took_s: float, limit_s: float, flops: float, tokens: in
     return Row(what, found, beside, data={"s": took_s, "share": limit_s / took_s, "flop_per_s": flops / took_s})
 
 
-def dense(x_TD: Tensor, inner: int, frozen: bool) -> Callable[[], None]:
-    """The matrix products of the same FLOPs, with two rows for each token."""
-    x_PD = x_TD.detach().repeat(2, 1).requires_grad_()
-    wide = x_TD.shape[1]
-    up_FD = torch.randn(2 * inner, wide, device=x_TD.device, dtype=x_TD.dtype).mul_(0.02).requires_grad_(not frozen)
-    down_DF = torch.randn(wide, inner, device=x_TD.device, dtype=x_TD.dtype).mul_(0.02).requires_grad_(not frozen)
-    h_PF = torch.randn(len(x_PD), inner, device=x_TD.device, dtype=x_TD.dtype).requires_grad_()
-    g_PF, g_PD = torch.randn(len(x_PD), 2 * inner, device=x_TD.device, dtype=x_TD.dtype), torch.randn_like(x_PD)
-    leaves = [x_PD, up_FD, h_PF, down_DF]
+def dense(x_TD: Tensor, inner: int, frozen: bool, experts: int = 1) -> Callable[[], None]:
+    """The matrix products of the same FLOPs, with two rows for each token, shared out evenly to so many experts' weights."""
+
+    def drawn(*shape: int, leaf: bool = True) -> Tensor:
+        return torch.randn(*shape, device=x_TD.device, dtype=x_TD.dtype).mul_(0.02).requires_grad_(leaf)
+
+    wide, rows = x_TD.shape[1], 2 * len(x_TD) // experts
+    leaves = [
+        (drawn(rows, wide), drawn(2 * inner, wide, leaf=not frozen), drawn(rows, inner), drawn(wide, inner, leaf=not frozen))
+        for _ in range(experts)
+    ]
+    gradients = [drawn(rows, 2 * inner, leaf=False), drawn(rows, wide, leaf=False)]
 
     def step() -> None:
-        torch.autograd.backward([F.linear(x_PD, up_FD), F.linear(h_PF, down_DF)], [g_PF, g_PD])
-        for leaf in leaves:
-            leaf.grad = None
+        for x_PD, up_FD, h_PF, down_DF in leaves:
+            torch.autograd.backward([F.linear(x_PD, up_FD), F.linear(h_PF, down_DF)], gradients)
+            for leaf in (x_PD, up_FD, h_PF, down_DF):
+                leaf.grad = None
 
     return step
 

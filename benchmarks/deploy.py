@@ -30,7 +30,7 @@ from unittest.mock import patch
 
 from deploy_flower import FILES
 from deploy_memory import remember
-from deploy_rehearsal import CONFIG, alive, model_of, rehearse
+from deploy_rehearsal import CONFIG, alive, rehearse, weights
 
 from fedexperts import Scenario, run
 from fedexperts.deploy import local
@@ -124,7 +124,7 @@ def deployed(given: Scenario, folder: Path) -> list[dict[str, Any]]:
     place = create(folder / "deployed", given.to_toml(), Path(), links_of(given), 300.0)
     local.deploy_local(place)
     assert not alive(place.folder), f"processes left: {alive(place.folder)}"
-    assert model_of(place.run) == model_of(folder / "direct"), "another model than without a network"
+    assert weights(place.run) == weights(folder / "direct"), "another model than without a network"
     return [json.loads(line) for line in (place.folder / "contacts.jsonl").read_text().splitlines()]
 
 

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import os
 import resource
 import signal
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the small Mixtral of tests
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the small Mixtral of tests, and what they look at
 
+from deployed import left, losses, weights
 from fedexperts import Scenario
-from fedexperts.contact.plan import ContactPlan
 from fedexperts.data.digits import DOMAINS
 from fedexperts.deploy import local
 from fedexperts.deploy.links import links_of
 from fedexperts.deploy.place import Place, create
-from fedexperts.deploy.switch import switch
 from fedexperts.drive.simulate import Simulator
 from fedexperts.ledger import read
+from fedexperts.peer.relay import Shape
 from fedexperts.runs import run as running
 from fedexperts.setup.prepare import contact_plan
 from small import CONFIG
@@ -41,11 +40,10 @@ SITES = {
 }
 DEVICES = 5
 PATIENCE_S = 40.0
-IN_CONTACT_S = 2.0
 KILLED = {("tromso", 3), ("hobart", 2), ("evora", 2)}
-"""In which of their contacts the worker of a node is killed; it is started again at once."""
+"""In which of their contacts the worker of a node is killed as the server opens its link; it is started again at once."""
 SHUT = {("fairbanks", 2), ("nakuru", 2), ("tromso", 6)}
-"""In which the link goes down before its end."""
+"""In which the link goes down again as soon as it has carried anything."""
 MOST_S, END_S = 20 * 60.0, 20.0
 
 
@@ -105,75 +103,42 @@ class Restarting(local.Processes):
 started: list[Restarting] = []
 
 
-class Churn:
-    """What is done to nodes, when the ledger says that one of their contacts has begun."""
+class Churn(local.Switches):
+    """Links, with what is done to nodes and links in some contacts: when the server opens one, as its ledger is told later."""
 
-    def __init__(self, place: Place):
-        self.place, self.contacts, self.began_s = place, dict.fromkeys(place.links, 0), time.monotonic()
+    def __init__(self, folder: Path, server: tuple[str, int], shapes: Mapping[str, Shape], seed: int = 0):
+        super().__init__(folder, server, shapes, seed)
+        self.contacts = dict.fromkeys(self.relays, 0)
+        self.failing: set[asyncio.Task[None]] = set()
+        self.began_s = time.monotonic()
 
-    def __call__(self, line: dict[str, Any]) -> None:
-        if line["event"] not in ("contact", "flush", "lost"):
+    def turn(self, link: str, is_open: bool) -> None:
+        super().turn(link, is_open)
+        if not is_open:
             return
-        link = line["cluster"]
-        self.contacts[link] += line["event"] != "lost"
-        now = link, self.contacts[link]
-        said = line["event"]
-        if line["event"] == "contact" and now in KILLED:
-            worker = started[-1].children[f"worker-{self.place.links.index(link)}"]
-            worker.send_signal(signal.SIGKILL)
+        self.contacts[link] += 1
+        now, said = (link, self.contacts[link]), ""
+        if now in KILLED:
+            started[-1].children[f"worker-{list(self.relays).index(link)}"].send_signal(signal.SIGKILL)
             said += ", its worker is killed"
-        if line["event"] == "contact" and now in SHUT:
-            later = threading.Timer(IN_CONTACT_S, switch, (self.place.folder, link, False))  # when the server has opened it
-            later.daemon = True
-            later.start()
-            said += ", its link is shut"
-        clock_s, plan_h = time.monotonic() - self.began_s, line["t_s"] / 3600
-        print(f"  {clock_s:6.0f} s  {plan_h:5.1f} h  {link} {self.contacts[link]}: {said}", flush=True)
+        if now in SHUT:
+            self.failing.add(asyncio.create_task(self.fail(link)))
+            said += ", its link goes down"
+        print(f"  {time.monotonic() - self.began_s:6.0f} s  {link}: contact {self.contacts[link]}{said}", flush=True)
 
-
-def losses(ledger: Path, plan: ContactPlan) -> dict[int, float]:
-    """Of contacts that were lost, when, by their number in the plan."""
-    starts = {(one.cluster, round(one.start_s, 6)): i for i, one in enumerate(plan.contacts)}
-    found, under_way = {}, {}
-    for line in read(ledger):
-        if line["event"] in ("contact", "flush"):
-            under_way[line["cluster"]] = starts[line["cluster"], line["t_s"]]
-        if line["event"] == "lost":
-            found[under_way[line["cluster"]]] = line["t_s"]
-    return found
-
-
-def simulated(given: Scenario, out: Path, lost: dict[int, float]) -> None:
-    """The run in this process, whose contacts end when those of the deployment did."""
-    usual = running.simulator
-
-    def simulator(prepared: Any, *rest: Any) -> Simulator:
-        made = usual(prepared, *rest)
-        made.closes_s |= {prepared.plan.contacts[i]: t_s for i, t_s in lost.items()}
-        return made
-
-    with patch.object(running, "simulator", simulator):
-        running.run(given, out)
-
-
-def model_of(run: Path) -> str:
-    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+    async def fail(self, link: str) -> None:
+        """A link, when something has passed it since it was opened."""
+        before_B = sum(self.relays[link].passed_B)
+        while sum(self.relays[link].passed_B) == before_B:
+            await asyncio.sleep(0.01)
+        super().turn(link, False)
 
 
 def alive(folder: Path) -> list[int]:
-    """Processes in whose environment the folder stands; those of Flower that end of themselves are given a moment."""
-    mark, until_s = f"FLWR_HOME={folder / 'flower'}".encode(), time.monotonic() + END_S
-    while (found := _marked(mark)) and time.monotonic() < until_s:
+    """Processes that were left; those of Flower that end of themselves are given a moment."""
+    until_s = time.monotonic() + END_S
+    while (found := left(folder)) and time.monotonic() < until_s:
         time.sleep(0.2)
-    return found
-
-
-def _marked(mark: bytes) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if mark in path.read_bytes():
-                found.append(int(path.parent.name))
     return found
 
 
@@ -184,14 +149,15 @@ def rehearse() -> None:
         folder = Path(name).resolve()
         place = create(folder / "deployed", given.to_toml(), Path(), links_of(given), PATIENCE_S)
         began_s = time.monotonic()
-        with patch.object(local, "Processes", Restarting):
-            local.deploy_local(place, Churn(place))
+        with patch.object(local, "Processes", Restarting), patch.object(local, "Switches", Churn):
+            local.deploy_local(place)
         wall_s = time.monotonic() - began_s
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        lost = losses(place.run / "ledger.jsonl", plan)
-        simulated(given, folder / "here", lost)
-        same = model_of(place.run) == model_of(folder / "here")
         lines = list(read(place.run / "ledger.jsonl"))
+        lost = losses(lines, plan)
+        with patch.object(running, "Simulator", partial(Simulator, closes_s=lost)):
+            running.run(given, folder / "here")
+        same = weights(place.run) == weights(folder / "here")
         made = sum(line["event"] in ("contact", "flush") for line in lines)
         days, cpu_s = lines[-1]["t_s"] / 86400, used.ru_utime + used.ru_stime
         print(

@@ -2,8 +2,8 @@
 
     python benchmarks/deploy_traps.py
 
-The table "What Flower does" of docs/guide/deploy.md has what this prints. Three minutes, most of them waiting for Flower to
-notice that a node is gone. Asserted is nothing: a version that does otherwise shows it here.
+The table of docs/guide/flower.md has what this prints. Three minutes, most of them waiting for Flower to notice that a node is
+gone. Asserted is nothing: a version that does otherwise shows it here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fedexperts.deploy.app import flwr as flower
 from fedexperts.deploy.init import init, node_folder
 from fedexperts.deploy.place import Place, create, load
 from fedexperts.deploy.standing import supernode
-from fedexperts.deploy.switch import Switches
+from fedexperts.deploy.switch import Switches, switch
 from fedexperts.errors import RunError
 from fedexperts.peer.address import answers, free_ports
 from fedexperts.peer.relay import Shape
@@ -177,7 +177,7 @@ def in_the_open(folder: Path) -> None:
             (b,) = set(ask("nodes")["nodes"]) - {a}
             app_bundle(run, ask)
             messages(ask, b)
-            offline(ask, a, switches, start)
+            offline(ask, a, place, start)
             status_without_keys(ask, b, start, switches.port("b"))
             server_process(ask, place)
         superlink(place, start, server, run)
@@ -222,18 +222,18 @@ def messages(ask: Callable[..., Any], node: int) -> None:
     tell("a message to a node that never was", "refused, no id", short(number))
 
 
-def offline(ask: Callable[..., Any], node: int, switches: Switches, start: local.Processes) -> None:
+def offline(ask: Callable[..., Any], node: int, place: Place, start: local.Processes) -> None:
     """The link goes down when the reply is at the SuperLink, and comes back."""
     number = ask("push", node=node)["ids"][0]
     log = start.logs / "a.log"
     until(lambda: "Sent successfully" in log.read_text(errors="replace"))
     time.sleep(1)
-    switches.set("a", False)
+    switch(place.folder, "a", False)
     _, lag_s = until(lambda: node not in ask("nodes")["nodes"])
     tell("a node whose link is down counts as there", "up to 60 s", f"{lag_s:.0f} s")
     first = ask("pull", id=number)
     queued = ask("push", node=node)
-    switches.set("a", True)
+    switch(place.folder, "a", True)
     back, back_s = until(lambda: node in ask("nodes")["nodes"])
     again = answer(ask, number, 5) or short(ask("pull", id=number))
     tell(

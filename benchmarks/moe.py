@@ -4,10 +4,10 @@
 
 The layer is Mixtral's, 8 experts of which each token meets 2, in float32 and in bfloat16: all experts trained, and all frozen
 but for adapters on two. Beside ours stand transformers' ``eager`` (a loop over experts) and ``grouped_mm``, and as the limit
-the dense matrix products of the same FLOPs, two rows for each token, of one expert's weights; beside it the same rows shared out
-to eight experts' weights, which have to be read too. With the gate masked to two experts of eight, the layer stands beside one
-that has no others. All of a row take turns; told are medians, and that of the ratios of what was timed one after the other, with
-the least and the greatest.
+the dense matrix products of the same FLOPs, two rows for each token, of one expert's weights; beside it the same rows shared
+out to eight experts' weights, which have to be read too. With the gate masked to two experts of eight, the layer stands beside
+one that has no others. All of a row take turns; told are medians, and that of the ratios of what was timed one after the other,
+with the least and the greatest.
 
 Asserted: all layers put out the same; counted by torch, ours makes the FLOPs of the limit, of the gate and of the adapters and
 no others, so that frozen experts cost no gradient of a weight; masked experts cost no FLOP.

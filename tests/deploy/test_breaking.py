@@ -18,10 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
-from test_remote import LABELS, OVERLAPPING, OWNED, PLAN, PROTOCOLS, Network, here, hosts, losses, play, world
-from test_runs import LORA, Nodes, weights
+from test_remote import LABELS, OVERLAPPING, OWNED, PLAN, PROTOCOLS, Network, here, hosts, play, world
+from test_runs import LORA, Nodes
 
 import small
+from deployed import losses, weights
 from fedexperts import Scenario, run
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.deploy import node as nodes
@@ -33,10 +34,7 @@ from fedexperts.ledger import Ledger, read
 from fedexperts.protocol.link import Start
 from fedexperts.runs.checkpoint import Packer, unpack
 from marks import some_slow
-
-
-class KilledError(BaseException):
-    """A process ends without another word; no `except Exception` sees it."""
+from stopped import KilledError, killed
 
 
 class Rough(Network):
@@ -119,13 +117,7 @@ def served(
         network.fate = "ok"
         protocol = kind(Start(world()[1], tuple(LABELS), frozenset({"head"}), OWNED, cycles=4))
         tree = unpack(*saved) if saved else None
-        lines = iter(range(1, most))
-
-        def kill(line: dict[str, Any], lines: Iterator[int] = lines, mortal: bool = most > 0) -> None:
-            if mortal and next(lines, None) is None:
-                raise KilledError
-
-        with closing(Ledger(folder, tree["ledger_B"] if tree else 0, kill)) as ledger:
+        with closing(Ledger(folder, tree["ledger_B"] if tree else 0, killed(most))) as ledger:
             simulator = Simulator(plan, devices, Pace(5.0), 4, ledger, lambda model, cycle: {"accuracy": 0.0})
             if tree:
                 vars(protocol).update(tree["protocol"])

@@ -480,7 +480,7 @@ def test_a_port_in_use_is_told_before_anything_begins(
 def test_folders_are_for_the_command_of_their_machine(made: Path, tmp_path: Path) -> None:
     from fedexperts.deploy.standing import checked as checked_node
 
-    with pytest.raises(InputError, match="is that of node plain"):
+    with pytest.raises(InputError, match="is that of node plain; start it with fedexperts deploy node, or give"):
         checked(made / "nodes/0")
     with pytest.raises(InputError, match="is no node's folder"):
         checked_node(made)

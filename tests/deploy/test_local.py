@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 import small
+from deployed import left, weights
 from fedexperts import run
+from fedexperts.deploy import supernode
 from fedexperts.ledger import read
 
 pytest.importorskip("flwr", reason="needs the extra: pip install 'fedexperts[flower]'")
 TRAIN = {"cycles": 1, "local_steps": 1, "batch_size": 8, "final_flush": False}
 CLUSTERS = [{"name": name, "devices": 1, "data": f"digits:{name}"} for name in ("plain", "rotated")]
-
-
-def left(folder: Path) -> list[int]:
-    """Processes that were started for a deployment: its folder stands in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            text = path.read_bytes()
-        except OSError:
-            continue
-        if f"FLWR_HOME={folder / 'flower'}".encode() in text:
-            found.append(int(path.parent.name))
-    return found
 
 
 @pytest.fixture
@@ -54,10 +43,7 @@ def test_a_deployment_ends_with_the_model_of_the_simulation_and_leaves_no_proces
     assert child.returncode == 0, told.decode()
     assert left(out) == []
     run(scenario, tmp_path / "here")
-    models = [
-        hashlib.sha256((at / "model" / "model.safetensors").read_bytes()).hexdigest() for at in (out / "run", tmp_path / "here")
-    ]
-    assert models[0] == models[1]
+    assert weights(out / "run") == weights(tmp_path / "here")
     there, here = (list(read(at / "ledger.jsonl")) for at in (out / "run", tmp_path / "here"))
     assert [line["event"] for line in there] == [line["event"] for line in here]
 
@@ -76,6 +62,25 @@ def test_a_deployment_that_is_interrupted_leaves_no_process(scenario: Path, tmp_
     told, _ = child.communicate(timeout=60)
     assert child.returncode == 130, told.decode()
     assert left(out) == []
+
+
+def test_a_supernode_without_a_link_asks_again_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a constant of Flower's, which might be called otherwise one day."""
+    from flwr.supercore.retry import http_retry, make_simple_http_retry_invoker
+    from flwr.supernode import cli
+
+    waits_s: list[float] = []
+
+    def look() -> None:
+        waits_s.extend(islice(make_simple_http_retry_invoker().wait_gen_factory(), 8))
+
+    monkeypatch.setattr(http_retry, "MAX_RETRY_DELAY", http_retry.MAX_RETRY_DELAY)  # which is put back
+    monkeypatch.setattr(cli, "flower_supernode", look)
+    look()
+    assert waits_s[-1] == 20, "Flower's own"
+    waits_s.clear()
+    supernode.main()
+    assert waits_s == [1.0] * 8
 
 
 def test_a_client_app_loads_no_torch() -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from test_over_machines import MOST_S, Started, weights
+from test_over_machines import MOST_S, Started
 from test_over_machines import start as start  # the fixture
 from test_process_faults import one_node
 
+from deployed import weights
 from fedexperts import run
 from fedexperts.deploy.init import init, node_folder
 from fedexperts.deploy.place import load
+from namespaces import joined
 
 pytest.importorskip("flwr", reason="needs the extra: pip install 'fedexperts[flower]'")
 pytestmark = pytest.mark.slow
@@ -27,33 +26,8 @@ HOSTS, PORT = ("10.218.78.1", "10.218.78.2"), 7400
 
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    """Of the server and of a node, with a shaped link between them; nothing of this machine's own network is touched."""
-    if lost := [tool for tool in ("ip", "tc") if shutil.which(tool) is None]:
-        pytest.skip(f"{' and '.join(lost)} not installed (iproute2)")
-    names = [f"fedexperts-{os.getpid()}-{i}" for i in ("server", "node")]
-    server, node = names
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, check=False)
-            allowed("ip", "netns", "add", name)
-        allowed("ip", "-n", server, "link", "add", "link0", "type", "veth", "peer", "name", "link0", "netns", node)
-        shape = ["rate", f"{RATE_BPS:.0f}bit", "burst", f"{BURST_B}b", "latency", "10s"]
-        for name, host in zip(names, HOSTS, strict=True):
-            allowed("tc", "-n", name, "qdisc", "add", "dev", "link0", "root", "tbf", *shape)
-            for words in (
-                ["addr", "add", f"{host}/24", "dev", "link0"],
-                ["link", "set", "link0", "up"],
-                ["link", "set", "lo", "up"],
-            ):
-                subprocess.run(["ip", "-n", name, *words], check=True)
+    with joined(HOSTS, RATE_BPS, BURST_B) as names:
         yield names
-
-
-def allowed(*words: str) -> None:
-    """Do it, or say why it cannot be done here."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"needs root, network namespaces and tbf: {' '.join(words)}: {done.stderr.strip()}")
 
 
 def sent_B(namespace: str) -> int:

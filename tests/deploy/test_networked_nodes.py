@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_breaking import Faulty, KilledError
-from test_remote import losses
-from test_runs import Nodes, weights
+from test_breaking import Faulty
+from test_runs import Nodes
 
 import pictures
 import small
+from deployed import losses, weights
 from fedexperts import Scenario, run
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.deploy.orders import Call, following, read_call, versions, write_call
@@ -31,6 +31,7 @@ from fedexperts.runs import checkpoint
 from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import LocalHost
 from marks import some_slow
+from stopped import KilledError, killed
 
 CLIENTS = 3
 MODEL = {"model_type": "networked_moe", "image_size": pictures.SIDE, "width": 8, "expert_hidden": 8, "num_experts": CLIENTS}
@@ -149,17 +150,9 @@ def test_a_server_that_is_killed_goes_on_with_what_clients_had_told(
     monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
     given = scenario(folder, plan="slots")
     run(given, tmp_path / "here")
-    lines = 0
-
-    def kill(line: dict[str, Any]) -> None:
-        nonlocal lines
-        lines += 1
-        if lines == at:
-            raise KilledError
-
     nodes = Nodes(given, tmp_path / "nodes")
     with pytest.raises(KilledError):
-        run(given, tmp_path / "there", hosts=nodes.hosts, listener=kill)
+        run(given, tmp_path / "there", hosts=nodes.hosts, listener=killed(at))
     run(given, tmp_path / "there", hosts=nodes.hosts, resume=True)
     assert told(tmp_path / "there") == told(tmp_path / "here")
     assert weights(tmp_path / "there") == weights(tmp_path / "here")

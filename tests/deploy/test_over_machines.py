@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +17,7 @@ from clocks import wrong_clocks
 from test_deploy_init import NAMES, scenario_in
 from test_process_faults import events, over
 
+from deployed import weights
 from fedexperts import run
 from fedexperts.deploy import keys
 from fedexperts.deploy.app import HERE, asked, environment
@@ -91,10 +90,6 @@ def _until(is_so: Callable[[], bool], told: Callable[[], str]) -> None:
         time.sleep(0.2)
 
 
-def weights(directory: Path) -> str:
-    return hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
-
-
 def test_a_deployment_that_was_made_ends_with_the_model_of_the_simulation_and_lets_nobody_else_in(
     tmp_path: Path, start: Started
 ) -> None:
@@ -118,12 +113,11 @@ def test_a_deployment_that_was_made_ends_with_the_model_of_the_simulation_and_le
     # one with a key that nobody has let in, and one that talks in the open
     (tmp_path / "stranger.key").write_bytes(ssh_pair()[0])
     command = supernode(load(node_folder(place, "plain")))
-    command[0] = str(Path(sys.executable).parent / command[0])
     stranger = [str(tmp_path / "stranger.key") if word.endswith("node.key") else word for word in command]
     start("stranger", *stranger, env=environment(tmp_path / "stranger"))
     at = command.index("--root-certificates")
     command[command.index("--port") + 1] = str(free_ports(1)[0])
-    bare = [command[0], "--insecure", *command[1:at], "--max-retries", "1", *command[command.index("--node-config") :]]
+    bare = [*command[:at], "--insecure", "--max-retries", "1", *command[command.index("--node-config") :]]
     start("in the open", *bare, env=environment(tmp_path / "open"))
 
     for link in NAMES:

@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 from clocks import wrong_clocks
-from test_breaking import losses
 from test_deploy_init import scenario_in
-from test_local import deploy, left
+from test_local import deploy
 from test_local import scenario as scenario  # the fixture
-from test_runs import weights
 
 import small
+from deployed import left, losses, weights
 from fedexperts import Scenario, run
 from fedexperts.deploy.orders import read_call
 from fedexperts.deploy.place import Place, create, write

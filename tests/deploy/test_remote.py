@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import toy
+from deployed import losses
 from fedexperts.contact.plan import Contact, ContactPlan
 from fedexperts.deploy.node import Node
 from fedexperts.deploy.remote import RemoteHost
@@ -119,18 +120,6 @@ def play(
 
 def here() -> dict[str, Host]:
     return toy.hosts(world()[2])
-
-
-def losses(lines: list[dict[str, Any]], plan: ContactPlan) -> dict[int, float]:
-    """Of the contacts that were lost, when: what `Simulator` takes as ``closes_s``."""
-    starts = {(c.cluster, round(c.start_s, 6)): i for i, c in enumerate(plan.contacts)}
-    found, open_at = {}, {}
-    for line in lines:
-        if line["event"] in ("contact", "flush"):
-            open_at[line["cluster"]] = starts[line["cluster"], line["t_s"]]
-        if line["event"] == "lost":
-            found[open_at[line["cluster"]]] = line["t_s"]
-    return found
 
 
 @pytest.mark.parametrize("kind", PROTOCOLS)

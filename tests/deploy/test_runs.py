@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import small
+from deployed import weights
 from fedexperts import Scenario, run
 from fedexperts.deploy.node import Node
 from fedexperts.deploy.remote import RemoteHost
@@ -22,6 +22,7 @@ from fedexperts.method.methods import prepare
 from fedexperts.moe.parts import is_expert
 from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import Host, LocalHost
+from stopped import KilledError, killed
 
 RANKS: dict[str, Any] = {
     "device": {"phone": {"lora_rank": 1}},
@@ -73,10 +74,6 @@ class Way:
         pass
 
 
-def weights(directory: Path) -> str:
-    return hashlib.sha256((directory / "model" / "model.safetensors").read_bytes()).hexdigest()
-
-
 CASES: dict[str, dict[str, Any]] = {
     "sync": {"protocol": "sync"},
     "ems-fl": {"protocol": "ems-fl"},
@@ -104,26 +101,14 @@ def test_runs_end_with_the_model_of_the_simulation(case: str, tmp_path: Path) ->
     assert weights(tmp_path / "there") == weights(tmp_path / "here")
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at", [3, 12, 25, 40])
 def test_a_server_that_is_killed_goes_on_from_its_checkpoint(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
     scenario = small.scenario(train={"cycles": 3, "local_steps": 1, "batch_size": 8})
     run(scenario, tmp_path / "here")
-    lines = 0
-
-    def kill(line: dict[str, Any]) -> None:
-        nonlocal lines
-        lines += 1
-        if lines == at:
-            raise KilledError
-
     nodes = Nodes(scenario, tmp_path / "nodes")
     with pytest.raises(KilledError):
-        run(scenario, tmp_path / "there", hosts=nodes.hosts, listener=kill)
+        run(scenario, tmp_path / "there", hosts=nodes.hosts, listener=killed(at))
     run(scenario, tmp_path / "there", hosts=nodes.hosts, resume=True)
     assert weights(tmp_path / "there") == weights(tmp_path / "here")
 

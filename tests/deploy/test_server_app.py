@@ -14,6 +14,8 @@ from test_deploy_init import scenario_in
 
 pytest.importorskip("flwr", reason="needs the extra: pip install 'fedexperts[flower]'")
 
+from flwr.app import ConfigRecord
+
 from fedexperts.deploy import server_app
 from fedexperts.deploy.client_app import packed
 from fedexperts.deploy.place import create
@@ -98,3 +100,30 @@ def test_what_asking_raises_is_not_swallowed(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="cannot be read"):
         way(Grid({"1": failing}), tmp_path).ask(b"call")
+
+
+class Coming:
+    """A node, 8, which is gone as it is asked for the first time: Flower gives no number to what it refuses."""
+
+    def __init__(self) -> None:
+        self.numbers = iter(["", "1", "2"])
+        hello = reply(b"facts")
+        hello.content["node"] = ConfigRecord({"link": "a"})
+        hello.metadata = SimpleNamespace(reply_to_message_id="1")
+        self.replies = {"1": hello, "2": reply(b"answer")}
+
+    def get_node_ids(self) -> list[int]:
+        return [8]
+
+    def push_messages(self, messages: list[Any]) -> list[str]:
+        return [next(self.numbers) if message.node == 8 else "" for message in messages]
+
+    def pull_messages(self, numbers: list[str]) -> list[Any]:
+        return [self.replies.pop(number) for number in numbers]
+
+
+def test_a_node_that_was_gone_as_it_was_asked_who_it_is_is_asked_again(tmp_path: Path) -> None:
+    """As the run begins, and when a link's node has come back with another number."""
+    place = create(tmp_path / "there", scenario_in(tmp_path).to_toml(), tmp_path, ("a",), 5.0)
+    assert server_app.found(Coming(), place) == {"a": (8, b"facts")}  # type: ignore[arg-type]
+    assert GridWay(Coming(), place, "a", 7, {7}).ask(b"call") == b"answer"  # type: ignore[arg-type]

@@ -2,11 +2,7 @@
 
 import asyncio
 import ctypes
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +17,7 @@ from fedexperts.peer.peer import Peer
 from fedexperts.peer.peers_file import Patience
 from fedexperts.peer.serve import serve
 from fedexperts.scenario import read_toml
+from namespaces import joined
 from processes import exit_code, started
 
 RATE_BPS, BURST_B = 200e3, 4000
@@ -31,31 +28,8 @@ PATIENT = Patience(deadline_s=120.0, timeout_after_k_min_s=120.0)
 
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    """Two, with a shaped link between them; nothing of this machine's own network is touched."""
-    if lost := [tool for tool in ("ip", "tc") if shutil.which(tool) is None]:
-        pytest.skip(f"{' and '.join(lost)} not installed (iproute2)")
-    names = [f"fedexperts-{os.getpid()}-{i}" for i in range(2)]
-    a, b = names
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, check=False)
-            allowed("ip", "netns", "add", name)
-        allowed("ip", "-n", a, "link", "add", "link0", "type", "veth", "peer", "name", "link0", "netns", b)
-        for name, host in zip(names, HOSTS, strict=True):
-            rate, burst = f"{RATE_BPS:.0f}bit", f"{BURST_B}b"
-            allowed(
-                "tc", "-n", name, "qdisc", "add", "dev", "link0", "root", "tbf", "rate", rate, "burst", burst, "latency", "10s"
-            )
-            for words in (["addr", "add", f"{host}/24", "dev", "link0"], ["link", "set", "link0", "up"]):
-                subprocess.run(["ip", "-n", name, *words], check=True)
+    with joined(HOSTS, RATE_BPS, BURST_B) as names:
         yield names
-
-
-def allowed(*words: str) -> None:
-    """Do it, or say why it cannot be done here."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"needs root, network namespaces and tbf: {' '.join(words)}: {done.stderr.strip()}")
 
 
 def enter(namespace: str) -> None:

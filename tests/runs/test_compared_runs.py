@@ -22,6 +22,7 @@ from fedexperts.runs.comparison import grid
 from fedexperts.runs.forecast import forecast
 from fedexperts.tables import Train
 from plans import document_of, method_of
+from stopped import KilledError, killed
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{said}") for said in ("trains on it as well", "labels that no training")]
 # a small file serves as both
@@ -54,10 +55,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
@@ -65,16 +62,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(kind: str, tmp_path: P
     run(given, tmp_path / "whole")
     lines = list(read(tmp_path / "whole" / "ledger.jsonl"))
     stop_at = max(i for i, line in enumerate(lines) if line["event"] in ("contact", "flush")) + 1
-    seen = 0
-
-    def kill(line: dict[str, Any]) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == stop_at:
-            raise KilledError
-
     with pytest.raises(KilledError):
-        run(given, tmp_path / "stopped", listener=kill)
+        run(given, tmp_path / "stopped", listener=killed(stop_at))
     run(given, tmp_path / "stopped", resume=True)
     assert model(tmp_path / "stopped") == model(tmp_path / "whole")
     assert (tmp_path / "stopped" / "ledger.jsonl").read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()

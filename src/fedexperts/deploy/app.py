@@ -80,8 +80,8 @@ def piece_B(folder: Path) -> int:
     """How much of a message travels at once over the links of this deployment."""
     if (folder / LINKS).exists():
         return SHAPED_B
-    place = load(folder) if (folder / DOCUMENT).exists() else None
-    return WHOLE_B if place is None or place.server is None else APART_B
+    apart = (folder / DOCUMENT).exists() and load(folder).server is not None
+    return APART_B if apart else WHOLE_B
 
 
 def submit(folder: Path) -> None:

@@ -23,7 +23,7 @@ from ..runs.lock import claimed
 from ..writing import write_whole
 from .app import connection, environment, submit, write_app
 from .hand import SOCKET
-from .place import LINKS, OUTCOME, PROCESSES, Place
+from .place import LINKS, OUTCOME, PARENT, PROCESSES, Place
 from .serving import Watch
 from .shapes import shapes
 from .switch import Switches
@@ -33,15 +33,14 @@ MOST_START_S = 120.0
 END_S = 10.0
 MOST_LOG_B = 10_000_000
 """A log of that size becomes the one before, which is kept; at most twice as much lies on disk for each process."""
-PARENT = "FEDEXPERTS_PARENT"
 GUARDS = "FEDEXPERTS_GUARD=1"
 AGAIN = 3
 """So often a node's process that was killed while a run is under way is started again."""
 LASTING = ("worker", "supernode")
 """Whose processes: they find in their folder what the one before has done."""
-GUARD = """import glob, os, signal, sys
+GUARD = f"""import glob, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-mark = ("FEDEXPERTS_PARENT=" + os.environ["FEDEXPERTS_PARENT"]).encode()
+mark = ("{PARENT}=" + os.environ["{PARENT}"]).encode()
 groups = sys.stdin.read().split()
 if groups[-1:] == ["end"]:
     sys.exit()
@@ -272,9 +271,9 @@ def flower_supernode(server: str, port: int, *options: str) -> list[str]:
     return ["flower-supernode", "--superlink", server, *options, *_at(port)]
 
 
-def our_supernode(*options: Any) -> list[str]:
-    """The same that is soon there when its link is, see `supernode`; arguments as `flower_supernode`."""
-    return [sys.executable, "-m", "fedexperts.deploy.supernode", *flower_supernode(*options)[1:]]
+def our_supernode(server: str, port: int, *options: str) -> list[str]:
+    """The same that is soon there when its link is, see `supernode`."""
+    return [sys.executable, "-m", "fedexperts.deploy.supernode", *flower_supernode(server, port, *options)[1:]]
 
 
 def _at(port: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -320,8 +320,3 @@ def unframe(message: bytes) -> tuple[dict[str, Any], list[bytes]]:
         blobs.append(message[at : at + one])
         at += one
     return header, blobs
-
-
-def bare(command: Command) -> Command:
-    """Without what it was asked."""
-    return replace(command, args=())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..moe.view import View
 from ..train.codec import decode
 from ..train.host import Ahead, Host, Trained, Trial
 from ..train.member import Extractor, NetworkClient
-from ..train.task import Experts, Task, Update
+from ..train.task import Experts, Task, Update, bare
 from ..train.upload import promised
 from ..train.wire import Codec
 from .answers import Answers, introduced, printable, read_upload
@@ -236,8 +235,7 @@ class RemoteHost:
 
     def delivered(self, updates: Sequence[Update], parts: Collection[str]) -> None:
         """See `Host`."""
-        bare = [replace(update, piece=Piece(update.piece.part, update.piece.version, {})) for update in updates]
-        self._decide("delivered", (bare, in_order(parts)), needed=False)
+        self._decide("delivered", (list(map(bare, updates)), in_order(parts)), needed=False)
         ours = [update for update in updates if update.piece.version == self.held[update.piece.part].version]
         self.status = self.status.after_delivery([(one.device, one.piece.part, one.rounds) for one in ours])
         self.uncollected -= set(parts)

@@ -62,7 +62,6 @@ def main(grid: Grid, context: Context) -> None:
 
 def met(grid: Grid, place: Place, nodes: Mapping[str, tuple[int, bytes]], prepared: Prepared) -> dict[str, Host]:
     """The devices of each link, on its node; all are told at once of the trial pass that comes first."""
-
     known = {node for node, _ in nodes.values()}
 
     def host(link: str) -> RemoteHost:
@@ -94,9 +93,9 @@ def found(grid: Grid, place: Place) -> dict[str, tuple[int, bytes]]:
     until_s = time.monotonic() + place.patience_s
     while set(nodes) != set(place.links):
         for node in set(grid.get_node_ids()) - seen:
-            seen.add(node)
-            message = Message(packed(said_hello(place.id)), node, "query.hello", ttl=place.patience_s)
-            asked |= dict.fromkeys(grid.push_messages([message]), node)
+            if greeting := greeted(grid, place, node):
+                seen.add(node)
+                asked |= greeting
         for reply in grid.pull_messages(list(asked)) if asked else ():
             node = asked.pop(reply.metadata.reply_to_message_id)
             if not reply.has_content() or not (answer := unpacked(reply.content)):
@@ -119,6 +118,12 @@ def found(grid: Grid, place: Place) -> dict[str, tuple[int, bytes]]:
             raise RunError(f"{', '.join(missing)}: no node has come in {place.patience_s:g} s; {why}")
         time.sleep(POLL_S)
     return nodes
+
+
+def greeted(grid: Grid, place: Place, node: int) -> dict[str, int]:
+    """Ask a node which link it is: the message, by which its reply is known, and the node; nothing if it has just gone."""
+    message = Message(packed(said_hello(place.id)), node, "query.hello", ttl=place.patience_s)
+    return dict.fromkeys(filter(None, grid.push_messages([message])), node)
 
 
 def revoked(place: Place) -> dict[str, str]:
@@ -249,9 +254,9 @@ class GridWay:
     def _moved(self) -> bool:
         """Whether the link has another node: one without a key of its own that is started again has another number."""
         for node in set(self.grid.get_node_ids()) - self.known:
-            self.known.add(node)
-            message = Message(packed(said_hello(self.place.id)), node, "query.hello", ttl=self.place.patience_s)
-            self.asked |= dict.fromkeys(filter(None, self.grid.push_messages([message])), node)
+            if greeting := greeted(self.grid, self.place, node):
+                self.known.add(node)
+                self.asked |= greeting
         before = self.node
         for reply in self.grid.pull_messages(list(self.asked)) if self.asked else ():
             node = self.asked.pop(reply.metadata.reply_to_message_id)

@@ -77,8 +77,9 @@ def checked(folder: Path) -> Place:
     """
     place = load(folder)
     if place.server is None or place.link is not None:
-        whose = "of one machine; go on with fedexperts deploy resume" if place.server is None else f"that of node {place.link}"
-        raise InputError(f"{folder}: is {whose}")
+        one = "of one machine; go on with fedexperts deploy resume"
+        node = f"that of node {place.link}; start it with fedexperts deploy node, or give the folder that holds nodes/"
+        raise InputError(f"{folder}: is {one if place.server is None else node}")
     return place
 
 

@@ -59,8 +59,8 @@ class Switches:
         """Where a node finds the server."""
         return self.relays[link].port
 
-    def set(self, link: str, is_open: bool) -> None:
-        """Open a link, or shut it."""
+    def turn(self, link: str, is_open: bool) -> None:
+        """Open a link, or shut it: as `switch` asks for, and in the loop of this thread alone."""
         self.relays[link].turn(None if is_open else SHUT)
 
     async def _serve(self) -> None:
@@ -86,7 +86,7 @@ class Switches:
             if secrets.compare_digest(str(order.get("token")), self.token) and order.get("link") in self.relays:
                 relay = self.relays[order["link"]]
                 if order.get("open") is not None:
-                    self.set(order["link"], bool(order["open"]))
+                    self.turn(order["link"], bool(order["open"]))
                 if order.get("cut"):
                     relay.cut()
                 said = {"up_B": relay.passed_B[0], "down_B": relay.passed_B[1], "cuts": relay.cuts}

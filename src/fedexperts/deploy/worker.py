@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,10 +22,9 @@ from .. import __version__
 from ..errors import InputError, RunError
 from ..method.elsewhere import host
 from ..scenario import Scenario, read_toml
-from ..train.host import LocalHost
 from .hand import SOCKET, receive, send, socket_path
 from .node import Node
-from .place import SCENARIO, Place, load
+from .place import PARENT, SCENARIO, Place, load
 
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGE_B = -1, -3, 2**16
@@ -42,9 +42,7 @@ def work(place: Place, link: str) -> None:
     torch.set_num_threads(1)
     folder = place.node(link)
     folder.mkdir(parents=True, exist_ok=True)
-    devices = host(scenario_of(place), link)
-    assert isinstance(devices, LocalHost)
-    node = Node(devices, place.id, folder / "spool")
+    node = Node(host(scenario_of(place), link), place.id, folder / "spool")
     path = socket_path(folder)
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listening:
@@ -83,7 +81,7 @@ def main() -> None:
     give_back()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if parent := os.environ.get("FEDEXPERTS_PARENT"):
+    if parent := os.environ.get(PARENT):
         threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
     try:
         work(load(Path(sys.argv[1])), sys.argv[2])
@@ -94,7 +92,7 @@ def main() -> None:
 def _follow(parent: int) -> None:
     """End with the process that has started this one."""
     while os.getppid() == parent:
-        threading.Event().wait(1.0)
+        time.sleep(1.0)
     os._exit(1)
 
 

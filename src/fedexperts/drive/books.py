@@ -21,7 +21,7 @@ from .homes import Homes
 
 if TYPE_CHECKING:
     from ..ledger import Ledger
-    from ..train.host import Host, Trained, Trial
+    from ..train.host import Host, Trained, Training, Trial
 
 LOWER = "lower train.lr_expert or train.lr_gate, with --set, and go on with --resume"
 
@@ -148,20 +148,27 @@ class Books:
                 rounds = whole_rounds(t_s - phase.since_s, self.round_s(name, phase.task))
                 self._book(cluster, phase.task, min(rounds, phase.rounds))
             elif cluster.order is not None and cluster.order.parts:
-                self._book(cluster, cluster.order, self.rounds_away(name, cluster.order, t_s))
+                self._book(cluster, cluster.order, self._rounds_away(name, cluster.order, t_s))
 
     def catch_up(self, name: str, until_s: float) -> None:
         """Disconnected phase: the rounds of the standing order between the last contact and now."""
         cluster = self.clusters[name]
         if cluster.order is not None:
-            self.train(name, cluster.order, self.rounds_away(name, cluster.order, until_s), until_s, "disconnected")
+            self.train(name, cluster.order, self._rounds_away(name, cluster.order, until_s), until_s, "disconnected")
         cluster.order = None
 
-    def rounds_away(self, name: str, order: Task, until_s: float) -> int:
+    def _rounds_away(self, name: str, order: Task, until_s: float) -> int:
         """Rounds of the standing order between the last contact and a time."""
-        return self.rounds_between(name, order, self.clusters[name].since_s, until_s)
+        return self._rounds_between(name, order, self.clusters[name].since_s, until_s)
 
-    def rounds_between(self, name: str, order: Task, from_s: float, until_s: float) -> int:
+    def ahead(self, name: str, order: Task | None, from_s: float, until_s: float) -> Training | None:
+        """What a cluster that follows an order between two times does then; None if nothing."""
+        if order is None or not order.parts:
+            return None
+        rounds = self._rounds_between(name, order, from_s, until_s)
+        return order, rounds, self.round_s(name, order), self.peers(name, order)
+
+    def _rounds_between(self, name: str, order: Task, from_s: float, until_s: float) -> int:
         """Rounds of an order that is followed out of contact."""
         rounds = self.pace.rounds(until_s - from_s, self.round_s(name, order))
         return rounds if order.rounds is None else min(rounds, order.rounds)

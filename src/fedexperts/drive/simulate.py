@@ -19,8 +19,8 @@ from ..contact.plan import TIGHT_S, Contact, ContactPlan
 from ..errors import Diverged, warn_input
 from ..moe.parts import MAX_UPDATE_NORM, Fitted, Piece, in_order, is_expert, unfitted
 from ..protocol.link import ServerProtocol, SignalLost
-from ..train.host import Host, Trial
-from ..train.task import Experts, Task
+from ..train.host import Host, Training, Trial
+from ..train.task import Task
 from .books import LOWER, Books
 from .classes import DeviceClass
 from .cluster import Pace
@@ -213,12 +213,9 @@ class Simulator:
             cluster.order = cluster.last = first_order(name)
             cluster.host.part(partial(self._at_first, name))
 
-    def _at_first(self, name: str) -> tuple[Task, int, float, Experts | None] | None:
-        order, until_s = self.books.clusters[name].order, self._until_s(name, 0.0)
-        if order is None or not order.parts:
-            return None
-        rounds = self.books.rounds_away(name, order, until_s)
-        return order, rounds, self.books.round_s(name, order), self.books.peers(name, order)
+    def _at_first(self, name: str) -> Training | None:
+        cluster = self.books.clusters[name]
+        return self.books.ahead(name, cluster.order, cluster.since_s, self._until_s(name, 0.0))
 
     def _at(self, t_s: float, kind: int, action: Callable[[float], None]) -> None:
         self.counter += 1

@@ -21,7 +21,8 @@ from ..contact.plan import Contact
 from ..moe.parts import Piece, in_order
 from ..protocol.admission import Refusal
 from ..protocol.link import ServerProtocol, SignalLost
-from ..train.task import Experts, Task, Update
+from ..train.host import Training
+from ..train.task import Task, Update
 from .books import Books
 from .cluster import Phase, whole_rounds
 from .faults import MOST_SENDS
@@ -228,12 +229,9 @@ class SimulatedLink:
         self._stand(task)
         self._follow(self.now_s)
 
-    def goes_on(self, order: Task | None, from_s: float) -> tuple[Task, int, float, Experts | None] | None:
+    def goes_on(self, order: Task | None, from_s: float) -> Training | None:
         """What the devices do until their next contact, or until training is over, if they follow an order from then on."""
-        if order is None or not order.parts:
-            return None
-        rounds = self.books.rounds_between(self.cluster, order, from_s, self.until_s())
-        return order, rounds, self.books.round_s(self.cluster, order), self.books.peers(self.cluster, order)
+        return self.books.ahead(self.cluster, order, from_s, self.until_s())
 
     def log(self, event: str, **facts: Any) -> None:
         """See `Link`."""

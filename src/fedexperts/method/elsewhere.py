@@ -21,10 +21,11 @@ from ..setup.clients import cluster_kinds
 from ..setup.devices import dealt, devices
 from ..setup.model import accelerator, lora_of
 from ..setup.samples import datasets
+from ..tables import Device as ClassTable
 from ..tables import Load
 from ..tables.protocols import PROTOCOLS
 from ..train.device import Device
-from ..train.host import Host, LocalHost
+from ..train.host import LocalHost
 from .method import Method
 from .methods import of, prepare
 
@@ -55,7 +56,7 @@ def check_loads(scenario: Scenario, method: Method, here: bool = True) -> None:
             )
 
 
-def host(scenario: Scenario, link: str, owned: Collection[str] | None = None) -> Host:
+def host(scenario: Scenario, link: str, owned: Collection[str] | None = None) -> LocalHost:
     """The devices behind a link, for the process that calls this: θ_0 is theirs, as everybody's. Others' data are not read.
 
     Args:
@@ -118,17 +119,22 @@ def cluster_of(scenario: Scenario, link: str) -> str:
     return link if any(cluster.name == link for cluster in scenario.cluster) else link.rpartition("/")[0]
 
 
-def load_of(scenario: Scenario, link: str) -> Load:
+def load_of(scenario: Scenario, at: str) -> Load:
     """How much of the model the devices of a cluster load: as their class says, else all."""
-    kinds = [str(cluster.device) for cluster in scenario.cluster if cluster.name == link]
-    tables = [scenario.device[kind] for kind in kinds if kind in scenario.device]
-    return next((table.load for table in tables if table.load is not None), "all")
+    table = _class_of(scenario, at)
+    return table.load if table and table.load else "all"
 
 
 def cache_of(scenario: Scenario, at: str) -> int:
     """How many streamed experts of each layer the devices of a cluster keep."""
-    tables = [scenario.device.get(str(cluster.device)) for cluster in scenario.cluster if cluster.name == at]
-    return next((table.cache_experts for table in tables if table and table.cache_experts), 0)
+    table = _class_of(scenario, at)
+    return table.cache_experts if table and table.cache_experts else 0
+
+
+def _class_of(scenario: Scenario, at: str) -> ClassTable | None:
+    """What the scenario says of the class of a cluster's devices; nothing of a mix."""
+    (kind,) = (str(cluster.device) for cluster in scenario.cluster if cluster.name == at)
+    return scenario.device.get(kind)
 
 
 def partial_view(scenario: Scenario, owned: Collection[str], load: Load, cache: int = 0) -> View:

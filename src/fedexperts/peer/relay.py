@@ -138,9 +138,7 @@ class Relay:
         """Cut all connections."""
         for listening in self._server.sockets:
             asyncio.get_running_loop().remove_reader(listening)
-        await asyncio.sleep(
-            0
-        )  # asyncio forgets a connection that it has just accepted when it stops to listen, and leaves it open
+        await asyncio.sleep(0)  # for what was just accepted: asyncio forgets it when it stops to listen, and leaves it open
         self._server.close()
         for task in list(self._tasks):
             task.cancel()

@@ -49,8 +49,10 @@ class Trial:
     samples_B: int
 
 
-Ahead = Callable[[], tuple[Task, int, float, Experts | None] | None]
-"""What a cluster is to do until its next contact, by the plan, as `Host.train` is told it; None if nothing."""
+Training = tuple[Task, int, float, Experts | None]
+"""What `Host.train` is told."""
+Ahead = Callable[[], Training | None]
+"""What a cluster is to do until its next contact, by the plan; None if nothing."""
 
 
 class Host(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +14,7 @@ import torch
 from ..moe.parts import Piece, Tensors
 from .host import Host, Near, Trained, Trial
 from .member import NetworkClient
-from .task import Experts, Task, Update
+from .task import Experts, Task, Update, bare
 
 
 class ProcessHost(Near):
@@ -122,7 +121,7 @@ class ProcessHost(Near):
 
     def delivered(self, updates: Sequence[Update], parts: Collection[str]) -> None:
         """See `Host`; the tensors stay here."""
-        self._ask("delivered", [_bare(update) for update in updates], set(parts))
+        self._ask("delivered", [bare(update) for update in updates], set(parts))
 
     def unsent_rounds(self) -> int:
         """See `Host`."""
@@ -147,11 +146,6 @@ class ProcessHost(Near):
     def restore(self, state: dict[str, Any]) -> None:
         """See `Host`."""
         self._ask("restore", state)
-
-
-def _bare(update: Update) -> Update:
-    """Without tensors."""
-    return replace(update, piece=replace(update.piece, tensors={}))
 
 
 def _answer(pipe: Connection, build: Callable[[], Host]) -> None:

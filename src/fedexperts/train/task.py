@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..moe.parts import Piece
@@ -69,3 +69,8 @@ class Update:
     pick_share: float | None = None
     held_loss: float | None = None
     fault: str | None = None
+
+
+def bare(update: Update) -> Update:
+    """Without tensors, for whoever has made it and has them."""
+    return replace(update, piece=replace(update.piece, tensors={}))

@@ -44,8 +44,10 @@ from fedexperts.moe.parts import Piece, expert
 from fedexperts.moe.view import View
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
+from fedexperts.train.cohort import Joint
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.host import LocalHost
+from fedexperts.train.task import Task
 
 PEERS = {"pfl": ["pfl==0.6.0"], "flower": ["flwr[simulation]==1.42.0"]}
 """What is installed for each, beside this environment's own version of torch."""
@@ -68,18 +70,33 @@ class OneExpert(nn.Module):
         return self.moe(x)
 
 
-def ours(path: str, rounds: int, together: bool = False) -> Rounds:
-    """A run of the synchronous baseline over slots that hold one local round; devices one after the other, or in one batch."""
+def devices(path: str, together: bool) -> tuple[list[Device], dict[str, Piece]]:
+    """One for each client, and the model that they start from."""
     x_NBD, y_NB, first = work(path)
     body = perceptron()
     body.load_state_dict(first.state_dict())
-    view, names = View(OneExpert(body)), list(first.state_dict())
+    view = View(OneExpert(body))
     model = {part: Piece(part, 0, view.export(part)) for part in view.parts}
     local, task = LocalTraining(lr_expert=RATE, lr_gate=RATE, together=together), Classification(0, 10)
-    group = [
-        Device(f"all/{j}", view, {"x": x, "labels": y}, model, local, 0, task)
-        for j, (x, y) in enumerate(zip(x_NBD, y_NB, strict=True))
-    ]
+    pairs = enumerate(zip(x_NBD, y_NB, strict=True))
+    return [Device(f"all/{j}", view, {"x": x, "labels": y}, model, local, 0, task) for j, (x, y) in pairs], model
+
+
+def steps_alone(path: str, rounds: int) -> float:
+    """Seconds of one step of all clients in one batch, from the same weights, and of nothing else: the floor of the batched."""
+    group, _ = devices(path, together=True)
+    joint, took = Joint(group, Task(frozenset({expert(0)})), 1), []
+    for _ in range(rounds):
+        began_s = time.perf_counter()
+        joint.step()
+        took.append(time.perf_counter() - began_s)
+    return statistics.median(took[1:])
+
+
+def ours(path: str, rounds: int, together: bool = False) -> Rounds:
+    """A run of the synchronous baseline over slots that hold one local round; devices one after the other, or in one batch."""
+    group, model = devices(path, together)
+    names = list(work(path)[2].state_dict())
     ended_s: list[float] = []
     seen: list[dict[str, Tensor]] = []
     made: list[bool] = []
@@ -177,13 +194,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found = program(str(path), rounds)
                 check(NAMES[which], found, wanted, clients)
                 took[which].append(per_s(clients, found[0]))
-        mine = statistics.median(took["ours"])
+        mine, alone = statistics.median(took["ours"]), clients / steps_alone(str(path), rounds)
         ratios = sorted(a / b for a, b in zip(took["ours"], took["plain"], strict=True))
         print(f"{clients} clients, {rounds - 1} rounds, one step on {BATCH} samples, perceptron 32-64-10")
         print(f"{'':16} {'client rounds/s':>15} {'batched is':>11}")
         one = statistics.median(took["one"])
         print(f"{NAMES['ours']:16} {mine:15,.0f} {'':11} torch {torch.__version__}")
         print(f"{NAMES['one']:16} {one:15,.0f} {mine / one:10.1f}×")
+        print(f"{'  its steps':16} {alone:15,.0f} {mine / alone:10.2f}× the limit: no model goes anywhere")
         floor, spread = statistics.median(took["plain"]), f"({ratios[0]:.2f}-{ratios[-1]:.2f})"
         print(f"{NAMES['plain']:16} {floor:15,.0f} {statistics.median(ratios):10.2f}× {spread}", flush=True)
         for peer in PEERS:

@@ -247,7 +247,14 @@ def test_a_server_process_that_was_killed_is_told_from_one_that_has_ended(tmp_pa
     watch = Watch(place)
     watch()  # it has not begun
     env = {**os.environ, "FLWR_HOME": str((place.folder / "flower").resolve())}
-    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, env=env)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=env,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()  # it runs, and has its environment
     (place.folder / SERVING).write_text(str(child.pid))
     watch()
     child.kill()

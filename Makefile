@@ -27,8 +27,8 @@ test: $(STAMP)  ## the tests, without network
 slow: $(STAMP)  ## the tests that take minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
-deploy-test: $(STAMP)  ## deployments of real processes; minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m '' --numprocesses 2 tests/deploy
+deploy-test: $(STAMP)  ## deployments of real processes that `make test` has no time for; minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal --durations 10 tests/deploy
 
 faults: $(STAMP)  ## signals lost at every await, uploads cut in two, processes killed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m '' -k 'cut or kill or lost or longer_than or ctrl_c or any_plan' -v

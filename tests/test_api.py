@@ -69,6 +69,7 @@ def test_check_plan_and_evaluate_give_what_their_commands_print(folder: Path) ->
     assert {**judged, "model": "run"} == printed(folder, "eval", "run", "--task", "s.toml")
 
 
+@pytest.mark.slow
 def test_a_comparison_gives_medians_and_runs_and_is_resumed_for_nothing(folder: Path) -> None:
     compared = fedexperts.compare(folder / "s.toml", ["sync", "ems-fl"], out=folder / "compared")
     assert list(compared.runs) == ["sync", "ems-fl"]

@@ -54,7 +54,11 @@ def execute(command: str, folder: Path) -> str:
     return done.stdout
 
 
-LONG = [page for page in PAGES if page.stem in ("running", "compare", "own-protocol", "images-over-classes")]
+LONG = [
+    page
+    for page in PAGES
+    if page.stem in ("running", "compare", "own-protocol", "images-over-classes", "four-text-tasks", "whether-when-cost")
+]
 """`.ci/run` has a line for these."""
 
 

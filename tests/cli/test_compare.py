@@ -78,6 +78,7 @@ def test_policies_as_one_json_object_and_a_page_that_needs_no_network(scenario: 
     assert "random: whole run" in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_protocols_by_client_and_by_cluster_side_by_side(scenario: Path, tmp_path: Path, call: Any) -> None:
     out = tmp_path / "out"
@@ -145,6 +146,7 @@ def test_of_a_comparison_only_what_has_not_ended_is_run(
     assert found["greedy, seed 3"] == {"made": "greedy, seed 3"}
 
 
+@pytest.mark.slow
 def test_what_a_reader_should_know_of_runs_is_said_once(
     scenario: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +245,7 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(scenario: Path, tmp_p
     assert ledger.read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always::fedexperts.errors.InputWarning")
 def test_what_workers_warn_of_is_shown_once_and_as_messages_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

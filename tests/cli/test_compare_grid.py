@@ -77,6 +77,7 @@ def test_each_protocol_is_tuned_by_validation_data_and_run_with_its_best(
     assert max(map(len, table.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_values_that_diverge_lose_and_do_not_end_the_comparison(scenario: Path, tmp_path: Path, call: Any) -> None:
     falling = ("--set", "train.optimizer=sgd", "--set", "train.weight_decay=1")  # weights grow by the rate in every step
     words = (scenario, "--protocol", "sync", "--grid", "train.lr_expert=1e-3,1e6", *falling)
@@ -92,6 +93,7 @@ def test_values_that_diverge_lose_and_do_not_end_the_comparison(scenario: Path, 
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_half_there_is_made_whole(scenario: Path, tmp_path: Path, call: Any) -> None:
     out = tmp_path / "out"
     words = (scenario, "--protocol", "sync", *GRID, "--out", out)

@@ -69,6 +69,7 @@ def test_it_stands_in_the_resolved_scenario_and_runs_from_there(folder: Path, mo
     assert (folder / "first" / "ledger.jsonl").read_bytes() == (folder / "again" / "ledger.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_it_is_compared_with_ours(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "s.toml", "--protocol", "sync,turns_of_mine:TurnTaking", "--out", "side", "--json"]
     monkeypatch.setattr(sys, "argv", ["fedexperts", *words])

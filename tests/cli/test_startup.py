@@ -93,6 +93,7 @@ def test_sizes_of_a_model_come_from_its_config_alone(protocol: str, tmp_path: Pa
     assert loaded("inspect", str(example)) <= {"numpy", "pydantic"}
 
 
+@pytest.mark.slow
 def test_a_model_that_arithmetic_does_not_know_is_asked_of_transformers(tmp_path: Path) -> None:
     rope = 'rope_parameters = { rope_type = "default", rope_theta = 1e4, of_mine = "x" }'
     (tmp_path / "s.toml").write_text(WITH_MODEL % ("mixtral", rope, "phone"))

@@ -146,6 +146,7 @@ FATES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(PROTOCOLS),
@@ -263,7 +264,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-LONG = ("aligned", "split again")
+LONG = ("aligned", "split again", "adapters in int8")
 """Many contacts, and many checkpoints: as `make slow` has time for."""
 
 
@@ -297,6 +298,7 @@ def test_runs_on_bad_links_end_with_the_model_of_a_simulation_with_the_same_loss
     assert weights(tmp_path / "there") == weights(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_a_node_forgets_what_nobody_goes_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the checkpoints of a real run its memory and its disk do not grow with the run."""
     monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)

@@ -48,6 +48,7 @@ def test_a_deployment_ends_with_the_model_of_the_simulation_and_leaves_no_proces
     assert [line["event"] for line in there] == [line["event"] for line in here]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_deployment_that_is_interrupted_leaves_no_process(scenario: Path, tmp_path: Path) -> None:
     out = tmp_path / "deployed"

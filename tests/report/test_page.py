@@ -251,6 +251,7 @@ def test_other_targets_are_a_warning(tmp_path: Path) -> None:
 # --- its bytes
 
 
+@pytest.mark.slow
 def test_the_same_ledger_gives_the_same_page_in_any_process(tmp_path: Path) -> None:
     run = folder(tmp_path / "one", owners_lines("ems-fl", seed=1, flush=True))
     code = (

@@ -77,6 +77,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+LONG = ("aligned, contacts that overlap and are cut off", "ems-fl, adapters", "ems-fl, orbit")
+
+
 def scenario(case: dict[str, Any], cycles: int, folder: Path) -> Scenario:
     plan_file(folder)
     return Scenario.parse(small.document(**{**case, "train": {**case.get("train", {}), "cycles": cycles}}), folder)
@@ -96,7 +99,7 @@ def ledger(directory: Path, longer: int) -> list[bytes]:
     return [json.dumps({**first, "cycles": 0}).encode(), *(line for line in lines[1:] if line not in told)]
 
 
-@pytest.mark.parametrize("name", some_slow(CASES, ["aligned, contacts that overlap and are cut off"]))
+@pytest.mark.parametrize("name", some_slow(CASES, LONG))
 def test_it_is_what_a_run_of_so_many_cycles_would_have_been(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,6 +23,7 @@ from fedexperts.scenario import Prospect
 from fedexperts.setup.clients import device_classes
 from fedexperts.train.codec import payload_B
 from fedexperts.train.task import Task
+from marks import some_slow
 from plans import method_of
 
 PLAIN, OTHER = DOMAINS[:2]
@@ -120,7 +121,7 @@ def saved_factors(saved: dict[str, torch.Tensor], m: int) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize("protocol", ["sync", "ems-fl", "ems-fl-enhanced"])
-@pytest.mark.parametrize("plan", ["round-robin", "always-on"])
+@pytest.mark.parametrize("plan", some_slow(["round-robin", "always-on"], ["always-on"]))
 def test_the_models_own_rank_for_a_class_changes_nothing(protocol: str, plan: str, tmp_path: Path) -> None:
     table = {"protocol": protocol, "plan": {"kind": plan}, "train": {"cycles": 3}}
     for name, rank in (("without", None), ("with", 4)):

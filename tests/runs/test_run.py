@@ -115,7 +115,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", some_slow(KINDS, ["merge", "frozen layers"]))
+@pytest.mark.parametrize("kind", some_slow(KINDS, ["merge", "frozen layers", "file", "ranks by class"]))
 def test_kill_9_at_any_instant_then_resume_is_identical(kind: str, tmp_path: Path) -> None:
     scenario = write_scenario(tmp_path, **KINDS[kind])
     run(scenario, tmp_path / "whole")
@@ -130,6 +130,7 @@ def test_kill_9_at_any_instant_then_resume_is_identical(kind: str, tmp_path: Pat
         assert files(out) == files(tmp_path / "whole"), f"killed at ledger line {number}"
 
 
+@pytest.mark.slow
 def test_kill_9_from_outside_at_random_times(tmp_path: Path) -> None:
     scenario = write_scenario(tmp_path, train={"cycles": 6})
     run(scenario, tmp_path / "whole")

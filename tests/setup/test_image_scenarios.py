@@ -279,6 +279,7 @@ def test_check_run_and_ledger_say_what_a_partition_leaves_out(folder: Path, caps
     assert not any("left out" in text for text in whole.summary["warnings"])
 
 
+@pytest.mark.slow
 def test_what_export_prints_loads_a_model_of_our_own_in_a_new_process(folder: Path) -> None:
     run(scenario(folder, train={"cycles": 1}), folder / "run")
     load = export(folder / "run", "merged", folder / "merged")["load"]

@@ -46,6 +46,7 @@ bench: $(STAMP)  ## every figure that the docs claim; hours
 	rm -rf runs/bench-*
 	$(BIN)/python benchmarks/simulator.py
 	$(BIN)/python benchmarks/simulator_peers.py
+	$(BIN)/python benchmarks/jobs.py
 	$(BIN)/python benchmarks/demo.py --plan round-robin
 	$(BIN)/python benchmarks/demo.py --plan orbit --out runs/bench-orbit
 	$(BIN)/python benchmarks/passes.py

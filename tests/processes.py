@@ -21,10 +21,20 @@ from typing import Any
 import pytest
 
 MIXTRAL = "transformers.models.mixtral.modeling_mixtral"
+STEPS = "torch._dynamo"  # which the first step of an optimiser loads
 FIGURES = ("matplotlib.figure", "matplotlib.ticker", "matplotlib.backends.backend_svg")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["fedexperts.cli.main", "fedexperts.runs.comparison", "fedexperts.runs.answers", "fedexperts.peer.serve", MIXTRAL, *FIGURES]
+    [
+        "fedexperts.cli.main",
+        "fedexperts.runs.run",
+        "fedexperts.runs.comparison",
+        "fedexperts.runs.answers",
+        "fedexperts.peer.serve",
+        MIXTRAL,
+        STEPS,
+        *FIGURES,
+    ]
 )
 
 

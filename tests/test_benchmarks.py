@@ -92,6 +92,7 @@ ROWS = {  # beginnings of lines, in order
         *(f"  {name}" for name in ("random", "rolling, raw", "rolling, product", "federated, as it was")),
         *(f"  {name}" for name in ("federated, plain descent, 100", "federated, product", "central gate", "oracle")),
     ],
+    "jobs": [r"1 +\d", r"2 +\d.*\d \(\d", r"bound +\d", "memory "],
     "ledger": [
         *("events, ours ", "events, JSON alone ", "events, their bytes at once ", "disk, "),
         *("all written ", *(rf"{share} %, {which} " for share, which in LEDGER)),

@@ -17,6 +17,7 @@ from .common import advance, output, print_json, progress_bars, reached, resumab
 
 PAGE = "report.html"
 ScenarioPath = Annotated[Path, typer.Argument(metavar="SCENARIO.toml", help="The scenario file.")]
+JOBS = "Processes that share the clusters and train at the same time, each with a model of its own; same results to the byte."
 SET = "Change a value of the scenario; of several tables by number, as cluster.0.devices=4."
 Set = Annotated[list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help=SET)]
 Seed = Annotated[int | None, typer.Option(help="Change the scenario's seed.")]
@@ -32,6 +33,7 @@ def command(
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     set_: Set = [],  # noqa: B006  # typer wants the default to be a list, and nobody writes to it
+    jobs: Annotated[int, typer.Option(min=1, help=JOBS)] = 1,
     json: Json = False,
 ) -> None:
     """Run a scenario: train a model over its contact plan."""
@@ -52,7 +54,7 @@ def command(
             if line["event"] == "evaluate":
                 advance(bars, bar, line["cycle"], reached(line["accuracy"], line.get("metric", "accuracy")))
 
-        result = module.run(loaded, directory, resume=resume, listener=show)
+        result = module.run(loaded, directory, resume=resume, listener=show, jobs=jobs)
     for warning in result.summary["warnings"]:
         if warning not in heard:
             warn(warning)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
@@ -18,6 +16,7 @@ from typing import Any
 from ..errors import Diverged, InputError, hear_warnings, warn_input
 from ..ledger import summary, tail
 from ..scenario import Scenario
+from .child import follow_parent
 from .directory import check_directory, has_ended
 from .lock import claimed
 from .rates import shown
@@ -128,7 +127,7 @@ def _results(futures: Mapping[str, Future[Any]], report: Callable[[list[str]], N
 
 def _begin(told: SimpleQueue[str]) -> None:
     """In a worker: its warnings of input are the parent's to show."""
-    _follow_parent()
+    follow_parent()
     hear_warnings(told.put)
 
 
@@ -138,19 +137,6 @@ def _pass_on(told: SimpleQueue[str], warned: set[str]) -> None:
         if (message := told.get()) not in warned:
             warned.add(message)
             warn_input(message)
-
-
-def _follow_parent() -> None:
-    """In a worker: Ctrl-C is the parent's business, and a worker does not outlive a parent that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # a worker has one
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)  # or it would go on writing where a resumed run writes
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def folder(name: str) -> str:

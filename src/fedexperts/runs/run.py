@@ -46,6 +46,7 @@ from ..setup.prepare import Prepared, trial_B
 from ..train.host import Host
 from ..writing import on_disk, write_whole
 from . import checkpoint
+from .ahead import ahead, check_jobs
 from .directory import FILES, appended, check_directory, has_ended, seal
 from .ended import ADAPTERS, FOLDER, what_lacks
 from .export import save_adapters
@@ -80,6 +81,7 @@ def run(
     resume: bool = False,
     listener: Listener | None = None,
     hosts: Callable[[Prepared], Mapping[str, Host]] | None = None,
+    jobs: int = 1,
 ) -> Result:
     """Run a scenario.
 
@@ -93,13 +95,17 @@ def run(
             ledger says from when on.
         listener: called with every ledger line as it is written.
         hosts: Hosts that take the place of those in this process, by link.
+        jobs: processes that share the links, each with a model of its own, and train at the same time what need not wait; with
+            1 all is done in this one. Results are the same to the byte, and a run goes on with any number.
 
     Raises:
         InputError: the scenario cannot work, ``out`` holds another run or one that is damaged, or another process is at work
             there. Nothing has been written then.
-        RunError: the machine refuses, as a full disk does; what was written before stays valid, and ``resume`` goes on.
+        RunError: the machine refuses, as a full disk does, or ends a process of ``jobs``; what was written before stays valid,
+            and ``resume`` goes on.
         Diverged: training has left the finite numbers.
     """
+    check_jobs(jobs, hosts is not None)
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     if isinstance(protocol, str):
         scenario = scenario.changed(protocol=protocol)
@@ -123,6 +129,8 @@ def run(
         if not there:
             stack.enter_context(claimed(directory))
             check_directory(directory, scenario, label, resume)
+        if jobs > 1 and len(prepared.hosts) > 1:
+            prepared.hosts = stack.enter_context(ahead(prepared, method.prepare, jobs))
         with on_disk(directory, GO_ON):
             _finish(_Run(prepared, method, label, directory, listener, warned))
         return Result(directory, summary(directory / "ledger.jsonl"))

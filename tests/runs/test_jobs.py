@@ -87,12 +87,10 @@ def trained(directory: Path) -> int:
     return sum(line["event"] == "train" for line in read(directory / "ledger.jsonl"))
 
 
-IN_ALL_TESTS = ("ems-fl, devices in one batch", "aligned, faults")
+LONG = [name for name in CASES if name not in ("ems-fl, devices in one batch", "aligned, faults", "ems-fl, cut off, adapters")]
 
 
-@pytest.mark.parametrize(
-    "name", some_slow(CASES, [name for name in CASES if name not in IN_ALL_TESTS and "cut off" not in name])
-)
+@pytest.mark.parametrize("name", some_slow(CASES, LONG))
 def test_a_run_of_several_processes_has_the_bytes_of_one(name: str, here: list[str], tmp_path: Path) -> None:
     given = small.scenario(**CASES[name])
     one = run(given, tmp_path / "one").directory

@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any, Final
 
 import torch
@@ -152,8 +151,10 @@ class Together:
             InputError: the model cannot be computed like this.
         """
         steps, doubtful = 0, set[str]()
-        for _, alike in groupby(sorted(group, key=_kind), key=_kind):
-            devices = list(alike)
+        kinds: dict[tuple[Any, ...], list[Device]] = {}
+        for device in group:
+            kinds.setdefault(_kind(device), []).append(device)
+        for devices in kinds.values():
             most = self.at_once(devices[0], task)
             for at in range(0, len(devices), most):
                 steps += self._train(devices[at : at + most], task, rounds, round_s, doubtful)
@@ -187,7 +188,7 @@ class Together:
 
 def _kind(device: Device) -> tuple[Any, ...]:
     """Devices with equal ones have batches of one shape."""
-    return device.batch_size, tuple(sorted((key, tuple(value.shape[1:])) for key, value in device.data.items()))
+    return device.batch_size, tuple((key, value.shape[1:]) for key, value in device.data.items())
 
 
 class Joint:
@@ -310,10 +311,11 @@ class Joint:
         met = slice(None) if bool(one.met_J.all()) else one.met_J.nonzero().squeeze(1)
         lr = (self.local.lr_expert if is_expert(one.part) else self.local.lr_gate) * self.task.rate
         values, decay, grad = one.value_J.detach(), self.local.weight_decay, grad_J[met]
-        value = values[met]
         if self.local.optimizer == "sgd":
-            values[met] = value - lr * (grad + decay * value)
+            down = grad.add(values[met], alpha=decay) if decay else grad
+            values[met] = values[met].sub_(down, alpha=lr)  # in place where all have met it
             return
+        value = values[met]
         moments = self.moments[id(one.leaf)]
         each = (-1,) + (1,) * one.leaf.dim()
         step = moments["step"][met] + 1

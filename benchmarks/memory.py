@@ -33,9 +33,9 @@ from typing import Any, Self
 
 import memory_cache
 
-OWNED, RANK, TOKENS = (2, 5), 4, (1, 64)
+OWNED, RANK, TOKENS = (3, 7), 4, (1, 64)
 EXPERTS, TOP_K, VOCABULARY = 8, 2, 2000
-TIMED, DOMAIN_TOKENS = 3, (4, 128)
+TIMED, DOMAIN_TOKENS = 3, (2, 64)
 MODES = ("interpreter", "full", "PEFT", "subset", "streamed")
 
 
@@ -171,7 +171,7 @@ def step(mode: str, folder: Path, peaks: Peaks) -> dict[str, Any]:
         parts = [f"expert:{m}" for m in OWNED]
         view.adapt(LoRA(RANK, 8), seed=0, only=parts)
         if mode in ("full", "streamed"):
-            view.observe([{"input_ids": ids}])
+            counts_LM, _ = view.observe([{"input_ids": ids}])
             phases["trial pass"] = peaks.read()
         view.model.train()
         gate = ["gate"] if mode == "streamed" else []  # the gate tail trains the gate alone
@@ -185,7 +185,8 @@ def step(mode: str, folder: Path, peaks: Peaks) -> dict[str, Any]:
     phases["gate tail" if mode == "streamed" else "training"] = peaks.read()
     numbers = sum(tensor.numel() for tensor in trained)
     check(mode, model, trained, before)
-    own = {"full": len(OWNED) / 8, "streamed": 0.0}.get(mode, 1.0)  # share of the picks that meet a trained expert
+    met = counts_LM[:, OWNED].sum() / counts_LM.sum() if mode == "full" else 1.0
+    own = 0.0 if mode == "streamed" else float(met)  # share of the picks that meet a trained expert
     size = named(str(folder)).shape
     assert size is not None
     saved = activations_B(size, Work(*TOKENS, "float32"), own, RANK, gate=mode == "streamed")

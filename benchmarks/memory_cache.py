@@ -23,6 +23,8 @@ OWNED, EXPERTS, RANK = (2, 5), 8, 4
 RESIDENT = (2, 3, 4, 6, 8)
 DOMAIN = 200
 """Tokens of the domain: numbers below it."""
+SMALL = 0.02
+"""Of what random layers would add to a token, which is many times its embedding: the domain's direction would be lost."""
 
 
 def write(folder: Path, hidden: int, intermediate: int, layers: int) -> None:
@@ -46,7 +48,9 @@ def write(folder: Path, hidden: int, intermediate: int, layers: int) -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[:DOMAIN] += 2 * model.model.embed_tokens.weight.norm(dim=1).mean() * toward
         for layer in model.model.layers:
-            layer.mlp.gate.weight[list(OWNED)] += 4 * config.initializer_range * toward
+            layer.mlp.gate.weight[list(OWNED)] += 6 * config.initializer_range * toward
+            layer.self_attn.o_proj.weight *= SMALL
+            layer.mlp.experts.down_proj *= SMALL
     model.save_pretrained(folder, max_shard_size="400MB")
 
 
@@ -87,6 +91,7 @@ def steps(folder: Path, resident: int, tokens: tuple[int, int], count: int, samp
         peak = peaks.read()
     own = counts[:, OWNED].sum() / counts.sum()
     assert total == ids.numel(), f"{total} tokens were counted of {ids.numel()}"
+    assert own > 0.9, f"{own:.1%} of the picks meet the device's own experts: these are no data of its domain"
     streamed_B = checkpoint.read_B - loaded_B
     assert (streamed_B > 0) == (resident > 0 and own < 1), f"{streamed_B} B streamed with {resident} of {EXPERTS} resident"
     return {

@@ -134,7 +134,7 @@ ROWS = {  # beginnings of lines, in order
     "simulator_peers": [
         r"ours, batched +\d",
         r"ours, one by one +\d",
-        r"plain loop +[\d,]+ +0\.\d+×",
+        r"plain loop +[\d,]+ +\d+\.\d+×",
         "pfl +not compared: --toy",
         "Flower +not compared: --toy",
     ],

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -225,31 +225,25 @@ class Joint:
         values = [self.view.sources(one.part, device.held[one.part].tensors)[one.name] for device in self.group]
         return torch.stack(values).to(one.leaf.device, torch.float32)
 
-    def losses(self, devices: slice = slice(None)) -> Tensor:
-        """losses_J of the devices' next batches: of all of them together, or of these alone, with their own tensors."""
-        group = self.group[devices]
-        chosen = [device.chosen(device.steps) for device in group]
-        batch = _batch(group, chosen)
-        batch = {key: value.to(self.view.device) for key, value in batch.items()}
-        cohort, stacks = Cohort(len(group), _own(batch, len(group))), self.stacks
-        if len(group) < len(self.group):
-            stacks = [replace(one, value_J=one.value_J[devices], met_J=one.met_J[devices].clone()) for one in stacks]
+    def losses(self) -> Tensor:
+        """losses_J of the devices' next batches, all together."""
+        chosen = [device.chosen(device.steps) for device in self.group]
+        batch = {key: value.to(self.view.device) for key, value in _batch(self.group, chosen).items()}
+        cohort = Cohort(len(self.group), _own(batch, len(self.group)))
         own = (tensor for tensors in self.view.parts.values() for tensor in tensors.values())
         fixed = [*self.view.model.parameters(), *self.view.model.buffers(), *own]
         token = COHORT.set(cohort)
         try:
-            with Apart(stacks, fixed, cohort), self._without_frozen(chosen, batch, devices):
-                return group[0].objective.losses(self.view, batch, len(group))
+            with Apart(self.stacks, fixed, cohort), self._without_frozen(chosen, batch):
+                return self.group[0].objective.losses(self.view, batch, len(self.group))
         finally:
             COHORT.reset(token)
 
-    def _without_frozen(
-        self, chosen: Sequence[Tensor], batch: Mapping[str, Tensor], devices: slice
-    ) -> AbstractContextManager[None]:
+    def _without_frozen(self, chosen: Sequence[Tensor], batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         if not self.kept:
             return nullcontext()
         columns = batch["input_ids"].shape[1]
-        hidden = [kept.rows(chosen_B, columns) for kept, chosen_B in zip(self.kept[devices], chosen, strict=True)]
+        hidden = [kept.rows(chosen_B, columns) for kept, chosen_B in zip(self.kept, chosen, strict=True)]
         return self.kept[0].layers.left_out(torch.cat(hidden).to(self.view.device))
 
     def compare(self) -> None:
@@ -347,6 +341,8 @@ class Joint:
         found: set[str] = set()
         for part in self.task.parts:
             mine = [one.value_J.detach().float() for one in self.stacks if one.part == part and id(one.leaf) in self.trained]
+            if not mine:
+                continue
             root = math.sqrt(sum(value[0].numel() for value in mine))
             norms = (
                 torch.stack([torch.linalg.vector_norm(value.flatten(1), dim=1) for value in mine]).square().sum(dim=0).sqrt()

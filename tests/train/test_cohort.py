@@ -188,8 +188,8 @@ def test_frozen_layers_are_computed_once_here_too(monkeypatch: pytest.MonkeyPatc
 
 
 def test_devices_with_other_batches_train_apart_and_all_are_trained() -> None:
-    """Batches of 3 samples, of 4 and of 4; one device of five samples alone."""
-    view, data = View(Perceptrons().double()), [points(n, seed) for seed, n in enumerate([3, 9, 7, 8, 3])]
+    """Batches of 3 samples, and of 4, which are all that one of these devices has."""
+    view, data = View(Perceptrons().double()), [points(n, seed) for seed, n in enumerate([3, 4, 9, 7, 8, 3])]
     alone, together = (group(view, data, ADAM, Classification(0, 3)) for _ in range(2))
     assert compared(alone, together, EVERYTHING) < 1e-9
 

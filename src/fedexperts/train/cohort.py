@@ -296,9 +296,9 @@ class Joint:
         if self.local.optimizer == "sgd":
             return {}
         saved = [device.optimizer_state.get(one.part, {}).get(one.name, {}) for device in self.group]
-        zero, none = torch.zeros_like(one.leaf), torch.zeros(())
-        moments = {key: torch.stack([state.get(key, zero) for state in saved]) for key in ("exp_avg", "exp_avg_sq")}
-        return {**moments, "step": torch.stack([state.get("step", none) for state in saved])}
+        like = torch.zeros(one.leaf.shape, dtype=one.leaf.dtype)  # moments are kept where pieces are, not on a GPU
+        zeros = {"exp_avg": like, "exp_avg_sq": like, "step": torch.zeros(())}
+        return {key: torch.stack([state.get(key, zero) for state in saved]).to(one.leaf.device) for key, zero in zeros.items()}
 
     def _update(self, one: Stack, grad_J: Tensor) -> None:
         """A step of `torch.optim.SGD` or ``AdamW``, which know no entries that have made fewer steps than others."""
@@ -365,11 +365,8 @@ def _kept(device: Device, task: Task, rounds: int) -> Kept | None:
 
 def _batch(group: Sequence[Device], chosen: Sequence[Tensor]) -> Samples:
     """All their batches in one."""
-    whole = group[0].batch_size == group[0].samples
-    pairs = list(zip(group, chosen, strict=True))
-    return trimmed(
-        {key: torch.cat([d.data[key] if whole else d.data[key][chosen_B] for d, chosen_B in pairs]) for key in group[0].data}
-    )
+    pairs = [(d.data, slice(None) if d.batch_size == d.samples else rows_B) for d, rows_B in zip(group, chosen, strict=True)]
+    return trimmed({key: torch.cat([data[key][rows] for data, rows in pairs]) for key in group[0].data})
 
 
 def _own(batch: Mapping[str, Tensor], devices: int) -> Tensor | None:

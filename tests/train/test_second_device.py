@@ -39,15 +39,21 @@ ROLLING = {
 }
 DROPPED = {"data": ["digits:plain"], "samples": 40, "steps": 2, "token_dropout": 0.5, "gate_fit": 0.5}
 ADAPTED = {"config": small.CONFIG, "uplink": "int8", "noise_std": 0.1, "lora": {"rank": 2, "alpha": 4.0, "average": "merge"}}
+BATCHED = {
+    "train": {"cycles": 2, "local_steps": 2, "batch_size": 8, "optimizer": "adamw", "cohort": "batched"},
+    "cluster": [{"name": name, "devices": 2, "data": f"digits:{name}"} for name in DOMAINS[:2]],
+}
 RUNS: dict[str, dict[str, Any]] = {
     "warmed up with dropped tokens": fingerprints.text(SHORT, {"warmup": DROPPED}),
     "adapters, merged, in int8, under noise": fingerprints.text(SHORT, {"protocol": "ems-fl-enhanced", "model": ADAPTED}),
+    "devices in one batch": fingerprints.text(SHORT, BATCHED),
     "networked, a rolling gate": fingerprints.merged(fingerprints.NETWORKED, ROLLING),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_on_a_second_device_ends_as_on_the_first(name: str, tmp_path: Path) -> None:
+def test_a_run_on_a_second_device_ends_as_on_the_first(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Device, "activations_B", lambda *_: 1000)  # counts storages, which tensors of this device have not
     pictures.npz(tmp_path / "train.npz", 60)
     pictures.npz(tmp_path / "test.npz", 60, seed=1)
     scenario = Scenario.parse(RUNS[name], tmp_path)

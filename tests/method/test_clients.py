@@ -68,8 +68,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(plan: dict[str, Any], tmp_path: 
     monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
     save, saved = checkpoint.save, []
 
-    def stop(folder: Path, number: int, tree: Any) -> None:
-        save(folder, number, tree)
+    def stop(folder: Path, number: int, tree: Any, last: bool = False) -> None:
+        save(folder, number, tree, last)
         saved.append(number)
         if number == 5:
             raise KeyboardInterrupt

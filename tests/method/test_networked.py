@@ -135,8 +135,8 @@ def test_a_run_repeats_and_a_resumed_one_ends_with_the_same_bytes(
     save = checkpoint.save
     for stop_at in (1, 3):
 
-        def stop(path: Path, number: int, tree: Any, stop_at: int = stop_at) -> None:
-            save(path, number, tree)
+        def stop(path: Path, number: int, tree: Any, last: bool = False, stop_at: int = stop_at) -> None:
+            save(path, number, tree, last)
             if number == stop_at:
                 raise KeyboardInterrupt
 

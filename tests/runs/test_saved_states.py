@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,8 @@ def test_a_run_goes_on_from_linked_files_to_the_same_bytes(
     whole = run(given, tmp_path / "whole").directory
     save, links = checkpoint.save, []
 
-    def stop(folder: Path, number: int, tree: Any) -> None:
-        save(folder, number, tree)
+    def stop(folder: Path, number: int, tree: Any, last: bool = False) -> None:
+        save(folder, number, tree, last)
         links.append(len(files(folder / f"{number:08d}")) - 3)
         if folder.name == "checkpoints" and number == stop_at:
             raise KeyboardInterrupt
@@ -274,3 +275,65 @@ def test_a_run_goes_on_from_linked_files_to_the_same_bytes(
     stopped = run(given, tmp_path / "stopped", resume=True).directory
     for name in ("ledger.jsonl", "model/model.safetensors"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize(("takes_s", "expected"), [(0.0, 5), (0.1, 5), (0.2, 10), (1.5, 75)])
+def test_what_takes_long_to_write_is_written_less_often(
+    takes_s: float, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second passes with each contact; of the seconds between two checkpoints at most a fiftieth is spent on one."""
+    clock, saved = [0.0], []
+
+    def save(folder: Path, number: int, tree: Any, last: bool = False) -> None:
+        if folder.name == "checkpoints":
+            saved.append(clock[0])
+            clock[0] += takes_s
+
+    class Second:
+        def monotonic(self) -> float:
+            return clock[0]
+
+    def contact(line: dict[str, Any]) -> None:
+        clock[0] += line["event"] == "contact"
+
+    monkeypatch.setattr(fedexperts.runs.run, "time", Second())
+    monkeypatch.setattr(checkpoint, "save", save)
+    run(small.scenario(train={"cycles": 90, "local_steps": 1}), tmp_path / "run", listener=contact)
+    apart = [b - a - takes_s for a, b in pairwise(saved)]
+    assert saved[0] == 5
+    assert apart
+    assert all(expected - 1e-6 < seconds < expected + 1 + 1e-6 for seconds in apart)
+
+
+def test_tensors_are_copied_only_where_they_must_be(tmp_path: Path) -> None:
+    whole = random(0).view(500, 600)
+    tree = {
+        "whole": random(1),
+        "turned": whole.t(),
+        "half": whole[:250],
+        "other": whole[250:],
+        "column": whole[:, 3],
+        "none": torch.zeros(0),
+    }
+    fresh = checkpoint._separate(dict(tree))
+    assert [name for name in tree if fresh[name] is tree[name]] == ["whole", "none"]
+    for number in (1, 2):
+        checkpoint.save(tmp_path, number, tree)
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert all(torch.equal(found[1][name], tensor) for name, tensor in tree.items())
+
+
+def test_a_part_of_memory_is_no_whole_memory_on_disk(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"few": random(0)[:10]})
+    assert (tmp_path / "00000001" / checkpoint.TENSORS).stat().st_size < 1000
+
+
+def test_the_last_state_needs_no_addresses(tmp_path: Path) -> None:
+    tree = {"a": Piece("gate", 3, {"w": random(0)}), "b": torch.ones(3)}
+    checkpoint.save(tmp_path, 1, {**tree, "same": tree["b"]}, last=True)
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert torch.equal(found[1]["a"].tensors["w"], random(0))
+    assert found[1]["same"] is found[1]["b"]
+    assert "addresses" not in vars(tree["a"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
+from fedexperts.seeds import Stream, torch_seed
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.task import Task
 from toy import HALF, Plain, Toy, half_square, make, samples
@@ -85,6 +86,24 @@ def test_all_of_the_model_trains_whatever_somebody_has_put_in_eval_mode() -> Non
     next(device.view.model.children()).eval()
     device.train(task(E0), 1)
     assert all(module.training for module in device.view.model.modules())
+
+
+def test_each_round_has_its_own_seed_however_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeds(device: Device, turns: list[int]) -> list[int]:
+        found: list[int] = []
+        monkeypatch.setattr(device.view, "seed_noise", found.append)
+        for rounds in turns:
+            device.train(task(E0), rounds)
+        return found
+
+    local, turns = replace(HALF, local_steps=3), [1, 2, 0, 1, 5, 90]
+    device = one(samples(0, 4.0), local)
+    expected = [torch_seed(Stream.ROUND, device.key, 3 * number) for number in range(99)]
+    assert seeds(device, turns) == expected
+    goes_on = one(samples(0, 4.0), local)
+    goes_on.restore(device.state())
+    assert seeds(goes_on, [2]) == [torch_seed(Stream.ROUND, device.key, 3 * number) for number in (99, 100)]
+    assert len(goes_on._seeds) <= 64
 
 
 def test_a_full_batch_round_moves_expert_and_head_by_half_the_mean_error():

@@ -2,11 +2,14 @@
 
 import copy
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 import small
 from fedexperts.moe.auto import new_model
@@ -15,6 +18,7 @@ from fedexperts.moe.parts import Piece
 from fedexperts.moe.view import View
 from fedexperts.runs.checkpoint import Packer
 from fedexperts.train.device import Device, LocalTraining
+from fedexperts.train.flops import Flops
 from fedexperts.train.task import Task
 from toy import Plain
 
@@ -103,3 +107,95 @@ def test_measuring_leaves_no_trace() -> None:
         assert all(leaf.grad is None for tensors in measured.view.parts.values() for leaf in tensors.values())
         assert plain.train(task, 2) == measured.train(task, 2)
         assert same(contents(measured), contents(plain))
+
+
+@pytest.mark.parametrize("task", ["all", "one", "gate"])
+def test_as_the_librarys_own_counter(task: str) -> None:
+    """Forward and backward, attention as its products, with dropout and a gate's noise; under no_grad as well."""
+    device = mixtral()
+    parts = {"all": set(device.view.parts), "one": {"expert:1"}, "gate": {"gate"}}[task]
+    batch = device.batch(device.chosen(0))
+    device.enter(parts, None)
+
+    def counted(counter: Any, grad: bool) -> int:
+        with sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad), counter:
+            torch.manual_seed(0)
+            device.view.seed_noise(0)
+            loss = cross_entropy(device.view(batch), batch["labels"])
+            if grad:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+        return int(counter.total if isinstance(counter, Flops) else counter.get_total_flops())
+
+    both = [(counted(Flops(), grad), counted(FlopCounterMode(display=False), grad)) for grad in (True, False)]
+    assert all(ours == theirs > 0 for ours, theirs in both)
+    assert both[0] > both[1]
+
+
+def twins(**other: Any) -> tuple[Device, Device]:
+    """Two devices on one model, the second with other samples, and with other attributes."""
+    one = mixtral(noise_std=0.0)
+    random = torch.Generator().manual_seed(1)
+    data = other.pop("data", None) or {
+        "input_ids": torch.randint(1, 50, (12, 8), generator=random),
+        "labels": one.data["labels"],
+    }
+    local = other.pop("local", one.local)
+    return one, Device("b/0", one.view, data, one.held, local, 0, other.pop("objective", one.objective))
+
+
+def measures(device: Device, task: Task) -> bool:
+    """Whether it makes a step to know the FLOPs, which are those of a device alone in either case."""
+    with patch.object(Device, "_measured_flops", autospec=True, side_effect=Device._measured_flops) as measured:
+        found = device.flops_per_step(task)
+    device.view.flops.clear()
+    device.flops.clear()
+    assert found == device.flops_per_step(task)
+    return bool(measured.call_count)
+
+
+EXPERTS = frozenset(f"expert:{m}" for m in range(small.CONFIG["num_local_experts"]))
+TWO, OTHERS = frozenset({"expert:0", "expert:1"}), frozenset({"expert:2", "expert:3"})
+
+
+def test_a_step_that_costs_the_same_whatever_the_samples_is_measured_once() -> None:
+    for first, then in (
+        (Task(EXPERTS | {"gate"}), Task(EXPERTS | {"gate"})),
+        (Task(TWO, route=TWO), Task(OTHERS, route=OTHERS)),
+        (Task(frozenset({"gate"}), route=TWO), Task(frozenset({"gate"}), route=OTHERS)),
+        (Task(frozenset({"gate"})), Task(frozenset({"gate"}))),
+    ):
+        one, other = twins()
+        assert measures(one, first)
+        one.flops_per_step(first)
+        assert not measures(other, then)
+
+
+def test_a_step_that_may_cost_another_is_measured_again() -> None:
+    short = {"input_ids": torch.ones(12, 6, dtype=torch.long), "labels": torch.arange(12) % 10}
+    masked = {"input_ids": torch.ones(12, 8, dtype=torch.long), "labels": torch.arange(12) % 10}
+    masked["attention_mask"] = (torch.arange(8) < 6).long().expand(12, 8).clone()
+    every = Task(EXPERTS)
+    for first, then, other in (
+        (Task(TWO), Task(TWO), {}),  # a gate picks between what is trained and what is not
+        (Task(TWO), Task(OTHERS), {}),
+        (Task(TWO, route=TWO), Task(TWO, route=EXPERTS), {}),
+        (Task(TWO, route=TWO), Task(frozenset({"expert:0"}), route=frozenset({"expert:0"})), {}),
+        (every, Task(EXPERTS | {"gate"}), {}),
+        (every, every, {"data": short}),
+        (every, every, {"data": masked}),
+        (every, every, {"local": LocalTraining(2, 3, "adamw")}),
+        (every, every, {"objective": Plain(torch.nn.functional.nll_loss)}),
+    ):
+        one, second = twins(**other)
+        one.flops_per_step(first)
+        assert measures(second, then), (first, then, other)
+
+
+def test_of_masked_samples_each_device_measures_its_own() -> None:
+    def masked(columns: int) -> dict[str, Tensor]:
+        mask = (torch.arange(8) < columns).long().expand(12, 8).clone()
+        return {"input_ids": torch.ones(12, 8, dtype=torch.long), "attention_mask": mask, "labels": torch.arange(12) % 10}
+
+    one, other = twins(data=masked(4))
+    third = Device("c/0", one.view, masked(8), one.held, one.local, 0, one.objective)
+    assert 0 < other.flops_per_step(Task(EXPERTS)) < third.flops_per_step(Task(EXPERTS))

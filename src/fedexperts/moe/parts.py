@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -115,6 +115,8 @@ MAX_UPDATE_NORM = 100.0
 
 def finite(tensors: Tensors) -> bool:
     """Whether all numbers are."""
+    if math.isfinite(norm(tensors)):  # a tenth of the time
+        return True
     return all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
 
 
@@ -158,9 +160,14 @@ def file_B(tensors: Tensors) -> int:
 
 def shapes_B(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
     """As `file_B`, of tensors given as types and shapes."""
+    return _shapes_B(tuple(tensors.items()))
+
+
+@lru_cache(maxsize=4096)  # each device has the same parts
+def _shapes_B(tensors: tuple[tuple[str, tuple[str, tuple[int, ...]]], ...]) -> int:
     header: dict[str, object] = {}
     offset = 0
-    for name, (dtype, shape) in sorted(tensors.items(), key=lambda entry: (-NUMBER_B[entry[1][0]], entry[0])):
+    for name, (dtype, shape) in sorted(tensors, key=lambda entry: (-NUMBER_B[entry[1][0]], entry[0])):
         end = offset + math.prod(shape) * NUMBER_B[dtype]
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end

@@ -8,7 +8,7 @@ Shapes: T tokens, E experts, K picks, L MoE layers.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -63,6 +63,7 @@ class View:
         if config := getattr(model, "config", None):
             check_family(config, type(model).__name__)
         self.model = model
+        self._modules = tuple(model.modules())
         self._no_padding = lacks_padding(model)
         self.stream = None if stream is None else Stream(stream, cache)
         routing = Routing(top1, mask, noise_std)
@@ -91,7 +92,9 @@ class View:
         self._fresh: dict[str, Tensors] = {}  # adapters as they start, where pieces do not hold them
         self._resident: dict[str, tuple[Tensors, Tensors | None]] = {}  # which tensors a part was last copied from
         self._dirty: set[str] = set()  # parts that may have been trained since
+        self._fixed: list[Tensor] = []  # what is no leaf, a cache
         self.granularity = granularity
+        self.flops: dict[Hashable, int] = {}  # of a step, where devices' are alike, see `Device.flops_per_step`
         self.lora: LoRA | None = None
         self.freeze()
 
@@ -166,7 +169,7 @@ class View:
                 self._fresh[part] = {name: leaf.cpu().clone() for name, leaf in self.leaves[part].items()}
             else:
                 self.parts[part] = self.leaves[part]
-        self.lora, self._resident = lora, {}
+        self.lora, self._resident, self._fixed = lora, {}, []
         if self.stream:
             self.stream.lora = lora
 
@@ -214,28 +217,41 @@ class View:
         blocks = self.blocks if at is None else [self.blocks[at]]
         return [a for block in blocks for p in block.projections[self.kept.index(m)] for a in p.adapter]
 
+    def in_training(self) -> None:
+        """All modules behave as in training, whatever somebody has put in eval mode."""
+        if not all(module.training for module in self._modules):
+            self.model.train()
+
     def freeze(self, but: Collection[str] = ()) -> list[tuple[str, str, Tensor]]:
         """Freeze every part except ``but``; return the trainable leaves as (part, tensor name, tensor).
 
         Raises:
             KeyError: the model has no such part.
         """
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        for block in self.blocks:
-            block.router.gate_trained = GATE in but
-        if unknown := set(but) - set(self.parts):
+        free = frozenset(but)
+        if unknown := free - set(self.parts):
             raise KeyError(f"parts {sorted(unknown)}: the model has {sorted(self.parts)}")
+        for tensor in self._fixed or self._never_trained():
+            if tensor.requires_grad:
+                tensor.requires_grad_(False)
         leaves = []
-        for part, tensors in self.parts.items():
-            for leaf in tensors.values():
-                leaf.requires_grad_(False)
-            for name, leaf in self.leaves[part].items():
-                leaf.requires_grad_(part in but)
-                if part in but:
+        for part, tensors in self.leaves.items():
+            for name, leaf in tensors.items():
+                if leaf.requires_grad is not (part in free):
+                    leaf.requires_grad_(part in free)
+                if part in free:
                     leaves.append((part, name, leaf))
-        self._dirty |= set(but)
+        for block in self.blocks:
+            block.router.gate_trained = GATE in free
+        self._dirty |= free
         return leaves
+
+    def _never_trained(self) -> list[Tensor]:
+        """Found once: whoever walks through a model's modules before each small step pays for it."""
+        leaves = {id(leaf) for tensors in self.leaves.values() for leaf in tensors.values()}
+        held = [tensor for tensors in self.parts.values() for tensor in tensors.values()]
+        self._fixed = [tensor for tensor in (*self.model.parameters(), *held) if id(tensor) not in leaves]
+        return self._fixed
 
     def install(self, part: str, piece: Tensors, trained: Tensors | None = None) -> None:
         """Copy a piece's tensors into the model, and over them what was trained of it, unless they are there already.
@@ -249,9 +265,9 @@ class View:
         if held is not None and held[0] is piece and held[1] is trained and part not in self._dirty:
             return None
         self._resize(part, piece)
-        tensors = self.parts[part] | self.leaves[part]
+        tensors, sources = self._tensors(part), self.sources(part, piece, trained)
         with torch.no_grad():
-            for name, source in self.sources(part, piece, trained).items():
+            for name, source in sources.items():
                 tensors[name].copy_(source)
         self._resident[part] = piece, trained
         self._dirty.discard(part)
@@ -264,7 +280,7 @@ class View:
             InputError: one is missing, or has another shape than the model's.
         """
         found: dict[str, Tensor] = {}
-        for name, tensor in (self.parts[part] | self.leaves[part]).items():
+        for name, tensor in self._tensors(part).items():
             source = next((t[name] for t in (trained, piece, self._fresh.get(part)) if t is not None and name in t), None)
             if source is not None and part == GATE and len(source) > len(tensor):
                 source = source[list(self.kept)]
@@ -275,6 +291,11 @@ class View:
                 )
             found[name] = source
         return found
+
+    def _tensors(self, part: str) -> Mapping[str, Tensor]:
+        """Of a part what pieces hold, and what training changes."""
+        held, leaves = self.parts[part], self.leaves[part]
+        return held if held is leaves else held | leaves
 
     def _resize(self, part: str, piece: Tensors) -> None:
         """Adapters get the rank of a piece's, where a class of devices has one of its own."""

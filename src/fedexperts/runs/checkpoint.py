@@ -16,6 +16,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -47,21 +48,27 @@ MOST_LINKS = 16
 """Files that are linked into a checkpoint, those that hold most."""
 
 
-def save(folder: Path, number: int, tree: Any) -> None:
+def save(folder: Path, number: int, tree: Any, last: bool = False) -> None:
     """Write checkpoint ``number``; of those before it the last is kept.
+
+    Args:
+        folder: for checkpoints.
+        number: one more than the last time.
+        tree: what is written.
+        last: no other follows that could be linked from it, so that contents need no address.
 
     Raises:
         OSError, SafetensorError: the disk refuses; the checkpoints before are as they were.
     """
     packer = Packer()
     document = packer.pack(tree)
-    addresses = packer.addresses()
+    addresses = {name: name for name in packer.given} if last else packer.addresses()
     temporary = folder / "unfinished"
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
         there, sums = _linked(folder / f"{number - 2:08d}", temporary, frozenset(addresses.values()))
-        fresh = {at: own(packer.given[name]) for name, at in addresses.items() if at not in there}
+        fresh = _separate({at: packer.given[name] for name, at in addresses.items() if at not in there})
         (temporary / STATE).write_text(json.dumps({"format": FORMAT, "tree": document, "addresses": addresses}))
         save_file(fresh, temporary / TENSORS)
         shutil.copymode(temporary / STATE, temporary / TENSORS)  # safetensors leaves it to its owner alone
@@ -258,6 +265,15 @@ class Packer:
 def own(tensor: Tensor) -> Tensor:
     """A copy in memory of its own, row by row."""
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors wants them: row by row, and no two in one piece of memory; only what is not so is copied."""
+    users = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    return {
+        name: tensor if tensor.is_contiguous() and users[tensor.untyped_storage().data_ptr()] == 1 else own(tensor)
+        for name, tensor in tensors.items()
+    }
 
 
 def aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -57,8 +57,9 @@ from .rates import changed_rates, rates
 from .sums import SUMS
 
 log = logging.getLogger(__name__)
-CHECKPOINT_EVERY_S = 2.0
-"""Wall-clock seconds between checkpoints at least; results do not depend on it."""
+CHECKPOINT_EVERY_S, CHECKPOINT_S = 5.0, 0.1
+"""Wall-clock seconds between checkpoints at least, where one takes at most so many; in proportion more where it takes longer.
+So they cost a fiftieth of the time, and that is what a kill loses; results do not depend on it."""
 GO_ON = "make room, or mend what is said there, and go on with the same command and --resume"
 
 
@@ -221,7 +222,7 @@ class _Run:
         self.scenario = prepared.scenario
         self.scenario_sha256 = digest(label, self.scenario)
         self.checkpoints = directory / "checkpoints"
-        self.saved_at_s = time.monotonic()
+        self.saved_at_s, self.saving_s = time.monotonic(), 0.0  # when the last checkpoint was, and how long it took
 
     def play(self) -> None:
         """From the last checkpoint, or from the beginning, to the end."""
@@ -329,7 +330,7 @@ class _Run:
 
     def _pause(self, protocol: ServerProtocol, owned: Mapping[str, frozenset[str]]) -> None:
         parting = self.simulator.parting()
-        due = time.monotonic() - self.saved_at_s >= CHECKPOINT_EVERY_S
+        due = time.monotonic() - self.saved_at_s >= CHECKPOINT_EVERY_S * max(1.0, self.saving_s / CHECKPOINT_S)
         if not parting and not due:
             return
         tree = {
@@ -344,11 +345,12 @@ class _Run:
             "simulator": self.simulator.state(),
         }
         if parting:  # first, or a run that is resumed from the other would not pass here again
-            checkpoint.save(self.checkpoints / LONGER, 1, tree)
+            checkpoint.save(self.checkpoints / LONGER, 1, tree, last=True)
         if due:
-            self.number += 1
+            self.number, began_s = self.number + 1, time.monotonic()
             checkpoint.save(self.checkpoints, self.number, tree)
             self.saved_at_s = time.monotonic()
+            self.saving_s = self.saved_at_s - began_s
 
     def _save_model(self, model: dict[str, Piece]) -> None:
         """The global model; under adapters also these, and the model below them where no path leads to it."""

@@ -5,7 +5,7 @@ One resident model per process: devices hold tensors, the `View` holds the model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.objective import Objective
 from ..data.source import ends, lengths, take, trimmed
@@ -24,6 +23,7 @@ from ..moe.parts import BESIDE, GATE, MAX_UPDATE_NORM, Piece, Tensors, expert_in
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
 from .batches import epoch_batches
+from .flops import Flops
 from .frozen import FrozenLayers, Kept, compute, kept_B
 from .gating import normalise_gradients
 from .holding import Holding
@@ -31,6 +31,7 @@ from .member import Member
 from .task import Experts, Task
 from .wire import Codec
 
+SEEDS_AHEAD = 64
 LocalLoss = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """From a batch's loss, what is trained and the same as it was received, both by "part/tensor", to what is minimised."""
 
@@ -87,6 +88,7 @@ class Device(Holding):
         self._kept: Kept | None = None  # see `frozen`, a cache
         self._source = data  # what batches are taken from: the data, or what the frozen extractor makes of them
         self._epoch: tuple[int, Tensor] | None = None  # number and batches, a cache
+        self._seeds: dict[int, int] = {}  # by gradient steps before, a cache
 
     def train(self, task: Task, rounds: int, round_s: float = 0.0, peers: Experts | None = None) -> int:
         """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made.
@@ -163,15 +165,36 @@ class Device(Holding):
         """
         key = (task.parts, task.route, task.goal, self.batch_size)
         if key not in self.flops:
-            leaves = self.enter(task.parts, task.route, task)
-            math = sdpa_kernel(SDPBackend.MATH)  # torch 2.13 counts nothing for its fused attention on CPU
-            with torch.random.fork_rng(devices=[]), math, FlopCounterMode(display=False) as counter:
-                self._seed_round()
-                self._backward(self.batch(self.chosen(self.steps)), task.goal)
-            for _, _, leaf in leaves:
-                leaf.grad = None
-            self.flops[key] = self._mean_over_epoch(counter.get_total_flops())
+            alike = self._alike(task)
+            known = None if alike is None else self.view.flops.get(alike)
+            self.flops[key] = self._measured_flops(task) if known is None else known
+            if alike is not None:
+                self.view.flops[alike] = self.flops[key]
         return self.flops[key]
+
+    def _measured_flops(self, task: Task) -> int:
+        leaves = self.enter(task.parts, task.route, task)
+        math = sdpa_kernel(SDPBackend.MATH)  # torch 2.13 counts nothing for its fused attention on CPU
+        with torch.random.fork_rng(devices=[]), math, Flops() as counter:
+            self._seed_round()
+            self._backward(self.batch(self.chosen(self.steps)), task.goal)
+        for _, _, leaf in leaves:
+            leaf.grad = None
+        return self._mean_over_epoch(counter.total)
+
+    def _alike(self, task: Task) -> Hashable | None:
+        """What decides the FLOPs of a step where the samples do not: equal on two devices, one of them need not measure.
+
+        None where they count: sequences differ in length, or a gate picks between experts that are trained and others.
+        """
+        view, trained = self.view, set(filter(is_expert, task.parts))
+        may = set(filter(is_expert, view.parts if task.route is None else task.route))
+        by_samples = self.lengths_vary or "attention_mask" in self.data or (trained and trained != may)
+        others = self.member is not None or view.stream or view.lora or view.granularity != "global"
+        if by_samples or others or not isinstance(self.objective, Hashable):
+            return None
+        shapes = tuple((name, values.shape[1:]) for name, values in sorted(self.data.items()))
+        return task.parts - trained, len(trained), len(may), task.goal, self.batch_size, shapes, self.objective
 
     def activations_B(self, task: Task) -> int:
         """Bytes that autograd saves in one step of the task, on the device's next batch; parameters are not counted."""
@@ -256,7 +279,7 @@ class Device(Holding):
             self.view.install(part, piece.tensors)
         self.view.route(route)
         self._source = self.data if self.member is None or task is None else self.member.source(self, task, peers)
-        self.view.model.train()
+        self.view.in_training()
         return self.view.freeze(but=[part for part in parts if part not in BESIDE])
 
     def _local_loss(self, leaves: list[tuple[str, str, Tensor]]) -> Callable[[Tensor], Tensor]:
@@ -331,12 +354,17 @@ class Device(Holding):
         for part, name, leaf in leaves:
             leaf.grad = None
             if leaf in optimizer.state:
-                state = optimizer.state[leaf].items()  # kept where the parts are: a GPU holds one model, and not all devices
-                saved = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state}
+                saved = optimizer.state[leaf]
+                if leaf.device.type != "cpu":  # kept where the parts are: a GPU holds one model, and not all devices
+                    saved = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in saved.items()}
                 self.optimizer_state.setdefault(part, {})[name] = saved
 
     def _seed_round(self) -> None:
-        seed = torch_seed(Stream.ROUND, self.key, self.steps)
+        if self.steps not in self._seeds:  # as many ahead as rounds were made: after steps of a model the first takes long
+            apart = self.local.local_steps
+            ahead = range(self.steps, self.steps + min(self.steps + apart, SEEDS_AHEAD * apart), apart)
+            self._seeds = {at: torch_seed(Stream.ROUND, self.key, at) for at in ahead}
+        seed = self._seeds[self.steps]
         if self.view.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # to seed all devices' takes a quarter of a small step
         else:

@@ -117,9 +117,9 @@ class Holding:
 
     def _change(self, part: str, trained: Tensors) -> Tensors:
         """What travels, before it is coded: the change since the part was received, and what the codec lost before."""
-        start = self.view.start(part, self.held[part].tensors)
-        carry: Tensors = self.residual.get(part, {})
-        return {n: t.float() - start[n].float() + carry.get(n, 0.0) for n, t in trained.items()}
+        start, carry = self.view.start(part, self.held[part].tensors), self.residual.get(part, {})
+        change = {n: t.float() - start[n].float() for n, t in trained.items()}
+        return {n: value + carry[n] if n in carry else value for n, value in change.items()} if carry else change
 
     def travelling(self, part: str) -> Tensors:
         """What the codec is given of a snapshot that was just taken."""

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..moe.parts import BACKBONE, CORRELATION, GATE, STATISTICS, Piece, Tensors, expert, file_B, in_order, is_expert
 from ..moe.resnet import all_latents
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
 from .fedsc import Augmentation, both_views, clipped, correlation, local_loss, two_views
+from .flops import Flops
 from .gating import answers_loss, balance_loss, roll_loss, roll_targets, spread_of
 from .holding import Holding
 from .privacy import noisy
@@ -268,9 +268,9 @@ def statistics(view: View, latents_TD: Tensor) -> Tensors:
 def image_flops(view: View, data: Batch, projected: bool = False) -> int:
     """FLOPs of one image's latent, or of its projection, counted as `Device.flops_per_step` counts."""
     model: Any = view.model
-    with FlopCounterMode(display=False) as counter:
+    with Flops() as counter:
         (model.representations if projected else model.latents)(data["pixel_values"][:1].to(view.device))
-    return int(counter.get_total_flops())
+    return int(counter.total)
 
 
 def contrast_loss(view: View, batch: Batch, client: NetworkClient, held: Mapping[str, Piece]) -> Tensor:

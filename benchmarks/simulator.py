@@ -7,8 +7,8 @@ same trained parts, data of the same devices, batch size and number of steps, on
 many on an untouched transformers model, all experts and the gate trained, the peer; (4) the steps of (2) as the least that
 federated learning is, in the order of the ledger: a device's parts are copied into the model and out of it, its optimiser goes
 on from where it was, and where the ledger has an aggregation, changes travel in bfloat16, their mean is added to the part, and
-that is hashed; no clock, link, gate, ledger or checkpoint. The bare loop is the floor of all, as nobody makes steps without making
-them; (4) is the floor of whoever federates them.
+that is hashed; no clock, link, gate, ledger or checkpoint. The bare loop is the floor of all: nobody makes steps without making
+them. (4) is the floor of whoever federates them.
 
 Asserted: the section of (1) makes exactly these optimiser steps, the run makes no others, and within it no model is judged or
 saved (forward passes without gradient are counted in a run that is not timed, and all runs have the same ledger to the byte);

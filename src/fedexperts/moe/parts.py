@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 
@@ -70,6 +71,11 @@ class Piece:
         return {name: address(tensor) for name, tensor in self.tensors.items()}
 
     @cached_property
+    def kinds(self) -> dict[str, tuple[Any, ...]]:
+        """Of each tensor the `kind`."""
+        return {name: kind(tensor) for name, tensor in self.tensors.items()}
+
+    @cached_property
     def norm(self) -> float:
         """Euclidean norm of all its numbers."""
         return norm(self.tensors)
@@ -80,6 +86,8 @@ class Piece:
         return file_B(self.tensors)
 
 
+kind = attrgetter("dtype", "shape", "layout", "device")
+"""What of a tensor does not change in training."""
 Fitted = Callable[[str, Piece], Piece]
 """What of a piece goes to the devices of a link, where these have adapters of a rank of their own."""
 
@@ -122,15 +130,11 @@ def finite(tensors: Tensors) -> bool:
 
 def norm(tensors: Tensors) -> float:
     """Euclidean norm of all numbers together; infinite above what float32 holds, and not a number where one is none."""
-    return math.hypot(*(_norm(tensor) for tensor in tensors.values()))
-
-
-def _norm(tensor: Tensor) -> float:
     import torch
 
-    if tensor.dtype is torch.float16 or not tensor.is_floating_point():
-        tensor = tensor.float()  # float16 overflows at once, and whole numbers have no norm
-    return float(torch.linalg.vector_norm(tensor))
+    half = torch.float16  # overflows at once, and whole numbers have no norm
+    numbers = [t if t.is_floating_point() and t.dtype is not half else t.float() for t in tensors.values()]
+    return math.hypot(*torch._foreach_norm(numbers)) if numbers else 0.0
 
 
 def too_far(tensors: Tensors, start: Tensors, most: float, start_norm: float | None = None) -> str | None:
@@ -200,4 +204,5 @@ def in_order(parts: Iterable[str]) -> list[str]:
             return 0, -1 if layer is None else layer, m
         return (GATE, HEAD, BACKBONE, CORRELATION, STATISTICS).index(part) + 1, 0, 0
 
-    return sorted(parts, key=key)
+    found = list(parts)
+    return found if len(found) < 2 else sorted(found, key=key)

@@ -20,15 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
-from ..moe.parts import MAX_UPDATE_NORM, Fitted, Piece, Tensors, too_far, unfitted
+from ..moe.parts import MAX_UPDATE_NORM, Fitted, Piece, Tensors, kind, too_far, unfitted
 from ..train.task import Task, Update
 
-_KIND = attrgetter("dtype", "shape", "layout", "device")
-"""What of a tensor must be as it was sent, beside its name."""
-
+_MOST = {"round_s": math.inf, "loss": 1.0, "pick_share": 1.0, "held_loss": math.inf}
+"""Of what an update says beside its numbers."""
 MOST_QUOTED = 60
 """Characters of what a device says of itself that a reason repeats."""
 
@@ -114,14 +112,16 @@ class Admission:
             under_way: parts whose upload has begun and goes on: these are as they were when they were asked for.
         """
         account = self.accounts[device]
-        account.coming &= set(under_way)
-        account.asked = {part: asked for part, asked in account.asked.items() if part in account.coming}
+        account.coming.intersection_update(under_way)
+        if account.asked:
+            account.asked = {part: asked for part, asked in account.asked.items() if part in account.coming}
         for part in self.may_send(device, sizes_B):
             account.asked.setdefault(part, (account.ordered[part], sizes_B[part]))
 
     def may_send(self, device: str, parts: Collection[str]) -> list[str]:
         """Those of some parts that a device has been ordered to train and has not delivered."""
-        return [part for part in parts if self.accounts[device].ordered.get(part)]
+        ordered = self.accounts[device].ordered
+        return [part for part in parts if ordered.get(part)]
 
     def announced(self, device: str, update: Update) -> Refusal | None:
         """All that an update says of itself, before its numbers are looked at, or travel."""
@@ -141,9 +141,11 @@ class Admission:
     def closed(self, cluster: str) -> None:
         """The upload of a cluster is over: what was ordered before it was asked for is not owed any more."""
         for account in self._of[cluster]:
-            for part, (rounds, _) in account.asked.items():
-                account.ordered[part] = account.ordered.get(part, 0) - rounds
-            account.asked, account.coming = {}, set()
+            if account.asked:
+                for part, (rounds, _) in account.asked.items():
+                    account.ordered[part] = account.ordered.get(part, 0) - rounds
+                account.asked = {}
+            account.coming.clear()
 
     def _refusal(self, device: str, update: Update, reason: str | None) -> Refusal | None:
         return None if reason is None else Refusal(device, quoted(update.piece.part), reason)
@@ -207,17 +209,17 @@ def differs(tensors: Tensors, sent: Piece, max_update_norm: float = MAX_UPDATE_N
     if set(tensors) != set(sent.tensors):
         strange = sorted(set(tensors) ^ set(sent.tensors), key=str)
         return f"tensors are not those of the part: {quoted(strange[0])} of {len(strange)}"
-    for name, of in sent.tensors.items():
+    for name, wanted in sent.kinds.items():
         given = tensors[name]
-        if _kind(given) != _kind(of):
-            kind = f"{getattr(given, 'dtype', type(given).__name__)} {list(getattr(given, 'shape', ()))}"
-            return f"tensor {quoted(name)} is {quoted(kind)}; must be {of.dtype} {list(of.shape)}"
+        if _kind(given) != wanted:
+            found = f"{getattr(given, 'dtype', type(given).__name__)} {list(getattr(given, 'shape', ()))}"
+            return f"tensor {quoted(name)} is {quoted(found)}; must be {wanted[0]} {list(wanted[1])}"
     return too_far(tensors, sent.tensors, max_update_norm, sent.norm)
 
 
 def _kind(value: Any) -> tuple[Any, ...] | None:
     try:
-        found: tuple[Any, ...] = _KIND(value)
+        found: tuple[Any, ...] = kind(value)
     except AttributeError:
         return None
     return found
@@ -229,8 +231,7 @@ def _whole(value: Any, least: int, most: int) -> bool:
 
 def _wrong_facts(update: Update) -> str | None:
     """Seconds, losses and shares, which scores are made of."""
-    bounds = {"round_s": math.inf, "loss": 1.0, "pick_share": 1.0, "held_loss": math.inf}
-    for name, most in bounds.items():
+    for name, most in _MOST.items():
         value = getattr(update, name)
         if value is None and name != "round_s":
             continue

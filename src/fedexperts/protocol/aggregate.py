@@ -100,8 +100,8 @@ def _add(total: Tensors, terms: Sequence[Term]) -> None:
 
 
 def _stretches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same stretch of each, one after the other; all at once where they do not lie in one piece."""
-    if not all(tensor.is_contiguous() for tensor in tensors):
+    """The same stretch of each, one after the other; all at once where they are short, or do not lie in one piece."""
+    if tensors[0].numel() <= STRETCH or not all(tensor.is_contiguous() for tensor in tensors):
         yield tensors
         return
     flat = [tensor.view(-1) for tensor in tensors]

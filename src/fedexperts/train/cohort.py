@@ -153,7 +153,7 @@ class Together:
         steps, doubtful = 0, set[str]()
         kinds: dict[tuple[Any, ...], list[Device]] = {}
         for device in group:
-            kinds.setdefault(_kind(device), []).append(device)
+            kinds.setdefault(device.kind, []).append(device)
         for devices in kinds.values():
             most = self.at_once(devices[0], task)
             for at in range(0, len(devices), most):
@@ -162,7 +162,7 @@ class Together:
 
     def at_once(self, device: Device, task: Task) -> int:
         """How many devices like this one fit into `AT_ONCE_B`."""
-        kind = (task.parts, task.route, *_kind(device))
+        kind = (task.parts, task.route, *device.kind)
         if kind not in self.activations_B:
             self.activations_B[kind] = device.activations_B(task)
         leaves = [leaf for part in task.parts for leaf in device.view.leaves[part].values()]
@@ -176,7 +176,7 @@ class Together:
         for device in group:
             device.appraise_fresh(task)
         joint = Joint(group, task, rounds)
-        if (kind := (task.parts, task.route, *_kind(group[0]))) not in self.compared:
+        if (kind := (task.parts, task.route, *group[0].kind)) not in self.compared:
             joint.compare()
             self.compared.add(kind)
         steps = rounds * group[0].local.local_steps
@@ -184,11 +184,6 @@ class Together:
         joint.leave(rounds, round_s, (losses_J / max(1, steps)).tolist(), steps)
         doubtful |= joint.doubtful()
         return steps * len(group)
-
-
-def _kind(device: Device) -> tuple[Any, ...]:
-    """Devices with equal ones have batches of one shape."""
-    return device.batch_size, tuple((key, value.shape[1:]) for key, value in device.data.items())
 
 
 class Joint:
@@ -227,7 +222,7 @@ class Joint:
 
     def losses(self) -> Tensor:
         """losses_J of the devices' next batches, all together."""
-        chosen = [device.chosen(device.steps) for device in self.group]
+        chosen = [None if d.batch_size == d.samples and not self.kept else d.chosen(d.steps) for d in self.group]
         batch = {key: value.to(self.view.device) for key, value in _batch(self.group, chosen).items()}
         cohort = Cohort(len(self.group), _own(batch, len(self.group)))
         own = (tensor for tensors in self.view.parts.values() for tensor in tensors.values())
@@ -239,11 +234,12 @@ class Joint:
         finally:
             COHORT.reset(token)
 
-    def _without_frozen(self, chosen: Sequence[Tensor], batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def _without_frozen(self, chosen: Sequence[Tensor | None], batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         if not self.kept:
             return nullcontext()
         columns = batch["input_ids"].shape[1]
-        hidden = [kept.rows(chosen_B, columns) for kept, chosen_B in zip(self.kept, chosen, strict=True)]
+        pairs = zip(self.kept, chosen, strict=True)
+        hidden = [kept.rows(chosen_B, columns) for kept, chosen_B in pairs if chosen_B is not None]
         return self.kept[0].layers.left_out(torch.cat(hidden).to(self.view.device))
 
     def compare(self) -> None:
@@ -363,10 +359,11 @@ def _kept(device: Device, task: Task, rounds: int) -> Kept | None:
     return device.frozen_layers(task, device.enter(task.parts, task.route), rounds)
 
 
-def _batch(group: Sequence[Device], chosen: Sequence[Tensor]) -> Samples:
-    """All their batches in one."""
-    pairs = [(d.data, slice(None) if d.batch_size == d.samples else rows_B) for d, rows_B in zip(group, chosen, strict=True)]
-    return trimmed({key: torch.cat([data[key][rows] for data, rows in pairs]) for key in group[0].data})
+def _batch(group: Sequence[Device], chosen: Sequence[Tensor | None]) -> Samples:
+    """All their batches in one; a full batch keeps the samples' order."""
+    pairs = [(d.data, None if d.batch_size == d.samples else rows_B) for d, rows_B in zip(group, chosen, strict=True)]
+    rows = {key: [data[key] if at is None else data[key][at] for data, at in pairs] for key in group[0].data}
+    return trimmed({key: torch.cat(of) for key, of in rows.items()})
 
 
 def _own(batch: Mapping[str, Tensor], devices: int) -> Tensor | None:

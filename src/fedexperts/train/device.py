@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -89,6 +90,11 @@ class Device(Holding):
         self._source = data  # what batches are taken from: the data, or what the frozen extractor makes of them
         self._epoch: tuple[int, Tensor] | None = None  # number and batches, a cache
         self._seeds: dict[int, int] = {}  # by gradient steps before, a cache
+
+    @cached_property
+    def kind(self) -> tuple[Any, ...]:
+        """Devices with equal ones have batches of one shape."""
+        return self.batch_size, tuple((key, value.shape[1:]) for key, value in self.data.items())
 
     def train(self, task: Task, rounds: int, round_s: float = 0.0, peers: Experts | None = None) -> int:
         """Do ``rounds`` local rounds of the task, each of which takes ``round_s``; return the gradient steps made.

@@ -259,15 +259,15 @@ class LocalHost(Near):
         the lengths of their data and in what their gate picks; devices of one cluster where lengths vary.
         """
         self._need(task.parts)
-        return [self._flops(device, task) for device in self.group.values()]
-
-    def _flops(self, device: Device, task: Task) -> int:
         shared = frozenset(part for part in task.parts if not is_expert(part))
-        who = device.name if device.lengths_vary else ""
-        kind = (who, len(task.parts) - len(shared), shared, task.route is not None, task.goal, device.batch_size)
-        if kind not in self.measured:
-            self.measured[kind] = device.flops_per_step(task)
-        return self.measured[kind]
+        of = (len(task.parts) - len(shared), shared, task.route is not None, task.goal)
+        found, measured = [], self.measured
+        for device in self.group.values():
+            kind = (device.name if device.lengths_vary else "", *of, device.batch_size)
+            if kind not in measured:
+                measured[kind] = device.flops_per_step(task)
+            found.append(measured[kind])
+        return found
 
     def flops_beside(self, task: Task) -> int:
         """See `Host`."""

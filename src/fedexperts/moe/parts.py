@@ -130,11 +130,13 @@ def finite(tensors: Tensors) -> bool:
 
 def norm(tensors: Tensors) -> float:
     """Euclidean norm of all numbers together; infinite above what float32 holds, and not a number where one is none."""
+    if not tensors:  # as of the pieces of a plan, which does without torch
+        return 0.0
     import torch
 
     half = torch.float16  # overflows at once, and whole numbers have no norm
     numbers = [t if t.is_floating_point() and t.dtype is not half else t.float() for t in tensors.values()]
-    return math.hypot(*torch._foreach_norm(numbers)) if numbers else 0.0
+    return math.hypot(*torch._foreach_norm(numbers))
 
 
 def too_far(tensors: Tensors, start: Tensors, most: float, start_norm: float | None = None) -> str | None:

@@ -22,6 +22,7 @@ from fedexperts.method.methods import prepare
 from fedexperts.moe.parts import is_expert
 from fedexperts.setup.prepare import Prepared
 from fedexperts.train.host import Host, LocalHost
+from marks import some_slow
 from stopped import KilledError, killed
 
 RANKS: dict[str, Any] = {
@@ -74,6 +75,8 @@ class Way:
         pass
 
 
+RANK_2 = {"lora": {"rank": 2, "alpha": 4.0}}
+LONG = {"sync, C rounds", "ems-fl-enhanced", "split again", "adapters merged", "ranks by class"}
 CASES: dict[str, dict[str, Any]] = {
     "sync": {"protocol": "sync"},
     "ems-fl": {"protocol": "ems-fl"},
@@ -93,7 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some_slow(CASES, LONG))
 def test_runs_end_with_the_model_of_the_simulation(case: str, tmp_path: Path) -> None:
     scenario = small.scenario(**{"train": {"cycles": 2, "local_steps": 1, "batch_size": 8}, **CASES[case]})
     run(scenario, tmp_path / "here")
@@ -101,7 +104,7 @@ def test_runs_end_with_the_model_of_the_simulation(case: str, tmp_path: Path) ->
     assert weights(tmp_path / "there") == weights(tmp_path / "here")
 
 
-@pytest.mark.parametrize("at", [3, 12, 25, 40])
+@pytest.mark.parametrize("at", some_slow([3, 12, 25, 40], [12, 25]))
 def test_a_server_that_is_killed_goes_on_from_its_checkpoint(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedexperts.runs.run.CHECKPOINT_EVERY_S", 0.0)
     scenario = small.scenario(train={"cycles": 3, "local_steps": 1, "batch_size": 8})
@@ -113,8 +116,15 @@ def test_a_server_that_is_killed_goes_on_from_its_checkpoint(at: int, tmp_path: 
     assert weights(tmp_path / "there") == weights(tmp_path / "here")
 
 
-@pytest.mark.parametrize("lora", [{}, {"lora": {"rank": 2, "alpha": 4.0}}])
-@pytest.mark.parametrize("load", ["own", "stream"])
+@pytest.mark.parametrize(
+    ("load", "lora"),
+    [
+        ("own", {}),
+        ("stream", RANK_2),
+        pytest.param("own", RANK_2, marks=pytest.mark.slow),
+        pytest.param("stream", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_node_loads_only_what_it_trains(load: str, lora: dict[str, Any], tmp_path: Path) -> None:
     """In full, or through adapters of a rank of its own."""
     folder = tmp_path / "initial"

@@ -234,7 +234,7 @@ def long_run(folder: Path) -> None:
     run(small.scenario(train={"cycles": 500}, plan={"idle_slots": 1}), folder / "run", listener=tell, jobs=2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", some_slow([signal.SIGINT, signal.SIGKILL], [signal.SIGINT]))
 def test_a_run_that_is_ended_leaves_no_process(number: int, tmp_path: Path) -> None:
     process = started(long_run, tmp_path)
     while not (tmp_path / "pids").exists() and process.is_alive():

@@ -77,7 +77,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-LONG = ("aligned, contacts that overlap and are cut off", "ems-fl, adapters", "ems-fl, orbit")
+LONG = ("aligned, contacts that overlap and are cut off", "ems-fl, adapters", "ems-fl, orbit", "ems-fl, split again")
 
 
 def scenario(case: dict[str, Any], cycles: int, folder: Path) -> Scenario:

@@ -22,6 +22,7 @@ from fedexperts.report.words import LINKS, link_rows, size
 from fedexperts.runs.forecast import forecast
 from fedexperts.scenario import Prospect
 from fedexperts.works import judged
+from marks import some_slow
 from plans import document_of, method_of
 
 MERGED = {"model": {"config": small.CONFIG, "lora": {"rank": 2, "alpha": 4.0, "average": "merge"}, "uplink": "int8"}}
@@ -73,7 +74,10 @@ def kinds(parts: list[str]) -> tuple[int, list[str]]:
     return len([part for part in parts if is_expert(part)]), sorted(part for part in parts if not is_expert(part))
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = {"sync, C rounds", "fedasync", "merged adapters in int8", "more parts shared", "networked, FedAvg"}
+
+
+@pytest.mark.parametrize("case", some_slow(CASES, LONG))
 def test_bytes_of_a_contact_are_those_of_a_run(case: str, tmp_path: Path) -> None:
     pictures.npz(tmp_path / "train.npz", 120)
     pictures.npz(tmp_path / "test.npz", 60, seed=1)

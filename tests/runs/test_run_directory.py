@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import logging
@@ -99,6 +100,19 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
         first.join()
     run(SCENARIO, out, resume=True)
     assert files(out) == files(whole)
+
+
+def test_the_lock_of_a_process_that_was_killed_after_the_end_goes_and_one_that_is_held_stays(
+    whole: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(whole, tmp_path / "run"))
+    (copy / "run.lock").write_text("process 1 on elsewhere\n")
+    with (copy / "run.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run(SCENARIO, copy, resume=True)
+        assert (copy / "run.lock").exists()
+    run(SCENARIO, copy, resume=True)
+    assert not (copy / "run.lock").exists()
 
 
 def test_workers_of_a_comparison_and_its_folder_are_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

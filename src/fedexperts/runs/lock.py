@@ -91,6 +91,13 @@ def claimed(directory: Path) -> Iterator[None]:
                 at.rmdir()
 
 
+def forget_dead(directory: Path) -> None:
+    """Remove the lock of a process that was killed as its run had ended."""
+    if (directory / LOCK).exists() and not is_held(directory):
+        with suppress(InputError, RunError), claimed(directory):
+            pass
+
+
 def _claim(directory: Path, made: list[Path]) -> int:
     try:
         made += [at for at in (directory, *directory.parents) if not at.exists()]

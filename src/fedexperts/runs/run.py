@@ -51,7 +51,7 @@ from .directory import FILES, appended, check_directory, has_ended, seal
 from .ended import ADAPTERS, FOLDER, what_lacks
 from .export import save_adapters
 from .header import environment, header
-from .lock import LEFTOVERS, LOCK, claimed
+from .lock import LEFTOVERS, LOCK, claimed, forget_dead
 from .longer import LONGER, digest, fault, go_on_longer
 from .rates import changed_rates, rates
 from .sums import SUMS
@@ -117,6 +117,7 @@ def run(
     directory = Path(out) if out else default_directory(scenario)
     other = check_directory(directory, scenario, label, resume)
     if resume and not other and has_ended(directory):  # nothing is loaded then
+        forget_dead(directory)
         return Result(directory, summary(directory / "ledger.jsonl"))
     with ExitStack() as stack:
         if there := directory.exists():  # before the work of preparing, which another process may be doing as well

@@ -1,14 +1,14 @@
 """The driver's overhead over a bare PyTorch loop that makes the same gradient steps on the demo's model.
 
-Runs start from one warmed-up checkpoint. Each repetition times, in random order: (1) a whole EMS-FL or synchronous run from its
-evaluation before training to its last meter reading (protocol, contacts, part swapping between devices, ledger on disk,
+Runs start from one warmed-up checkpoint. Each repetition times, in random order: (1) a whole EMS-FL or synchronous run from
+its evaluation before training to its last meter reading (protocol, contacts, part swapping between devices, ledger on disk,
 checkpoints as in `fedexperts run`); (2) the gradient steps that its ledger books, in a bare loop over the same model object:
-same trained parts, data of the same devices, batch size and number of steps, one AdamW for each device and set of parts; (3) as
-many on an untouched transformers model, all experts and the gate trained, the peer; (4) the steps of (2) as the least that
-federated learning is, in the order of the ledger: a device's parts are copied into the model and out of it, its optimiser goes
-on from where it was, and where the ledger has an aggregation, changes travel in bfloat16, their mean is added to the part, and
-that is hashed; no clock, link, gate, ledger or checkpoint. The bare loop is the floor of all: nobody makes steps without making
-them. (4) is the floor of whoever federates them.
+same trained parts, data of the same devices, batch size and number of steps, one AdamW for each device and set of parts; (3)
+as many on an untouched transformers model, all experts and the gate trained, the peer; (4) the steps of (2) as the least that
+federated learning is, in the order of the ledger: what of a device is not there yet is copied into the model, what it trains
+out of it, its optimiser goes on from where it was, and where the ledger has an aggregation, changes travel in bfloat16, their
+mean is added to the part, and that is hashed; no clock, link, gate, ledger or checkpoint. The bare loop is the floor of all,
+(4) that of whoever federates its steps.
 
 Asserted: the section of (1) makes exactly these optimiser steps, the run makes no others, and within it no model is judged or
 saved (forward passes without gradient are counted in a run that is not timed, and all runs have the same ledger to the byte);
@@ -66,11 +66,13 @@ def drive(scenario: Scenario, steps: int, watched: bool = False) -> Driven:
         section.check(steps)
         trained = [line for line in section.lines if line["event"] == "train"]
         if watched:  # besides steps, FLOPs are measured: of each cluster for each kind of task, or once where they are alike
-            kinds = {(line["cluster"], "gate" in line["parts"], len(line["parts"])) for line in trained}
+            all_of = len(prepare(scenario).view.kept)
+            kinds = {
+                ("gate" in line["parts"], experts := sum(map(is_expert, line["parts"])), experts < all_of and line["cluster"])
+                for line in trained
+            }
             measured = section.after["training"] - section.before["training"] - steps
-            assert 0 < measured <= len(kinds), (
-                f"{measured} forward passes besides {steps} steps, for {len(kinds)} kinds of tasks"
-            )
+            assert measured == len(kinds), f"{measured} forward passes besides {steps} steps, for {len(kinds)} kinds of tasks"
         if section.took.wall_s > 2 * drive_run.CHECKPOINT_EVERY_S:
             assert any((directory / "checkpoints").iterdir()), f"no checkpoint in {section.took.wall_s:.1f} s"
         work: Work = Counter()
@@ -138,6 +140,7 @@ class Plain:
         self.central = {part: copies(self.leaves[part]) for part in self.leaves}
         self.own: dict[str, dict[str, dict[str, torch.Tensor]]] = defaultdict(dict)
         self.moments: dict[str, dict[str, list]] = defaultdict(dict)
+        self.resident = dict(self.central)  # what the model holds
 
     def play(self, line: Line) -> None:
         if line["event"] == "train":
@@ -150,8 +153,10 @@ class Plain:
         leaves, own, moments = self.trained(frozenset(parts)), self.own[device.name], self.moments[device.name]
         with torch.no_grad():
             for part in self.central:
-                for name, value in own.get(part, self.central[part]).items():
-                    self.leaves[part][name].copy_(value)
+                if (source := own.get(part, self.central[part])) is not self.resident[part]:
+                    self.resident[part] = source
+                    for name, value in source.items():
+                        self.leaves[part][name].copy_(value)
         optimizer = torch.optim.AdamW(leaves, lr=1e-3, weight_decay=0.0)
         for part in parts:
             optimizer.state.update(zip(self.leaves[part].values(), moments.get(part, ()), strict=False))
@@ -162,14 +167,16 @@ class Plain:
             optimizer.step()
             self.steps += 1
         for part in parts:
-            own[part] = copies(self.leaves[part])
+            own[part] = self.resident[part] = copies(self.leaves[part])
             moments[part] = [optimizer.state[leaf] for leaf in self.leaves[part].values()]
 
     def mean(self, part: str, all_of: Sequence[dict[str, torch.Tensor]]) -> None:
+        mean = {}
         for name, value in self.central[part].items():
             arrived = [value + (one[name] - value).bfloat16().float() for one in all_of]
-            self.central[part][name] = sum(arrived[1:], arrived[0]) / len(arrived)
-            hashlib.sha256(self.central[part][name].numpy().data).hexdigest()
+            mean[name] = sum(arrived[1:], arrived[0]) / len(arrived)
+            hashlib.sha256(mean[name].numpy().data).hexdigest()
+        self.central[part] = mean
 
 
 def copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

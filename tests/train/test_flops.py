@@ -1,6 +1,7 @@
 """FLOPs of a step: equal to 2·m·n·k by hand, and measured without a trace."""
 
 import copy
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -153,6 +154,11 @@ def measures(device: Device, task: Task) -> bool:
     return bool(measured.call_count)
 
 
+@dataclass(frozen=True)
+class Unhashable(Plain):
+    notes: list[str] = field(default_factory=list)
+
+
 EXPERTS = frozenset(f"expert:{m}" for m in range(small.CONFIG["num_local_experts"]))
 TWO, OTHERS = frozenset({"expert:0", "expert:1"}), frozenset({"expert:2", "expert:3"})
 
@@ -185,10 +191,32 @@ def test_a_step_that_may_cost_another_is_measured_again() -> None:
         (every, every, {"data": masked}),
         (every, every, {"local": LocalTraining(2, 3, "adamw")}),
         (every, every, {"objective": Plain(torch.nn.functional.nll_loss)}),
+        (every, every, {"objective": Unhashable(cross_entropy)}),
     ):
         one, second = twins(**other)
         one.flops_per_step(first)
         assert measures(second, then), (first, then, other)
+
+
+def test_masked_experts_that_can_still_win_are_measured_by_each() -> None:
+    """The literal mask (39) leaves them a score of zero."""
+    one, other = twins()
+    for block in one.view.blocks:
+        block.router.mask = "zero"
+    one.flops_per_step(Task(TWO, route=TWO))
+    assert measures(other, Task(TWO, route=TWO))
+    one.flops_per_step(Task(EXPERTS))
+    assert not measures(other, Task(EXPERTS))
+
+
+def test_of_questions_with_options_too() -> None:
+    one, other = twins()
+    for device in (one, other):
+        device.data = {**device.data, "question_mask": torch.ones(12, 8), "option_mask": torch.ones(12, 2, 8)}
+    with patch.object(Device, "_measured_flops", autospec=True, return_value=1) as measured:
+        one.flops_per_step(Task(EXPERTS))
+        other.flops_per_step(Task(EXPERTS))
+    assert measured.call_count == 2
 
 
 def test_of_masked_samples_each_device_measures_its_own() -> None:

@@ -67,7 +67,8 @@ def save(folder: Path, number: int, tree: Any, last: bool = False) -> None:
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
-        there, sums = _linked(folder / f"{number - 2:08d}", temporary, frozenset(addresses.values()))
+        wanted = frozenset() if last else frozenset(addresses.values())
+        there, sums = _linked(folder / f"{number - 2:08d}", temporary, wanted)
         fresh = _separate({at: packer.given[name] for name, at in addresses.items() if at not in there})
         (temporary / STATE).write_text(json.dumps({"format": FORMAT, "tree": document, "addresses": addresses}))
         save_file(fresh, temporary / TENSORS)

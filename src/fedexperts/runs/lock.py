@@ -92,10 +92,14 @@ def claimed(directory: Path) -> Iterator[None]:
 
 
 def forget_dead(directory: Path) -> None:
-    """Remove the lock of a process that was killed as its run had ended."""
-    if (directory / LOCK).exists() and not is_held(directory):
-        with suppress(InputError, RunError), claimed(directory):
-            pass
+    """Remove the lock of a process that was killed as its run had ended; where that cannot be told it stays."""
+    with suppress(OSError):
+        file = os.open(directory / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (directory / LOCK).unlink()  # while it is held, as in `claimed`
+        finally:
+            os.close(file)
 
 
 def _claim(directory: Path, made: list[Path]) -> int:

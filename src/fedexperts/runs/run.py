@@ -58,8 +58,10 @@ from .sums import SUMS
 
 log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S, CHECKPOINT_S = 5.0, 0.1
-"""Wall-clock seconds between checkpoints at least, where one takes at most so many; in proportion more where it takes longer.
-So they cost a fiftieth of the time, and that is what a kill loses; results do not depend on it."""
+"""Wall-clock seconds between checkpoints at least, where one takes at most so many; in proportion more where it takes longer,
+so that they cost a fiftieth of the time. Results do not depend on it."""
+CHECKPOINT_WITHIN_S = 300.0
+"""However long one takes; a kill loses no more, unless contacts overlap for longer."""
 GO_ON = "make room, or mend what is said there, and go on with the same command and --resume"
 
 
@@ -331,7 +333,9 @@ class _Run:
 
     def _pause(self, protocol: ServerProtocol, owned: Mapping[str, frozenset[str]]) -> None:
         parting = self.simulator.parting()
-        due = time.monotonic() - self.saved_at_s >= CHECKPOINT_EVERY_S * max(1.0, self.saving_s / CHECKPOINT_S)
+        began_s = time.monotonic()
+        apart_s = min(CHECKPOINT_EVERY_S * max(1.0, self.saving_s / CHECKPOINT_S), CHECKPOINT_WITHIN_S)
+        due = began_s - self.saved_at_s >= apart_s
         if not parting and not due:
             return
         tree = {
@@ -348,7 +352,7 @@ class _Run:
         if parting:  # first, or a run that is resumed from the other would not pass here again
             checkpoint.save(self.checkpoints / LONGER, 1, tree, last=True)
         if due:
-            self.number, began_s = self.number + 1, time.monotonic()
+            self.number += 1
             checkpoint.save(self.checkpoints, self.number, tree)
             self.saved_at_s = time.monotonic()
             self.saving_s = self.saved_at_s - began_s

@@ -238,8 +238,10 @@ class Joint:
         if not self.kept:
             return nullcontext()
         columns = batch["input_ids"].shape[1]
-        pairs = zip(self.kept, chosen, strict=True)
-        hidden = [kept.rows(chosen_B, columns) for kept, chosen_B in pairs if chosen_B is not None]
+        hidden = []
+        for kept, chosen_B in zip(self.kept, chosen, strict=True):
+            assert chosen_B is not None
+            hidden.append(kept.rows(chosen_B, columns))
         return self.kept[0].layers.left_out(torch.cat(hidden).to(self.view.device))
 
     def compare(self) -> None:

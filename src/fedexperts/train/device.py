@@ -191,16 +191,23 @@ class Device(Holding):
     def _alike(self, task: Task) -> Hashable | None:
         """What decides the FLOPs of a step where the samples do not: equal on two devices, one of them need not measure.
 
-        None where they count: sequences differ in length, or a gate picks between experts that are trained and others.
+        None where they count: tokens are masked, or a gate picks between experts that are trained and others.
         """
-        view, trained = self.view, set(filter(is_expert, task.parts))
-        may = set(filter(is_expert, view.parts if task.route is None else task.route))
-        by_samples = self.lengths_vary or "attention_mask" in self.data or (trained and trained != may)
+        view, trained = self.view, frozenset(filter(is_expert, task.parts))
+        may = frozenset(filter(is_expert, view.parts if task.route is None else task.route))
+        free = task.route is None or all(block.router.mask == "-inf" for block in view.blocks)  # else masked ones can win
+        by_samples = self.lengths_vary or any(key.endswith("_mask") for key in self.data)
         others = self.member is not None or view.stream or view.lora or view.granularity != "global"
-        if by_samples or others or not isinstance(self.objective, Hashable):
+        if by_samples or others or not free or trained not in (frozenset(), may):
             return None
         shapes = tuple((name, values.shape[1:]) for name, values in sorted(self.data.items()))
-        return task.parts - trained, len(trained), len(may), task.goal, self.batch_size, shapes, self.objective
+        experts = tuple(sorted(tuple(tensor.shape for tensor in view.parts[part].values()) for part in may))
+        found = (task.parts - trained, bool(trained), experts, task.goal, self.batch_size, shapes, self.objective)
+        try:
+            hash(found)
+        except TypeError:  # an objective of one's own
+            return None
+        return found
 
     def activations_B(self, task: Task) -> int:
         """Bytes that autograd saves in one step of the task, on the device's next batch; parameters are not counted."""
@@ -368,7 +375,7 @@ class Device(Holding):
     def _seed_round(self) -> None:
         if self.steps not in self._seeds:  # as many ahead as rounds were made: after steps of a model the first takes long
             apart = self.local.local_steps
-            ahead = range(self.steps, self.steps + min(self.steps + apart, SEEDS_AHEAD * apart), apart)
+            ahead = range(self.steps, self.steps + max(1, min(self.steps + apart, SEEDS_AHEAD * apart)), max(1, apart))
             self._seeds = {at: torch_seed(Stream.ROUND, self.key, at) for at in ahead}
         seed = self._seeds[self.steps]
         if self.view.device.type == "cpu":

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Flops(TorchDispatchMode):
-    """Counts as `torch.utils.flop_counter.FlopCounterMode` does, but in total alone.
+    """Counts as `torch.utils.flop_counter.FlopCounterMode` does, but in total alone, and not in `torch.inference_mode`.
 
     To tell modules apart takes that twice as long as a small step, and each kind of task is measured.
     """

@@ -36,15 +36,8 @@ MODULES = {
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.name not in MODULES)
 TESTED_ELSEWHERE = {"rederive"}  # in test_rederive.py
 REAL_ALONE = {"deploy_traps"}  # of Flower's processes; it has no toy size
-LONG = {
-    "peers",
-    "gates",
-    "extractor",
-    "network_question",
-    "split",
-    "tasks",
-    "uplink",
-}  # at toy size too; what they call has tests of its own
+LONG = {"peers", "gates", "extractor", "network_question", "split", "tasks", "uplink"}
+"""At toy size too; what they call has tests of its own."""
 APART = {"alignment"}  # needs no torch, whose import is what a process of its own costs
 LEDGER = (*((n, "in turn") for n in (100, 50, 25, 10)), (10, "the same"), (0, "in turn"))
 DEMO = ("ems-fl-enhanced", "ems-fl", "sync", "sync, C rounds", "ems-fl, γ ≈ 1", "sync, γ ≈ 1", "sync, C rounds, γ ≈ 1")

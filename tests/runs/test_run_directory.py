@@ -374,6 +374,17 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return int(ended.value.code or 0), said.out, said.err
 
 
+def test_of_a_run_that_has_ended_the_command_says_so(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "small.toml", Path(shutil.copytree(whole, tmp_path / "run"))
+    path.write_text(tomli_w.dumps(small.document(train={"cycles": 2})))
+    code, _, said = command(monkeypatch, capsys, "run", path, "--out", out, "--resume")
+    assert (code, "has ended before, and stays as it is" in said, "0/2 cycles" in said) == (0, True, False)
+    code, _, said = command(monkeypatch, capsys, "run", path, "--out", out, "--resume", "--set", "train.cycles=3")
+    assert (code, "has ended before" in said, "3/3 cycles" in said) == (0, False, True)
+
+
 READS = ("r", "rb", os.O_RDONLY)
 """What a full disk does not refuse."""
 

@@ -48,13 +48,18 @@ def command(
     directory = module.default_directory(loaded) if out is None else out
     check_replaceable(directory / PAGE, "--out")
     with progress_bars() as bars, resumable(), overheard() as heard:
-        bar = bars.add_task(label, total=loaded.train.cycles, accuracy="")
+        bar, new = bars.add_task(label, total=loaded.train.cycles, accuracy=""), 0
 
         def show(line: dict[str, Any]) -> None:
+            nonlocal new
+            new += 1
             if line["event"] == "evaluate":
                 advance(bars, bar, line["cycle"], reached(line["accuracy"], line.get("metric", "accuracy")))
 
         result = module.run(loaded, directory, resume=resume, listener=show, jobs=jobs)
+        bars.update(bar, visible=bool(new))
+    if not new:
+        say(f"{result.directory}: has ended before, and stays as it is; more cycles go on from there, --set train.cycles=N")
     for warning in result.summary["warnings"]:
         if warning not in heard:
             warn(warning)

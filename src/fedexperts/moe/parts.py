@@ -169,7 +169,7 @@ def shapes_B(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
     return _shapes_B(tuple(tensors.items()))
 
 
-@lru_cache(maxsize=4096)  # each device has the same parts
+@lru_cache(maxsize=4096)  # every version of a part has the same, on every device
 def _shapes_B(tensors: tuple[tuple[str, tuple[str, tuple[int, ...]]], ...]) -> int:
     header: dict[str, object] = {}
     offset = 0

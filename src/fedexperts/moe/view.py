@@ -94,7 +94,7 @@ class View:
         self._dirty: set[str] = set()  # parts that may have been trained since
         self._fixed: list[Tensor] = []  # what is no leaf, a cache
         self.granularity = granularity
-        self.flops: dict[Hashable, int] = {}  # of a step, where devices' are alike, see `Device.flops_per_step`
+        self.flops: dict[Hashable, int] = {}  # of a step, by what decides them, see `train.flops.alike`
         self.lora: LoRA | None = None
         self.freeze()
 

@@ -26,7 +26,7 @@ from ..moe.parts import MAX_UPDATE_NORM, Fitted, Piece, Tensors, kind, too_far, 
 from ..train.task import Task, Update
 
 _MOST = {"round_s": math.inf, "loss": 1.0, "pick_share": 1.0, "held_loss": math.inf}
-"""Of what an update says beside its numbers."""
+"""What each fact that an update tells beside its numbers may be."""
 MOST_QUOTED = 60
 """Characters of what a device says of itself that a reason repeats."""
 
@@ -113,8 +113,7 @@ class Admission:
         """
         account = self.accounts[device]
         account.coming.intersection_update(under_way)
-        if account.asked:
-            account.asked = {part: asked for part, asked in account.asked.items() if part in account.coming}
+        account.asked = {part: asked for part, asked in account.asked.items() if part in account.coming}
         for part in self.may_send(device, sizes_B):
             account.asked.setdefault(part, (account.ordered[part], sizes_B[part]))
 
@@ -141,11 +140,9 @@ class Admission:
     def closed(self, cluster: str) -> None:
         """The upload of a cluster is over: what was ordered before it was asked for is not owed any more."""
         for account in self._of[cluster]:
-            if account.asked:
-                for part, (rounds, _) in account.asked.items():
-                    account.ordered[part] = account.ordered.get(part, 0) - rounds
-                account.asked = {}
-            account.coming.clear()
+            for part, (rounds, _) in account.asked.items():
+                account.ordered[part] = account.ordered.get(part, 0) - rounds
+            account.asked, account.coming = {}, set()
 
     def _refusal(self, device: str, update: Update, reason: str | None) -> Refusal | None:
         return None if reason is None else Refusal(device, quoted(update.piece.part), reason)

@@ -5,7 +5,7 @@ One resident model per process: devices hold tensors, the `View` holds the model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from ..moe.parts import BESIDE, GATE, MAX_UPDATE_NORM, Piece, Tensors, expert_in
 from ..moe.view import Batch, View
 from ..seeds import Stream, stream, torch_seed
 from .batches import epoch_batches
-from .flops import Flops
+from .flops import Flops, alike
 from .frozen import FrozenLayers, Kept, compute, kept_B
 from .gating import normalise_gradients
 from .holding import Holding
@@ -33,6 +33,7 @@ from .task import Experts, Task
 from .wire import Codec
 
 SEEDS_AHEAD = 64
+"""Of local rounds to come, at most so many are drawn at once."""
 LocalLoss = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """From a batch's loss, what is trained and the same as it was received, both by "part/tensor", to what is minimised."""
 
@@ -171,11 +172,11 @@ class Device(Holding):
         """
         key = (task.parts, task.route, task.goal, self.batch_size)
         if key not in self.flops:
-            alike = self._alike(task)
-            known = None if alike is None else self.view.flops.get(alike)
+            same = alike(self, task)
+            known = None if same is None else self.view.flops.get(same)
             self.flops[key] = self._measured_flops(task) if known is None else known
-            if alike is not None:
-                self.view.flops[alike] = self.flops[key]
+            if same is not None:
+                self.view.flops[same] = self.flops[key]
         return self.flops[key]
 
     def _measured_flops(self, task: Task) -> int:
@@ -187,27 +188,6 @@ class Device(Holding):
         for _, _, leaf in leaves:
             leaf.grad = None
         return self._mean_over_epoch(counter.total)
-
-    def _alike(self, task: Task) -> Hashable | None:
-        """What decides the FLOPs of a step where the samples do not: equal on two devices, one of them need not measure.
-
-        None where they count: tokens are masked, or a gate picks between experts that are trained and others.
-        """
-        view, trained = self.view, frozenset(filter(is_expert, task.parts))
-        may = frozenset(filter(is_expert, view.parts if task.route is None else task.route))
-        free = task.route is None or all(block.router.mask == "-inf" for block in view.blocks)  # else masked ones can win
-        by_samples = self.lengths_vary or any(key.endswith("_mask") for key in self.data)
-        others = self.member is not None or view.stream or view.lora or view.granularity != "global"
-        if by_samples or others or not free or trained not in (frozenset(), may):
-            return None
-        shapes = tuple((name, values.shape[1:]) for name, values in sorted(self.data.items()))
-        experts = tuple(sorted(tuple(tensor.shape for tensor in view.parts[part].values()) for part in may))
-        found = (task.parts - trained, bool(trained), experts, task.goal, self.batch_size, shapes, self.objective)
-        try:
-            hash(found)
-        except TypeError:  # an objective of one's own
-            return None
-        return found
 
     def activations_B(self, task: Task) -> int:
         """Bytes that autograd saves in one step of the task, on the device's next batch; parameters are not counted."""
@@ -373,9 +353,10 @@ class Device(Holding):
                 self.optimizer_state.setdefault(part, {})[name] = saved
 
     def _seed_round(self) -> None:
-        if self.steps not in self._seeds:  # as many ahead as rounds were made: after steps of a model the first takes long
-            apart = self.local.local_steps
-            ahead = range(self.steps, self.steps + max(1, min(self.steps + apart, SEEDS_AHEAD * apart)), max(1, apart))
+        if self.steps not in self._seeds:  # one more than the rounds so far: after steps of a model the first takes long
+            apart = max(1, self.local.local_steps)
+            rounds = min(self.steps // apart + 1, SEEDS_AHEAD)
+            ahead = range(self.steps, self.steps + rounds * apart, apart)
             self._seeds = {at: torch_seed(Stream.ROUND, self.key, at) for at in ahead}
         seed = self._seeds[self.steps]
         if self.view.device.type == "cpu":

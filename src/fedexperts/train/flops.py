@@ -1,12 +1,18 @@
-"""FLOPs of whatever runs within a block, by torch's own formulas."""
+"""FLOPs of whatever runs within a block, by torch's own formulas; and of which steps they are the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from ..moe.parts import is_expert
+from .task import Task
+
+if TYPE_CHECKING:  # which asks here
+    from .device import Device
 
 
 class Flops(TorchDispatchMode):
@@ -28,3 +34,25 @@ class Flops(TorchDispatchMode):
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             self.total += int(formula(*args, **kwargs, out_val=result))
         return result
+
+
+def alike(device: Device, task: Task) -> Hashable | None:
+    """What decides the FLOPs of a step where the samples do not: equal on two devices, one of them need not measure.
+
+    None where they count: tokens are masked, or a gate picks between experts that are trained and others.
+    """
+    view, trained = device.view, frozenset(filter(is_expert, task.parts))
+    may = frozenset(filter(is_expert, view.parts if task.route is None else task.route))
+    free = task.route is None or all(block.router.mask == "-inf" for block in view.blocks)  # else masked ones can win
+    by_samples = device.lengths_vary or any(key.endswith("_mask") for key in device.data)
+    others = device.member is not None or view.stream or view.lora or view.granularity != "global"
+    if by_samples or others or not free or trained not in (frozenset(), may):
+        return None
+    shapes = tuple((name, values.shape[1:]) for name, values in sorted(device.data.items()))
+    experts = tuple(sorted(tuple(tensor.shape for tensor in view.parts[part].values()) for part in may))
+    found = (task.parts - trained, bool(trained), experts, task.goal, device.batch_size, shapes, device.objective)
+    try:
+        hash(found)
+    except TypeError:  # an objective of one's own
+        return None
+    return found

@@ -255,8 +255,9 @@ class LocalHost(Near):
     def flops(self, task: Task) -> list[int]:
         """See `Host`.
 
-        Measured once for each kind of task: how many experts, which shared parts, masked or not, what batch. Clusters differ in
-        the lengths of their data and in what their gate picks; devices of one cluster where lengths vary.
+        Asked once for each kind of task: how many experts, which shared parts, masked or not, what batch. Clusters differ in
+        the lengths of their data and in what their gate picks (where neither counts, see `flops.alike`); devices of one cluster
+        where lengths vary.
         """
         self._need(task.parts)
         shared = frozenset(part for part in task.parts if not is_expert(part))

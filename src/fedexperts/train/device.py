@@ -172,7 +172,8 @@ class Device(Holding):
         """
         key = (task.parts, task.route, task.goal, self.batch_size)
         if key not in self.flops:
-            same = alike(self, task)
+            clients = self.member is not None  # each with models of its own
+            same = None if clients else alike(self.view, task, self.data, self.batch_size, self.objective)
             known = None if same is None else self.view.flops.get(same)
             self.flops[key] = self._measured_flops(task) if known is None else known
             if same is not None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..data.objective import Objective
 from ..moe.parts import is_expert
+from ..moe.view import Batch, View
 from .task import Task
-
-if TYPE_CHECKING:  # which asks here
-    from .device import Device
 
 
 class Flops(TorchDispatchMode):
@@ -36,21 +35,21 @@ class Flops(TorchDispatchMode):
         return result
 
 
-def alike(device: Device, task: Task) -> Hashable | None:
+def alike(view: View, task: Task, data: Batch, batch_size: int, objective: Objective) -> Hashable | None:
     """What decides the FLOPs of a step where the samples do not: equal on two devices, one of them need not measure.
 
     None where they count: tokens are masked, or a gate picks between experts that are trained and others.
     """
-    view, trained = device.view, frozenset(filter(is_expert, task.parts))
+    trained = frozenset(filter(is_expert, task.parts))
     may = frozenset(filter(is_expert, view.parts if task.route is None else task.route))
     free = task.route is None or all(block.router.mask == "-inf" for block in view.blocks)  # else masked ones can win
-    by_samples = device.lengths_vary or any(key.endswith("_mask") for key in device.data)
-    others = device.member is not None or view.stream or view.lora or view.granularity != "global"
+    by_samples = any(key.endswith("_mask") for key in data)
+    others = view.stream or view.lora or view.granularity != "global"
     if by_samples or others or not free or trained not in (frozenset(), may):
         return None
-    shapes = tuple((name, values.shape[1:]) for name, values in sorted(device.data.items()))
+    shapes = tuple((name, values.shape[1:]) for name, values in sorted(data.items()))
     experts = tuple(sorted(tuple(tensor.shape for tensor in view.parts[part].values()) for part in may))
-    found = (task.parts - trained, bool(trained), experts, task.goal, device.batch_size, shapes, device.objective)
+    found = (task.parts - trained, bool(trained), experts, task.goal, batch_size, shapes, objective)
     try:
         hash(found)
     except TypeError:  # an objective of one's own

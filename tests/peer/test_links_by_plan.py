@@ -19,9 +19,9 @@ from fedexperts.scenario import read_toml
 
 
 def planned(files: Path, name: str, speed: float, begins: float) -> Path:
-    """The same network, of which client 3 is at sea, in contact from minute 9 on for a minute, and client 2 never again."""
+    """The same network, of which client 3 is at sea, in contact from minute 9 to minute 40, and client 2 never again."""
     plan = ContactPlan(
-        ("town", "sea", "moon"), (Contact("town", 0, 6000), Contact("sea", 540, 600), Contact("moon", 0, 1)), 6000.0
+        ("town", "sea", "moon"), (Contact("town", 0, 6000), Contact("sea", 540, 2400), Contact("moon", 0, 1)), 6000.0
     )
     (files.parent / f"{name}.json").write_text(json.dumps(plan.to_json()))
     place = {"0": "town", "1": "town", "2": "moon", "3": "sea"}

@@ -16,6 +16,7 @@ from fedexperts.moe.parts import BACKBONE, GATE, STATISTICS, Piece, expert
 from fedexperts.moe.subset import load_full
 from fedexperts.moe.view import View
 from fedexperts.peer.local import Local
+from fedexperts.peer.peers_file import Patience
 from fedexperts.peer.training import Peers
 from fedexperts.train.member import call_B
 from fedexperts.train.task import Task
@@ -72,9 +73,12 @@ def test_picks_that_are_sent_cost_what_a_call_costs(trained: Path, files: Path, 
 
 
 def test_an_expert_that_is_away_is_stood_in_for_and_training_goes_on(trained: Path, files: Path, network: Local) -> None:
+    patience = Patience(deadline_s=1.0, timeout_after_k_min_s=1.0)
     network.signal(3, signal.SIGSTOP)
     try:
-        gate, _, door = gate_of(trained, trained.parent, CLIENTS, lambda model: Peers(trained, 0, files, model))
+        gate, _, door = gate_of(
+            trained, trained.parent, CLIENTS, lambda model: Peers(trained, 0, files, model, patience=patience)
+        )
     finally:
         network.signal(3, signal.SIGCONT)
     assert door.fallbacks > 0

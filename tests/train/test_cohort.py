@@ -202,6 +202,7 @@ def test_fewer_at_once_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         cohort.Joint, "__init__", lambda self, some, *rest: (seen.append(len(some)), made(self, some, *rest))[1]
     )
+    monkeypatch.setattr(cohort, "CACHED_B", cohort.AT_ONCE_B)
     monkeypatch.setattr(cohort, "AT_ONCE_B", cohort.AT_ONCE_B // Together().at_once(together[0], EVERYTHING) * 2 + 1)
     assert compared(alone, together, EVERYTHING, calls=1) < 1e-9
     assert seen == [2, 2]  # one that is left over trains alone

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..contact.plan import Contact
 from ..moe.parts import Piece, in_order
+from ..moe.stacked import norms
 from ..protocol.admission import Refusal
 from ..protocol.link import ServerProtocol, SignalLost
 from ..train.host import Training
@@ -289,8 +290,11 @@ class SimulatedLink:
 
     def _let_in(self, updates: list[Update]) -> list[Update]:
         """Those of the updates that have arrived which the protocol may see."""
-        found = [update for update in updates if not self._refused(self.books.gate.arrived_whole(update.device, update))]
-        self.books.gate.closed(self.cluster)
+        gate, found = self.books.gate, []
+        for update, norm in zip(updates, norms([update.piece.tensors for update in updates]), strict=True):
+            if not self._refused(gate.arrived_whole(update.device, update, norm)):
+                found.append(update)
+        gate.closed(self.cluster)
         return found
 
     def _refused(self, refusal: Refusal | None) -> bool:

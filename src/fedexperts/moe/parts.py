@@ -81,6 +81,11 @@ class Piece:
         return norm(self.tensors)
 
     @cached_property
+    def root(self) -> float:
+        """By which a Euclidean norm is divided for a root mean square."""
+        return math.sqrt(sum(value.numel() for value in self.tensors.values()))
+
+    @cached_property
     def size_B(self) -> int:
         """Bytes on the link: a safetensors file."""
         return file_B(self.tensors)
@@ -139,18 +144,19 @@ def norm(tensors: Tensors) -> float:
     return math.hypot(*torch._foreach_norm(numbers))
 
 
-def too_far(tensors: Tensors, start: Tensors, most: float, start_norm: float | None = None) -> str | None:
-    """Why tensors cannot be what training makes of others, by root mean squares; None if they can.
+def too_far(tensors: Tensors, start: Piece, most: float, own_norm: float | None = None) -> str | None:
+    """Why tensors cannot be what training makes of a piece, by root mean squares; None if they can.
 
-    What is near nothing, as weights are, is near what was sent, so that the change need not be computed; one pass is enough.
+    What is near nothing, as weights are, is near what was sent, so that the change need not be computed; one pass is enough,
+    and none where their norm is known.
     """
-    began = norm(start) if start_norm is None else start_norm
-    root = math.sqrt(sum(value.numel() for value in start.values()))
-    if not root or (norm(tensors) + began) / root <= most:
+    began, root = start.norm, start.root
+    if not root or ((norm(tensors) if own_norm is None else own_norm) + began) / root <= most:
         return None
     if not finite(tensors):
         return "is not finite"
-    change, bound = norm({name: value - start[name] for name, value in tensors.items()}) / root, most * max(1.0, began / root)
+    moved = {name: value - start.tensors[name] for name, value in tensors.items()}
+    change, bound = norm(moved) / root, most * max(1.0, began / root)
     return None if change <= bound else f"changes the part by {change:.3g} (root mean square); at most {bound:.3g}"
 
 

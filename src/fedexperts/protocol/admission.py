@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..moe.parts import MAX_UPDATE_NORM, Fitted, Piece, Tensors, kind, too_far, unfitted
+from ..moe.stacked import Entry
 from ..train.task import Task, Update
 
 _MOST = {"round_s": math.inf, "loss": 1.0, "pick_share": 1.0, "held_loss": math.inf}
@@ -126,13 +127,13 @@ class Admission:
         """All that an update says of itself, before its numbers are looked at, or travel."""
         return self._refusal(device, update, self._fault(device, update))
 
-    def arrived_whole(self, device: str, update: Update) -> Refusal | None:
-        """The numbers of an update that was announced and let pass."""
+    def arrived_whole(self, device: str, update: Update, norm: float | None = None) -> Refusal | None:
+        """The numbers of an update that was announced and let pass, and their norm if that is known."""
         account, piece = self.accounts[device], update.piece
         base = self._standing_on(account.cluster, piece)
         if base is None or piece.part not in account.coming:
             return self._refusal(device, update, "was not announced")
-        reason = differs(piece.tensors, base, self.max_update_norm)
+        reason = differs(piece.tensors, base, self.max_update_norm, norm)
         if reason is None:
             account.last[piece.part] = piece.version
         return self._refusal(device, update, reason)
@@ -199,8 +200,17 @@ class Admission:
         self.held = state["held"]
 
 
-def differs(tensors: Tensors, sent: Piece, max_update_norm: float = MAX_UPDATE_NORM) -> str | None:
-    """Why tensors cannot be what training has made of a piece; None if they can. One pass over the numbers."""
+def differs(tensors: Tensors, sent: Piece, max_update_norm: float = MAX_UPDATE_NORM, norm: float | None = None) -> str | None:
+    """Why tensors cannot be what training has made of a piece; None if they can. One pass over the numbers.
+
+    Args:
+        tensors: of an update.
+        sent: what it stands on.
+        max_update_norm: see `Admission`.
+        norm: of the tensors, if it is known.
+    """
+    if isinstance(tensors, Entry) and tensors.stack.kinds == sent.kinds:
+        return too_far(tensors, sent, max_update_norm, norm)
     if not isinstance(tensors, Mapping):
         return f"has no tensors: {quoted(type(tensors).__name__)}"
     if set(tensors) != set(sent.tensors):
@@ -211,7 +221,7 @@ def differs(tensors: Tensors, sent: Piece, max_update_norm: float = MAX_UPDATE_N
         if _kind(given) != wanted:
             found = f"{getattr(given, 'dtype', type(given).__name__)} {list(getattr(given, 'shape', ()))}"
             return f"tensor {quoted(name)} is {quoted(found)}; must be {wanted[0]} {list(wanted[1])}"
-    return too_far(tensors, sent.tensors, max_update_norm, sent.norm)
+    return too_far(tensors, sent, max_update_norm, norm)
 
 
 def _kind(value: Any) -> tuple[Any, ...] | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import Diverged
 from ..moe.parts import Fitted, Piece, Tensors, finite, in_order, unfitted
+from ..moe.stacked import runs
 from ..train.task import Update
 from .step import ADDED, Moments, Step, stepped
 
@@ -93,10 +94,33 @@ def mean(terms: Iterable[Term]) -> Tensors:
 
 def _add(total: Tensors, terms: Sequence[Term]) -> None:
     """total + Σ w θ, in place and in the order of the terms."""
-    for name, value in total.items():
-        for into, *others in _stretches(value, *(tensors[name] for _, tensors in terms)):
-            for (weight, _), other in zip(terms, others, strict=True):
-                into.add_(other if weight == 1 else weight * other)
+    for begin, end, stack in runs([tensors for _, tensors in terms]):
+        for name, value in total.items():
+            if stack is None or not _addable(value):
+                _add_apart(value, [(weight, tensors[name]) for weight, tensors in terms[begin:end]])
+            else:
+                _add_rows(value, [weight for weight, _ in terms[begin:end]], stack[name])
+
+
+def _add_apart(total: Tensor, terms: Sequence[tuple[float, Tensor]]) -> None:
+    for into, *others in _stretches(total, *(tensor for _, tensor in terms)):
+        for (weight, _), other in zip(terms, others, strict=True):
+            into.add_(other if weight == 1 else weight * other)
+
+
+def _addable(total: Tensor) -> bool:
+    """Whether `_add_rows` rounds as `_add_apart` does: not where it keeps a sum of halves in more than halves."""
+    return total.itemsize > 2 and total.is_floating_point() and total.is_contiguous() and total.device.type == "cpu"
+
+
+def _add_rows(total: Tensor, weights: Sequence[float], value_J: Tensor) -> None:
+    """The same sum in the same order, of tensors that lie in one: in a twentieth of the time where they are small."""
+    import torch
+
+    rows_JN = value_J.flatten(1)
+    if any(weight != 1 for weight in weights):
+        rows_JN = rows_JN * torch.tensor(weights, dtype=rows_JN.dtype)[:, None]
+    total.view(1, -1).index_add_(0, torch.zeros(len(rows_JN), dtype=torch.long), rows_JN)
 
 
 def _stretches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

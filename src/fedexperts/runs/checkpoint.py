@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -244,7 +244,7 @@ class Packer:
                 return {TAG: "tuple", "items": [self.pack(v) for v in value]}
             case set() | frozenset():
                 return {TAG: type(value).__name__, "items": [self.pack(v) for v in sorted(value)]}
-            case dict():
+            case Mapping():
                 return {TAG: "dict", "items": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
             case _ if type(value).__name__ in VALUES:
                 if isinstance(value, Piece):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
@@ -29,6 +30,7 @@ from ..data.source import Samples, ends, trimmed
 from ..errors import InputError
 from ..moe.layer import COHORT, Cohort
 from ..moe.parts import is_expert
+from ..moe.stacked import Stacked, norms
 from ..moe.view import View
 from .device import Device
 from .frozen import Kept, random_module
@@ -36,6 +38,8 @@ from .task import Task
 
 AT_ONCE_B: Final = 2 * 10**9
 """At most so many bytes of stacks, their gradients and moments, and activations; beyond them, fewer devices at once."""
+CACHED_B, MANY = 16 * 10**6, 64
+"""What a processor's cache holds, about; as many devices beyond it amortise what a step costs beside its numbers."""
 TOLERANCE: Final = 1e-3
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of torch.optim.AdamW
 REMEDY = 'leave it out, or set it to "one-by-one"'
@@ -104,6 +108,9 @@ class Apart(TorchFunctionMode):
             k[1] if k is not None else g.unflatten(0, (J, -1)) if has else g
             for g, k, has in zip(given, known, rowed, strict=True)
         ]
+        if func is F.linear and values[0].dim() == 3 and known[1] is not None:  # vmap leaves it in an order that costs more
+            made: Tensor = _Linear.apply(*values)  # type: ignore[no-untyped-call]  # torch ships it untyped
+            return made.flatten(0, 1)
         return tree_map(
             lambda one: one.flatten(0, 1) if isinstance(one, Tensor) else one, self._mapped(func, values, spec, known, rowed)
         )
@@ -136,6 +143,24 @@ class Apart(TorchFunctionMode):
         return vmap(one)(*(values[i] for i in over))
 
 
+class _Linear(torch.autograd.Function):
+    """`torch.nn.functional.linear` of each device with its own weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x_JBD: Tensor, weight_JFD: Tensor, bias_JF: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x_JBD, weight_JFD)
+        return x_JBD.bmm(weight_JFD.mT) if bias_JF is None else torch.baddbmm(bias_JF[:, None], x_JBD, weight_JFD.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad_JBF: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (x_JBD, weight_JFD), (of_x, of_weight, *of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            grad_JBF.bmm(weight_JFD) if of_x else None,
+            grad_JBF.mT.bmm(x_JBD) if of_weight else None,
+            grad_JBF.sum(dim=1) if of_bias and of_bias[0] else None,
+        )
+
+
 class Together:
     """Trains the devices of a cluster, as many at once as fit and go together."""
 
@@ -155,19 +180,20 @@ class Together:
         for device in group:
             kinds.setdefault(device.kind, []).append(device)
         for devices in kinds.values():
-            most = self.at_once(devices[0], task)
+            groups = -(-len(devices) // self.at_once(devices[0], task))
+            most = -(-len(devices) // groups)
             for at in range(0, len(devices), most):
                 steps += self._train(devices[at : at + most], task, rounds, round_s, doubtful)
         return steps, doubtful
 
     def at_once(self, device: Device, task: Task) -> int:
-        """How many devices like this one fit into `AT_ONCE_B`."""
+        """How many devices like this one go together: those that `CACHED_B` holds, or `MANY`, if `AT_ONCE_B` holds these."""
         kind = (task.parts, task.route, *device.kind)
         if kind not in self.activations_B:
             self.activations_B[kind] = device.activations_B(task)
         leaves = [leaf for part in task.parts for leaf in device.view.leaves[part].values()]
-        each_B = self.activations_B[kind] + 4 * sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-        return max(1, AT_ONCE_B // max(1, each_B))
+        each_B = max(1, self.activations_B[kind] + 4 * sum(leaf.numel() * leaf.element_size() for leaf in leaves))
+        return max(1, min(AT_ONCE_B // each_B, max(MANY, CACHED_B // each_B)))
 
     def _train(self, group: Sequence[Device], task: Task, rounds: int, round_s: float, doubtful: set[str]) -> int:
         if len(group) == 1:
@@ -322,9 +348,9 @@ class Joint:
         """Give each device what it has trained."""
         for part in self.task.parts:
             mine = [one for one in self.stacks if one.part == part and id(one.leaf) in self.trained]
-            values = {one.name: one.value_J.detach().cpu().unbind() for one in mine}
-            for j, device in enumerate(self.group):
-                device.trained[part] = {name: value[j] for name, value in values.items()}
+            made = Stacked({one.name: one.value_J.detach().cpu() for one in mine}, len(self.group)).entries()
+            for device, entry in zip(self.group, made, strict=True):
+                device.trained[part] = entry if mine else {}
                 if part not in self.task.keeps:
                     device.pending[part] = device.pending.get(part, 0) + rounds
             for one in mine:
@@ -338,15 +364,9 @@ class Joint:
             return {device.name for device in self.group}  # judged by weights
         found: set[str] = set()
         for part in self.task.parts:
-            mine = [one.value_J.detach().float() for one in self.stacks if one.part == part and id(one.leaf) in self.trained]
-            if not mine:
-                continue
-            root = math.sqrt(sum(value[0].numel() for value in mine))
-            norms = (
-                torch.stack([torch.linalg.vector_norm(value.flatten(1), dim=1) for value in mine]).square().sum(dim=0).sqrt()
-            )
-            for device, norm in zip(self.group, norms.tolist(), strict=True):
-                if not (norm + device.held[part].norm) / root <= device.max_update_norm:
+            known = norms([device.trained[part] for device in self.group])
+            for device, norm in zip(self.group, known, strict=True):
+                if norm is not None and not (norm + device.held[part].norm) / device.held[part].root <= device.max_update_norm:
                     found.add(device.name)
         return found
 

@@ -168,7 +168,7 @@ class Holding:
         """The bound is that of the server's gate, on what it would see: weights, where adapters are merged into them."""
         piece = self.held[part]
         arrives = merged(self.view, piece, self.trained[part])  # where a factor is not finite, no product with it is
-        return too_far(arrives, piece.tensors, self.max_update_norm, piece.norm) is not None
+        return too_far(arrives, piece, self.max_update_norm) is not None
 
     def diverged(self, parts: Iterable[str]) -> list[str]:
         """Which of these parts training has led out of all bounds; they are given up, and what is held counts again."""

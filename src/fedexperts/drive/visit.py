@@ -271,15 +271,17 @@ class SimulatedLink:
 
     def _freeze(self, device: str, parts: Collection[str]) -> None:
         """Snapshots that are partly sent stay as they are; the rest is taken afresh."""
-        state, kept, offset = self.state, [], 0
+        state = self.state
+        kept: list[tuple[Update, int]] = []
+        offset, sent_B = 0, state.sent_B.setdefault(device, 0)
         for update, sends in state.outbox.get(device, ()):
-            if offset < state.sent_B.get(device, 0):
+            if offset < sent_B:
                 kept.append((update, sends))
             offset += update.size_B * sends
         begun = {update.piece.part for update, _ in kept}
         fresh = self._announced(device, set(parts) - begun if begun else parts, begun)
-        state.outbox[device] = kept + [(u, self.books.faults.sends(device, u.piece.part, self.now_s)) for u in fresh]
-        state.sent_B.setdefault(device, 0)
+        kept += [(u, self.books.faults.sends(device, u.piece.part, self.now_s)) for u in fresh]
+        state.outbox[device] = kept
 
     def _announced(self, device: str, parts: Collection[str], under_way: Collection[str]) -> list[Update]:
         """What a device has of these parts, but for what the server does not let in: no byte of that travels."""

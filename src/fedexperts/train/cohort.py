@@ -38,7 +38,7 @@ from .task import Task
 
 AT_ONCE_B: Final = 2 * 10**9
 """At most so many bytes of stacks, their gradients and moments, and activations; beyond them, fewer devices at once."""
-CACHED_B, MANY = 16 * 10**6, 64
+CACHED_B, MANY = 12 * 10**6, 64
 """What a processor's cache holds, about; as many devices beyond it amortise what a step costs beside its numbers."""
 TOLERANCE: Final = 1e-3
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of torch.optim.AdamW

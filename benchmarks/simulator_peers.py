@@ -44,7 +44,7 @@ from fedexperts.moe.parts import Piece, expert
 from fedexperts.moe.view import View
 from fedexperts.protocol.link import Start
 from fedexperts.protocol.sync import Sync
-from fedexperts.train.cohort import Joint
+from fedexperts.train.cohort import Joint, Together
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.host import LocalHost
 from fedexperts.train.task import Task
@@ -83,12 +83,13 @@ def devices(path: str, together: bool) -> tuple[list[Device], dict[str, Piece]]:
 
 
 def steps_alone(path: str, rounds: int) -> float:
-    """Seconds of one step of all clients in one batch, from the same weights, and of nothing else: the floor of the batched."""
-    group, _ = devices(path, together=True)
-    joint, took = Joint(group, Task(frozenset({expert(0)})), 1), []
+    """Seconds of one step of all clients in batches, from the same weights, and of nothing else: the floor of the batched."""
+    (group, _), task = devices(path, together=True), Task(frozenset({expert(0)}))
+    joints, took = [Joint(some, task, 1) for some in Together().split(group, task)], []
     for _ in range(rounds):
         began_s = time.perf_counter()
-        joint.step()
+        for joint in joints:
+            joint.step()
         took.append(time.perf_counter() - began_s)
     return statistics.median(took[1:])
 

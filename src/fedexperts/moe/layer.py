@@ -112,12 +112,9 @@ def _outputs_apart(cohort: Cohort, x_TD: Tensor, indices_TK: Tensor, experts: Se
     """The same, where each expert gets J times as many rows as that device has for it which has most; zeros fill them up."""
     J, top_k = cohort.devices, indices_TK.shape[-1]
     picks_P = indices_TK.flatten()  # P = T·K
-    if top_k == 1 and bool((picks_P == picks_P[0]).all()):  # as where one expert is trained: rows lie as they should
-        own_T = cohort.own_T if cohort.own_T is not None and len(cohort.own_T) == len(picks_P) else None
-        cohort.met_J = None if own_T is None else own_T.view(J, -1).any(dim=1)
+    if top_k == 1 and bool((picks_P == picks_P[0]).all()):  # rows lie as they should, and each device meets the expert
         y_TF: Tensor = experts[int(picks_P[0])](x_TD)  # type: ignore[operator]  # callables
-        cohort.met_J = None
-        return y_TF.view(len(picks_P), 1, -1)
+        return y_TF.reshape(len(picks_P), 1, -1)
     pair_P = picks_P * J + torch.arange(len(picks_P), device=picks_P.device) // (len(picks_P) // J)
     order_P = pair_P.argsort(stable=True)  # by expert, then device
     sizes_EJ = torch.bincount(pair_P, minlength=len(experts) * J).view(-1, J)

@@ -9,10 +9,9 @@ Shapes: J devices.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .parts import Tensors
+from .parts import Piece, Tensors
 
 if TYPE_CHECKING:  # the server's gate asks for norms where torch is not loaded
     from torch import Tensor
@@ -23,21 +22,25 @@ class Stacked:
 
     def __init__(self, values: Mapping[str, Tensor], devices: int):
         self.values, self.devices = values, devices
+        self._like: Piece | None = None  # that was found to be, last
 
     def entries(self) -> list[Entry]:
         """Of each device."""
         return [Entry(self, at) for at in range(self.devices)]
 
-    @cached_property
-    def kinds(self) -> dict[str, tuple[Any, ...]]:
-        """Of each tensor of a device the `moe.parts.kind`."""
-        return {name: (v.dtype, v.shape[1:], v.layout, v.device) for name, v in self.values.items()}
+    def like(self, piece: Piece) -> bool:
+        """Whether devices' tensors are those of a piece by name and `moe.parts.kind`."""
+        if piece is not self._like:
+            if {name: (v.dtype, v.shape[1:], v.layout, v.device) for name, v in self.values.items()} != piece.kinds:
+                return False
+            self._like = piece
+        return True
 
     def norms(self) -> list[float]:
         """norm_J over all tensors, as `moe.parts.norm`."""
         import torch
 
-        rows = [v.flatten(1).to(torch.promote_types(v.dtype, torch.float32)) for v in self.values.values()]
+        rows = [v.to(torch.promote_types(v.dtype, torch.float32))[:, None].flatten(1) for v in self.values.values()]
         squares = [torch.linalg.vector_norm(row, dim=1).double().square() for row in rows]
         found: list[float] = sum(squares, torch.zeros(self.devices, dtype=torch.float64)).sqrt().tolist()
         return found

@@ -150,8 +150,10 @@ class Admission:
         return None if reason is None else Refusal(device, quoted(update.piece.part), reason)
 
     def _standing_on(self, cluster: str, piece: Piece) -> Piece | None:
-        known = self.held[cluster].get(piece.part, ())
-        return next((one for one in known if one.version == piece.version), None)
+        for one in self.held[cluster].get(piece.part, ()):
+            if one.version == piece.version:
+                return one
+        return None
 
     def _fault(self, device: str, update: Update) -> str | None:
         account, piece = self.accounts[device], update.piece
@@ -210,7 +212,7 @@ def differs(tensors: Tensors, sent: Piece, max_update_norm: float = MAX_UPDATE_N
         max_update_norm: see `Admission`.
         norm: of the tensors, if it is known.
     """
-    if isinstance(tensors, Entry) and tensors.stack.kinds == sent.kinds:
+    if isinstance(tensors, Entry) and tensors.stack.like(sent):
         return too_far(tensors, sent, max_update_norm, norm)
     if not isinstance(tensors, Mapping):
         return f"has no tensors: {quoted(type(tensors).__name__)}"

@@ -8,7 +8,7 @@ one is mapped over devices by `torch.func.vmap` (`Apart`). An MoE layer gives ea
 What comes out is what comes out of one device after the other, but for rounding; the first losses of each kind of task are
 compared. Nothing may be drawn at random in training, and samples of a batch must not be mixed (`why_not`).
 
-Shapes: J devices, B samples of a batch of each, L its longest sequence, D hidden.
+Shapes: J devices, B samples of a batch of each, L its longest sequence, D hidden, F features that come out.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ AT_ONCE_B: Final = 2 * 10**9
 """At most so many bytes of stacks, their gradients and moments, and activations; beyond them, fewer devices at once."""
 CACHED_B, MANY = 12 * 10**6, 64
 """What a processor's cache holds, about; as many devices beyond it amortise what a step costs beside its numbers."""
+HEAP_B: Final = 31 * 2**20
+"""glibc keeps for the next user what is no larger than the largest that was ever freed, below 32 MiB; what is larger goes back
+to the system, and each page of it costs a fault in every step. So a piece of this size is taken and freed once."""
 TOLERANCE: Final = 1e-3
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of torch.optim.AdamW
 REMEDY = 'leave it out, or set it to "one-by-one"'
@@ -88,10 +91,10 @@ class Apart(TorchFunctionMode):
     ) -> Any:
         """See `torch.overrides.TorchFunctionMode`."""
         kwargs = kwargs or {}
+        if not self._among(args) and not self._among(kwargs.values()):
+            return func(*args, **kwargs)
         given, spec = tree_flatten((args, kwargs))
         known = [self.stacks.get(id(one)) if isinstance(one, Tensor) else None for one in given]
-        if not any(known):
-            return func(*args, **kwargs)
         rowed = [
             k is None and isinstance(g, Tensor) and g.dim() > 0 and id(g) not in self.fixed
             for g, k in zip(given, known, strict=True)
@@ -108,11 +111,20 @@ class Apart(TorchFunctionMode):
             k[1] if k is not None else g.unflatten(0, (J, -1)) if has else g
             for g, k, has in zip(given, known, rowed, strict=True)
         ]
-        if func is F.linear and values[0].dim() == 3 and known[1] is not None:  # vmap leaves it in an order that costs more
-            made: Tensor = _Linear.apply(*values)  # type: ignore[no-untyped-call]  # torch ships it untyped
-            return made.flatten(0, 1)
+        own = all(k is not None or g is None for g, k in zip(given[1:], known[1:], strict=True))  # weight, and bias if any
+        if func is F.linear and not kwargs and own and values[0].dim() > 2:
+            return _linear(*(one for one in values if one is not None)).flatten(0, 1)
         return tree_map(
             lambda one: one.flatten(0, 1) if isinstance(one, Tensor) else one, self._mapped(func, values, spec, known, rowed)
+        )
+
+    def _among(self, given: Iterable[Any]) -> bool:
+        """Whether a stacked tensor is; of most of what is called none is, and to take these apart would cost more than they."""
+        return any(
+            self._among(one.values() if isinstance(one, dict) else one)
+            if isinstance(one, (list, tuple, dict))
+            else id(one) in self.stacks
+            for one in given
         )
 
     def _alone(self, func: Callable[..., Any], args: Any, kwargs: Any, known: Any, given: Any, spec: Any) -> Any:
@@ -143,8 +155,17 @@ class Apart(TorchFunctionMode):
         return vmap(one)(*(values[i] for i in over))
 
 
+def _linear(x_JBD: Tensor, weight_JFD: Tensor, *bias: Tensor) -> Tensor:
+    """`torch.nn.functional.linear` of each device with its own weights, for any dimensions between J and D.
+
+    Mapped over devices, products come out in an order in which all that follows takes twice as long.
+    """
+    made: Tensor = _Linear.apply(x_JBD.flatten(1, -2), weight_JFD, *bias)  # type: ignore[no-untyped-call]  # torch ships it untyped
+    return made.view(*x_JBD.shape[:-1], -1)
+
+
 class _Linear(torch.autograd.Function):
-    """`torch.nn.functional.linear` of each device with its own weights."""
+    """See `_linear`; each gradient in the order of what it is of."""
 
     @staticmethod
     def forward(ctx: Any, x_JBD: Tensor, weight_JFD: Tensor, bias_JF: Tensor | None = None) -> Tensor:
@@ -152,12 +173,12 @@ class _Linear(torch.autograd.Function):
         return x_JBD.bmm(weight_JFD.mT) if bias_JF is None else torch.baddbmm(bias_JF[:, None], x_JBD, weight_JFD.mT)
 
     @staticmethod
-    def backward(ctx: Any, grad_JBF: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad_JBF: Tensor) -> tuple[Tensor | None, ...]:
         (x_JBD, weight_JFD), (of_x, of_weight, *of_bias) = ctx.saved_tensors, ctx.needs_input_grad
         return (
             grad_JBF.bmm(weight_JFD) if of_x else None,
             grad_JBF.mT.bmm(x_JBD) if of_weight else None,
-            grad_JBF.sum(dim=1) if of_bias and of_bias[0] else None,
+            *(grad_JBF.sum(dim=1) if needed else None for needed in of_bias),
         )
 
 
@@ -165,6 +186,7 @@ class Together:
     """Trains the devices of a cluster, as many at once as fit and go together."""
 
     def __init__(self) -> None:
+        torch.empty(HEAP_B, dtype=torch.uint8)
         self.compared: set[tuple[Any, ...]] = set()  # kinds of tasks whose first losses were
         self.activations_B: dict[tuple[Any, ...], int] = {}  # of a device's step, by kind of task
 
@@ -180,11 +202,15 @@ class Together:
         for device in group:
             kinds.setdefault(device.kind, []).append(device)
         for devices in kinds.values():
-            groups = -(-len(devices) // self.at_once(devices[0], task))
-            most = -(-len(devices) // groups)
-            for at in range(0, len(devices), most):
-                steps += self._train(devices[at : at + most], task, rounds, round_s, doubtful)
+            for some in self.split(devices, task):
+                steps += self._train(some, task, rounds, round_s, doubtful)
         return steps, doubtful
+
+    def split(self, devices: Sequence[Device], task: Task) -> list[Sequence[Device]]:
+        """Devices of one kind in groups of about the same size, no larger than `at_once` has it."""
+        groups = -(-len(devices) // self.at_once(devices[0], task))
+        most = -(-len(devices) // groups)
+        return [devices[at : at + most] for at in range(0, len(devices), most)]
 
     def at_once(self, device: Device, task: Task) -> int:
         """How many devices like this one go together: those that `CACHED_B` holds, or `MANY`, if `AT_ONCE_B` holds these."""
@@ -364,9 +390,9 @@ class Joint:
             return {device.name for device in self.group}  # judged by weights
         found: set[str] = set()
         for part in self.task.parts:
-            known = norms([device.trained[part] for device in self.group])
-            for device, norm in zip(self.group, known, strict=True):
-                if norm is not None and not (norm + device.held[part].norm) / device.held[part].root <= device.max_update_norm:
+            for device, norm in zip(self.group, norms([device.trained[part] for device in self.group]), strict=True):
+                held = device.held[part]
+                if norm is not None and not (norm + held.norm) / held.root <= device.max_update_norm:
                     found.add(device.name)
         return found
 

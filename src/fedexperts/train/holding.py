@@ -58,9 +58,9 @@ class Holding:
         Adapters that the server has factored again, or added to the weights, are other factors: the optimiser starts afresh.
         """
         lora = self.view.lora
-        assert not self.lent.keys() & {piece.part for piece in pieces}
         for piece in pieces:
             part = piece.part
+            assert part not in self.held or self.held[part].tensors is not self.view.parts.get(part), f"{part} is lent"
             self.held[part] = piece
             local, snapshot = self.trained.pop(part, None), self.snapshots.pop(part, None)
             if local is not None and snapshot is not None:

@@ -271,17 +271,19 @@ class SimulatedLink:
 
     def _freeze(self, device: str, parts: Collection[str]) -> None:
         """Snapshots that are partly sent stay as they are; the rest is taken afresh."""
-        state = self.state
-        kept: list[tuple[Update, int]] = []
-        offset, sent_B = 0, state.sent_B.setdefault(device, 0)
-        for update, sends in state.outbox.get(device, ()):
-            if offset < sent_B:
-                kept.append((update, sends))
-            offset += update.size_B * sends
-        begun = {update.piece.part for update, _ in kept}
+        state, faults = self.state, self.books.faults
+        sent_B = state.sent_B.setdefault(device, 0)
+        kept = list(self._begun(device, sent_B)) if sent_B else []
+        begun = {update.piece.part for update, _ in kept} if kept else frozenset()
         fresh = self._announced(device, set(parts) - begun if begun else parts, begun)
-        kept += [(u, self.books.faults.sends(device, u.piece.part, self.now_s)) for u in fresh]
-        state.outbox[device] = kept
+        state.outbox[device] = kept + [(u, faults.sends(device, u.piece.part, self.now_s)) for u in fresh]
+
+    def _begun(self, device: str, sent_B: int) -> Iterator[tuple[Update, int]]:
+        offset = 0
+        for update, sends in self.state.outbox.get(device, ()):
+            if offset < sent_B:
+                yield update, sends
+            offset += update.size_B * sends
 
     def _announced(self, device: str, parts: Collection[str], under_way: Collection[str]) -> list[Update]:
         """What a device has of these parts, but for what the server does not let in: no byte of that travels."""

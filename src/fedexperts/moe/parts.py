@@ -206,11 +206,12 @@ def expert_index(part: str) -> tuple[int | None, int]:
 def in_order(parts: Iterable[str]) -> list[str]:
     """Parts in the order in which they travel: experts by layer and index, then gate, head and backbone."""
 
-    def key(part: str) -> tuple[int, int, int]:
-        if is_expert(part):
-            layer, m = expert_index(part)
-            return 0, -1 if layer is None else layer, m
-        return (GATE, HEAD, BACKBONE, CORRELATION, STATISTICS).index(part) + 1, 0, 0
-
     found = list(parts)
-    return found if len(found) < 2 else sorted(found, key=key)
+    return found if len(found) < 2 else sorted(found, key=_place)
+
+
+def _place(part: str) -> tuple[int, int, int]:
+    if is_expert(part):
+        layer, m = expert_index(part)
+        return 0, -1 if layer is None else layer, m
+    return (GATE, HEAD, BACKBONE, CORRELATION, STATISTICS).index(part) + 1, 0, 0

@@ -113,8 +113,9 @@ class Admission:
             under_way: parts whose upload has begun and goes on: these are as they were when they were asked for.
         """
         account = self.accounts[device]
-        account.coming.intersection_update(under_way)
-        account.asked = {part: asked for part, asked in account.asked.items() if part in account.coming}
+        if account.asked or account.coming:
+            account.coming.intersection_update(under_way)
+            account.asked = {part: asked for part, asked in account.asked.items() if part in account.coming}
         for part, size_B in sizes_B.items():
             if rounds := account.ordered.get(part):
                 account.asked.setdefault(part, (rounds, size_B))

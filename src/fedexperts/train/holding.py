@@ -96,7 +96,7 @@ class Holding:
 
     def snapshot(self, parts: Collection[str]) -> list[Update]:
         """Frozen copies of those parts that were trained and not yet delivered, in travelling order."""
-        return [self._upload(part) for part in in_order(self.pending.keys() & set(parts))] if self.pending else []
+        return [self._upload(part) for part in in_order(part for part in self.pending if part in parts)]
 
     def _upload(self, part: str) -> Update:
         """Through the codec: the server gets the held piece and the change since, as far as the codec keeps it."""

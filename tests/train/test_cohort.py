@@ -26,8 +26,9 @@ from fedexperts.moe.layer import MoELayer
 from fedexperts.moe.lora import LoRA
 from fedexperts.moe.parts import BACKBONE, GATE, HEAD, Piece
 from fedexperts.moe.view import View
+from fedexperts.runs import checkpoint
 from fedexperts.train import cohort
-from fedexperts.train.cohort import Together, why_not
+from fedexperts.train.cohort import Joint, Together, why_not
 from fedexperts.train.device import Device, LocalTraining
 from fedexperts.train.host import LocalHost
 from fedexperts.train.task import Task
@@ -294,6 +295,25 @@ def test_who_diverges_is_found_among_others() -> None:
     assert found[0] == found[1]
     assert found[1][1]["a/2"]
     assert not found[1][1]["a/1"]
+
+
+def test_what_all_hold_alike_is_there_once_after_a_checkpoint_too(tmp_path: Path) -> None:
+    """Pieces that devices shared are each one's own then, of the same tensors."""
+    view, data = View(Perceptrons().double()), [points(9, seed) for seed in range(4)]
+    before, after = (LocalHost(group(view, data, DESCENT, Classification(0, 3))) for _ in range(2))
+    before.receive([Piece(HEAD, 1, {n: 2 * t for n, t in before.group["a/0"].held[HEAD].tensors.items()})])
+    before.train(Task(frozenset({E0, GATE})), 1, 1.0, None)
+    checkpoint.save(tmp_path, 1, before.state())
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    after.restore(found[1])
+    for parts in ({E1}, {E0, BACKBONE}):
+        stacks = [
+            [(one.part, one.name) for one in Joint(list(host.group.values()), Task(frozenset(parts)), 1).stacks]
+            for host in (before, after)
+        ]
+        assert stacks[0] == stacks[1]
+        assert all(part in {*parts, E0, GATE} for part, _ in stacks[0])
 
 
 LORA = {"model": {"config": small.CONFIG, "lora": {"rank": 2, "alpha": 4.0}}}

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ..data.source import Samples, ends, trimmed
 from ..errors import InputError
 from ..moe.layer import COHORT, Cohort
-from ..moe.parts import is_expert
+from ..moe.parts import Tensors, is_expert
 from ..moe.stacked import Stacked, norms
 from ..moe.view import View
 from .device import Device
@@ -257,8 +257,8 @@ class Joint:
         J, first = len(self.group), self.group[0]
         for part in filter(self.view.parts.__contains__, first.held):
             states = [(device.held[part].tensors, device.trained.get(part)) for device in self.group]
-            held = all(tensors is states[0][0] for tensors, _ in states)
-            same = held and all(trained is states[0][1] for _, trained in states)
+            held = all(_same(tensors, states[0][0]) for tensors, _ in states)
+            same = held and all(_same(trained, states[0][1]) for _, trained in states)
             leaves, sources = self.view.leaves[part], [self.view.sources(part, *one) for one in states[: 1 if same else None]]
             for name, leaf in (self.view.parts[part] | leaves).items():
                 if id(leaf) not in self.trained and (same or (held and name not in leaves)):
@@ -401,6 +401,13 @@ class Joint:
         for j, device in enumerate(self.group):
             if moments and moments["step"][j]:
                 device.optimizer_state.setdefault(one.part, {})[one.name] = {key: value[j] for key, value in moments.items()}
+
+
+def _same(one: Tensors | None, other: Tensors | None) -> bool:
+    """Whether both are the same tensors, as pieces have them of which a checkpoint made one for each device."""
+    if one is None or other is None:
+        return one is other
+    return one is other or (len(one) == len(other) and all(value is other.get(name) for name, value in one.items()))
 
 
 def _kept(device: Device, task: Task, rounds: int) -> Kept | None:

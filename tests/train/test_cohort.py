@@ -335,6 +335,23 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def test_who_goes_on_trains_as_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step takes is measured on the next batch, and another is the next after a checkpoint."""
+    monkeypatch.setattr(cohort, "CACHED_B", cohort.AT_ONCE_B)
+    view, data = View(plain("mixtral")), [sentences(9, seed) for seed in range(3)]
+    before, after = (LocalHost(group(view, data, DESCENT, Classification(0, 3))) for _ in range(2))
+    before.train(EVERYTHING, 2, 1.0, None)
+    checkpoint.save(tmp_path, 1, before.state())
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    after.restore(found[1])
+    assert before.together is not None
+    assert after.together is not None
+    known = before.together.at_once(before.group["a/0"], EVERYTHING)
+    assert after.together.at_once(after.group["a/0"], EVERYTHING) == known
+    assert Together().at_once(after.group["a/0"], EVERYTHING) != known  # so that this was tried
+
+
 @pytest.mark.parametrize("tables", [{}, LORA, {"protocol": "sync", "train": {"optimizer": "sgd", "lr_expert": 0.1}}], ids=str)
 def test_a_run_is_that_of_one_by_one_but_for_rounding(tables: dict[str, Any], tmp_path: Path) -> None:
     runs = {}

@@ -316,6 +316,8 @@ class LocalHost(Near):
         """See `Host`."""
         devices = {name: device.state() for name, device in self.group.items()}
         found = {"devices": devices, "uncollected": in_order(self.uncollected), "measured": self.measured}
+        if self.together is not None:  # who goes on must train the same devices at once, or sums round otherwise
+            found["activations_B"] = self.together.activations_B
         return found if self.build is None else {**found, "loaded": self.loaded}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -325,6 +327,8 @@ class LocalHost(Near):
         for name, saved in state["devices"].items():
             self.group[name].restore(saved)
         self.uncollected, self.measured = set(state["uncollected"]), state["measured"]
+        if self.together is not None or "activations_B" in state:
+            self._joint().activations_B = state.get("activations_B", {})
 
     def _need(self, parts: Collection[str]) -> None:
         """Load experts that are not there yet; all else stays as it is."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -219,6 +221,43 @@ def test_what_devices_hold_in_other_states_than_each_other_is_each_ones_own() ->
         for device in devices:
             device.steps = 2
     assert compared(alone, together, Task(frozenset({E0, BACKBONE}))) < 1e-12
+
+
+class Linear(Perceptrons):
+    """Has a layer of any form before the experts."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.name, self.weight = name, nn.Parameter(torch.randn(6, 6, generator=generator) / 2)
+        self.bias = nn.Parameter(torch.randn(6, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b = self.weight, self.bias
+        makes: dict[str, Callable[[], Tensor]] = {
+            "a vector": lambda: x * F.linear(x, b)[:, None],
+            "a scalar bias": lambda: F.linear(x, w, b[0]),
+            "one bias for all": lambda: F.linear(x, w, b[:1]),
+            "a row as bias": lambda: F.linear(x, w, b[None]),
+            "a frozen bias": lambda: F.linear(x, w, torch.ones_like(b.detach())),
+            "transposed, twice": lambda: F.linear(F.linear(x, w.T, b).relu_(), w),
+            "three dimensions": lambda: F.linear(x[:, None].expand(-1, 3, -1), w, b).sum(dim=1),
+            "four dimensions": lambda: F.linear(x[:, None, None].expand(-1, 3, 2, -1), w).sum(dim=(1, 2)),
+            "by name": lambda: F.linear(x, weight=w, bias=b),
+        }
+        return self.head(self.moe(torch.tanh(makes[self.name]())))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a vector", "a scalar bias", "one bias for all", "a row as bias", "a frozen bias", "transposed, twice"]
+    + ["three dimensions", "four dimensions", "by name"],
+)
+def test_a_linear_layer_of_any_form(name: str) -> None:
+    """As many devices as samples in a batch, so that one may not pass for the other."""
+    view, data = View(Linear(name).double()), [points(9, seed) for seed in range(4)]
+    alone, together = (group(view, data, ADAM, Classification(0, 3)) for _ in range(2))
+    assert compared(alone, together, EVERYTHING) < 1e-9
 
 
 class Mixing(Perceptrons):

@@ -111,8 +111,7 @@ class Apart(TorchFunctionMode):
             k[1] if k is not None else g.unflatten(0, (J, -1)) if has else g
             for g, k, has in zip(given, known, rowed, strict=True)
         ]
-        own = all(k is not None or g is None for g, k in zip(given[1:], known[1:], strict=True))  # weight, and bias if any
-        if func is F.linear and not kwargs and own and values[0].dim() > 2:
+        if func is F.linear and not kwargs and values[0].dim() > 2 and _stacked(given[1:], known[1:]):
             return _linear(*(one for one in values if one is not None)).flatten(0, 1)
         return tree_map(
             lambda one: one.flatten(0, 1) if isinstance(one, Tensor) else one, self._mapped(func, values, spec, known, rowed)
@@ -153,6 +152,11 @@ class Apart(TorchFunctionMode):
             return func(*args, **kwargs)
 
         return vmap(one)(*(values[i] for i in over))
+
+
+def _stacked(given: Sequence[Tensor | None], known: Sequence[Any]) -> bool:
+    """Whether a weight, and the bias if there is one, are each device's own, and as `_linear` takes them."""
+    return all(one is None or (k is not None and one.dim() == dims) for one, k, dims in zip(given, known, (2, 1), strict=False))
 
 
 def _linear(x_JBD: Tensor, weight_JFD: Tensor, *bias: Tensor) -> Tensor:

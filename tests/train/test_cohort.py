@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def group(view: View, data: list[dict[str, Tensor]], local: LocalTraining, objec
 
 def apart(a: Any, b: Any) -> float:
     """The largest difference of all numbers in two trees that must have the same keys."""
-    if isinstance(a, dict):
+    if isinstance(a, Mapping):
         assert a.keys() == b.keys(), (a.keys(), b.keys())
         return max((apart(a[key], b[key]) for key in a), default=0.0)
     assert (a.dtype, a.shape) == (b.dtype, b.shape)
@@ -250,8 +251,17 @@ class Linear(Perceptrons):
 
 @pytest.mark.parametrize(
     "name",
-    ["a vector", "a scalar bias", "one bias for all", "a row as bias", "a frozen bias", "transposed, twice"]
-    + ["three dimensions", "four dimensions", "by name"],
+    [
+        "a vector",
+        "a scalar bias",
+        "one bias for all",
+        "a row as bias",
+        "a frozen bias",
+        "transposed, twice",
+        "three dimensions",
+        "four dimensions",
+        "by name",
+    ],
 )
 def test_a_linear_layer_of_any_form(name: str) -> None:
     """As many devices as samples in a batch, so that one may not pass for the other."""
@@ -372,6 +382,17 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "model").iterdir()]
     for name in (Path("ledger.jsonl"), *files):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_process_that_is_lent_devices_is_sent_each_ones_own() -> None:
+    view, sizes_B = View(Perceptrons().double()), []
+    for devices in (4, 16):
+        host = LocalHost(group(view, [points(9, seed) for seed in range(devices)], ADAM, Classification(0, 3)))
+        host.train(EVERYTHING, 1, 1.0, None)
+        for device in host.group.values():
+            assert device.snapshot(EVERYTHING.parts)
+        sizes_B.append(max(len(pickle.dumps({**device.state(), "held": {}})) for device in host.group.values()))
+    assert sizes_B[1] < 1.2 * sizes_B[0]
 
 
 def test_who_goes_on_trains_as_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the server's gate asks for norms where torch is not loaded
 
 
 class Stacked:
-    """A part's tensors as all devices have them, by name value_J; nobody writes to them."""
+    """Tensors of a part, or an optimiser's of a tensor, as all devices have them, by name value_J; nobody writes to them."""
 
     def __init__(self, values: Mapping[str, Tensor], devices: int):
         self.values, self.devices = values, devices

@@ -401,10 +401,11 @@ class Joint:
         return found
 
     def _keep_moments(self, one: Stack) -> None:
-        moments = {key: value.cpu().unbind() for key, value in self.moments[id(one.leaf)].items()}
-        for j, device in enumerate(self.group):
-            if moments and moments["step"][j]:
-                device.optimizer_state.setdefault(one.part, {})[one.name] = {key: value[j] for key, value in moments.items()}
+        moments = {key: value.cpu() for key, value in self.moments[id(one.leaf)].items()}
+        made = moments["step"].tolist() if moments else [0] * len(self.group)
+        for device, entry, steps in zip(self.group, Stacked(moments, len(self.group)).entries(), made, strict=True):
+            if steps:
+                device.optimizer_state.setdefault(one.part, {})[one.name] = entry
 
 
 def _same(one: Tensors | None, other: Tensors | None) -> bool:

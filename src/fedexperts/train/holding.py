@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ..data.objective import Objective
@@ -41,7 +41,7 @@ class Holding:
         self.snapshots: dict[str, Tensors] = {}  # delivered ones that training had gone past when they arrived
         self.lost: dict[str, Tensors] = {}  # what the codec lost of delivered ones
         self.residual: dict[str, Tensors] = {}  # what it lost before the held version; goes with the next upload
-        self.optimizer_state: dict[str, dict[str, dict[str, Any]]] = {}
+        self.optimizer_state: dict[str, dict[str, Mapping[str, Any]]] = {}
         self.max_update_norm = MAX_UPDATE_NORM
         self.steps = 0
         self.round_s = 0.0

@@ -308,12 +308,13 @@ class Joint:
         """
         with torch.no_grad():
             losses_J = self.losses()
+            tolerance = max(TOLERANCE, 4 * torch.finfo(losses_J.dtype).eps)
             for j in (0, len(self.group) - 1):
                 device = self.group[j]
                 device.enter(self.task.parts, self.task.route)
                 alone = device.objective.loss(self.view, device.batch(device.chosen(device.steps)))
                 apart = abs(float(losses_J[j]) - float(alone))
-                if not apart <= TOLERANCE * max(1.0, abs(float(alone))) and math.isfinite(float(alone)):
+                if not apart <= tolerance * max(1.0, abs(float(alone))) and math.isfinite(float(alone)):
                     raise InputError(
                         f'train.cohort = "batched": {device.name} has a loss of {float(losses_J[j]):.6g} among others, and of '
                         f"{float(alone):.6g} alone; its model is not made of rows of samples only; {REMEDY}"
@@ -329,7 +330,7 @@ class Joint:
         total = losses_J.sum()
         for one in self.stacks:
             if id(one.leaf) in self.received:
-                apart_J = (one.value_J.float() - self.received[id(one.leaf)]).square().flatten(1).sum(dim=1)
+                apart_J = (one.value_J.float() - self.received[id(one.leaf)]).square()[:, None].flatten(1).sum(dim=1)
                 total, losses_J = (
                     total + self.local.proximal_mu / 2 * apart_J.sum(),
                     losses_J + self.local.proximal_mu / 2 * apart_J,

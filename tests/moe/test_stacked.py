@@ -4,17 +4,19 @@ import io
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedexperts.moe.parts import Piece, norm
 from fedexperts.moe.stacked import Entry, Stacked, norms, runs
 from fedexperts.protocol.admission import differs
-from fedexperts.protocol.aggregate import Term, combination, mean
+from fedexperts.protocol.aggregate import STRETCH, Term, combination, mean
 from fedexperts.runs import checkpoint
 
 SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=3)
@@ -86,6 +88,25 @@ def test_a_mean_over_entries_is_to_the_bit_that_over_tensors_apart(
     plain: list[Term] = [(weight, {name: t.clone() for name, t in tensors.items()}) for weight, tensors in terms]
     assert equal(dict(mean(terms)), dict(mean(plain)))
     assert equal(dict(combination(terms, None)[0]), dict(combination(plain, None)[0]))
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made within the block."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not made._is_view():
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def test_a_mean_over_large_entries_takes_the_memory_of_one() -> None:
+    whole = stack(5, [(STRETCH + 1,)])
+    with Largest() as largest:
+        mean([(float(1 + j), entry) for j, entry in enumerate(whole.entries())])
+    assert largest.numbers == STRETCH + 1
 
 
 def test_a_mean_writes_to_nobodys_tensors() -> None:

@@ -109,8 +109,9 @@ def _add_apart(total: Tensor, terms: Sequence[tuple[float, Tensor]]) -> None:
 
 
 def _addable(total: Tensor) -> bool:
-    """Whether `_add_rows` rounds as `_add_apart` does: not where it keeps a sum of halves in more than halves."""
-    return total.itemsize > 2 and total.is_floating_point() and total.is_contiguous() and total.device.type == "cpu"
+    """Whether `_add_rows` pays, and rounds as `_add_apart` does: not where it keeps a sum of halves in more than halves."""
+    short, alike = total.numel() <= STRETCH and total.is_contiguous(), total.itemsize > 2 and total.is_floating_point()
+    return short and alike and total.device.type == "cpu"
 
 
 def _add_rows(total: Tensor, weights: Sequence[float], value_J: Tensor) -> None:

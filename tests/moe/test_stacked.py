@@ -91,22 +91,24 @@ def test_a_mean_over_entries_is_to_the_bit_that_over_tensors_apart(
 
 
 class Largest(TorchDispatchMode):
-    """How many numbers the largest tensor has that is made within the block."""
+    """How many bytes the largest piece of memory has that is written within the block, or read, but for some."""
 
-    numbers = 0
+    def __init__(self, but: Tensor):
+        super().__init__()
+        self.but, self.size_B = but.untyped_storage().data_ptr(), 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and not made._is_view():
-            self.numbers = max(self.numbers, made.numel())
+        if isinstance(made, Tensor) and made.untyped_storage().data_ptr() != self.but:
+            self.size_B = max(self.size_B, made.untyped_storage().nbytes())
         return made
 
 
 def test_a_mean_over_large_entries_takes_the_memory_of_one() -> None:
     whole = stack(5, [(STRETCH + 1,)])
-    with Largest() as largest:
+    with Largest(but=whole.values["tensor0"]) as largest:
         mean([(float(1 + j), entry) for j, entry in enumerate(whole.entries())])
-    assert largest.numbers == STRETCH + 1
+    assert largest.size_B == 4 * (STRETCH + 1)
 
 
 def test_a_mean_writes_to_nobodys_tensors() -> None:

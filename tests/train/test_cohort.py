@@ -212,6 +212,16 @@ def test_fewer_at_once_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [2, 2]  # one that is left over trains alone
 
 
+def test_groups_are_of_about_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the last device of some would be left to train alone."""
+    view = View(Perceptrons().double())
+    devices = group(view, [points(9, 0)] * 13, ADAM, Classification(0, 3))
+    monkeypatch.setattr(Together, "at_once", lambda *_: 4)
+    groups = Together().split(devices, EVERYTHING)
+    assert sorted(map(len, groups)) == [3, 3, 3, 4]
+    assert [device for some in groups for device in some] == devices
+
+
 def test_what_devices_hold_in_other_states_than_each_other_is_each_ones_own() -> None:
     """As after a contact in which some could not upload all: their frozen parts differ too."""
     view, data = View(Perceptrons().double()), [points(9, seed) for seed in range(4)]

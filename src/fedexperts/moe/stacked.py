@@ -40,8 +40,8 @@ class Stacked:
         """norm_J over all tensors, as `moe.parts.norm`."""
         import torch
 
-        rows = [v.to(torch.promote_types(v.dtype, torch.float32))[:, None].flatten(1) for v in self.values.values()]
-        squares = [torch.linalg.vector_norm(row, dim=1).double().square() for row in rows]
+        rows = (v.to(torch.promote_types(v.dtype, torch.float32))[:, None].flatten(1) for v in self.values.values())
+        squares = (torch.linalg.vector_norm(row, dim=1).double().square() for row in rows)
         found: list[float] = sum(squares, torch.zeros(self.devices, dtype=torch.float64)).sqrt().tolist()
         return found
 

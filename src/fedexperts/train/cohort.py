@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -29,7 +30,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ..data.source import Samples, ends, trimmed
 from ..errors import InputError
 from ..moe.layer import COHORT, Cohort
-from ..moe.parts import Tensors, is_expert
+from ..moe.parts import Tensors, is_expert, too_far
 from ..moe.stacked import Stacked, norms
 from ..moe.view import View
 from .device import Device
@@ -213,8 +214,8 @@ class Together:
     def split(self, devices: Sequence[Device], task: Task) -> list[Sequence[Device]]:
         """Devices of one kind in groups of about the same size, no larger than `at_once` has it."""
         groups = -(-len(devices) // self.at_once(devices[0], task))
-        most = -(-len(devices) // groups)
-        return [devices[at : at + most] for at in range(0, len(devices), most)]
+        bounds = [len(devices) * i // groups for i in range(groups + 1)]
+        return [devices[begin:end] for begin, end in pairwise(bounds)]
 
     def at_once(self, device: Device, task: Task) -> int:
         """How many devices like this one go together: those that `CACHED_B` holds, or `MANY`, if `AT_ONCE_B` holds these."""
@@ -390,14 +391,13 @@ class Joint:
             device.loss, device.round_s = (loss if steps else None), round_s
 
     def doubtful(self) -> set[str]:
-        """Those whose parts are not plainly near to what they were, by root mean squares, as `moe.parts.too_far` has it."""
+        """Those who may have gone `too_far`."""
         if self.view.lora is not None and self.view.lora.average == "merge":
             return {device.name for device in self.group}  # judged by weights
         found: set[str] = set()
         for part in self.task.parts:
             for device, norm in zip(self.group, norms([device.trained[part] for device in self.group]), strict=True):
-                held = device.held[part]
-                if norm is not None and not (norm + held.norm) / held.root <= device.max_update_norm:
+                if norm is not None and too_far(device.trained[part], device.held[part], device.max_update_norm, norm):
                     found.add(device.name)
         return found
 

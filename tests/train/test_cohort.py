@@ -387,8 +387,10 @@ def test_who_diverges_is_found_among_others() -> None:
 
 
 def test_what_all_hold_alike_is_there_once_after_a_checkpoint_too(tmp_path: Path) -> None:
-    """Pieces that devices shared are each one's own then, of the same tensors."""
-    view, data = View(Perceptrons().double()), [points(9, seed) for seed in range(4)]
+    """Pieces that devices shared are each one's own then, of the same tensors; and all tensors lie row by row."""
+    model = Perceptrons().double()
+    model.head.weight = nn.Parameter(model.head.weight.detach().T.contiguous().T)
+    view, data = View(model), [points(9, seed) for seed in range(4)]
     before, after = (LocalHost(group(view, data, DESCENT, Classification(0, 3))) for _ in range(2))
     before.receive([Piece(HEAD, 1, {n: 2 * t for n, t in before.group["a/0"].held[HEAD].tensors.items()})])
     before.train(Task(frozenset({E0, GATE})), 1, 1.0, None)
@@ -396,13 +398,16 @@ def test_what_all_hold_alike_is_there_once_after_a_checkpoint_too(tmp_path: Path
     found = checkpoint.load(tmp_path)
     assert found is not None
     after.restore(found[1])
-    for parts in ({E1}, {E0, BACKBONE}):
+    for parts in ({E1}, {E0, BACKBONE}, {HEAD}):
         stacks = [
-            [(one.part, one.name) for one in Joint(list(host.group.values()), Task(frozenset(parts)), 1).stacks]
+            [
+                (one.part, one.name, one.value_J.stride())
+                for one in Joint(list(host.group.values()), Task(frozenset(parts)), 1).stacks
+            ]
             for host in (before, after)
         ]
         assert stacks[0] == stacks[1]
-        assert all(part in {*parts, E0, GATE} for part, _ in stacks[0])
+        assert all(part in {*parts, E0, GATE} for part, *_ in stacks[0])
 
 
 LORA = {"model": {"config": small.CONFIG, "lora": {"rank": 2, "alpha": 4.0}}}

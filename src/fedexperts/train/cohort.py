@@ -270,7 +270,8 @@ class Joint:
                     continue
                 values = [one[name] for one in sources]
                 value_J = values[0].expand(J, *leaf.shape) if same else torch.stack(values)
-                value_J = value_J.to(leaf.device, leaf.dtype, copy=True).requires_grad_(id(leaf) in self.trained)
+                value_J = value_J.to(leaf.device, leaf.dtype, copy=True, memory_format=torch.contiguous_format)
+                value_J.requires_grad_(id(leaf) in self.trained)
                 yield Stack(part, name, leaf, value_J, torch.zeros(J, dtype=torch.bool, device=leaf.device))
 
     def _received(self, one: Stack) -> Tensor:

@@ -130,8 +130,8 @@ class Joint:
         J, first = len(self.group), self.group[0]
         for part in filter(self.view.parts.__contains__, first.held):
             states = [(device.held[part].tensors, device.trained.get(part)) for device in self.group]
-            held = all(_same(tensors, states[0][0]) for tensors, _ in states)
-            same = held and all(_same(trained, states[0][1]) for _, trained in states)
+            held = _same([tensors for tensors, _ in states])
+            same = held and _same([trained for _, trained in states])
             leaves, sources = self.view.leaves[part], [self.view.sources(part, *one) for one in states[: 1 if same else None]]
             for name, leaf in (self.view.parts[part] | leaves).items():
                 if id(leaf) not in self.trained and (same or (held and name not in leaves)):
@@ -271,18 +271,24 @@ class Joint:
         return found
 
     def _keep_moments(self, one: Stack) -> None:
-        moments = {key: value.cpu() for key, value in self.moments[id(one.leaf)].items()}
-        made = moments["step"].tolist() if moments else [0] * len(self.group)
-        for device, entry, steps in zip(self.group, Stacked(moments, len(self.group)).entries(), made, strict=True):
+        if not (moments := {key: value.cpu() for key, value in self.moments[id(one.leaf)].items()}):
+            return
+        entries = Stacked(moments, len(self.group)).entries()
+        for device, entry, steps in zip(self.group, entries, moments["step"].tolist(), strict=True):
             if steps:
                 device.optimizer_state.setdefault(one.part, {})[one.name] = entry
 
 
-def _same(one: Tensors | None, other: Tensors | None) -> bool:
-    """Whether both are the same tensors, as pieces have them of which a checkpoint made one for each device."""
-    if one is None or other is None:
-        return one is other
-    return one is other or (len(one) == len(other) and all(value is other.get(name) for name, value in one.items()))
+def _same(many: Sequence[Tensors | None]) -> bool:
+    """Whether all are the same tensors, or none; from a checkpoint each device has them by a piece of its own."""
+    first = many[0]
+    return all(one is first or _of_the_same(one, first) for one in many)
+
+
+def _of_the_same(one: Tensors | None, other: Tensors | None) -> bool:
+    if one is None or other is None or len(one) != len(other):
+        return False
+    return all(tensor is other.get(name) for name, tensor in one.items())
 
 
 def _kept(device: Device, task: Task, rounds: int) -> Kept | None:

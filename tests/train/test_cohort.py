@@ -222,6 +222,20 @@ def test_groups_are_of_about_the_same_size(monkeypatch: pytest.MonkeyPatch) -> N
     assert [device for some in groups for device in some] == devices
 
 
+def test_how_many_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a processor's cache holds, or 64, within 2 GB; a GPU has other caches, and is asked in fewer calls."""
+    (device,) = group(View(Perceptrons()), [points(9, 0)], DESCENT, Classification(0, 3))
+    beside_B = 4 * 4 * (6 * 8 + 8 + 8 * 5 + 5)
+    found = []
+    for each_B in (10**4, 10**6, 10**8, 3 * 10**9):
+        monkeypatch.setattr(Device, "activations_B", lambda *_, of=each_B - beside_B: of)
+        found.append(Together().at_once(device, Task(frozenset({E0}))))
+    assert found == [1200, 64, 20, 1]
+    monkeypatch.setattr(View, "device", torch.device("cuda"))
+    monkeypatch.setattr(Device, "activations_B", lambda *_: 10**6 - beside_B)
+    assert Together().at_once(device, Task(frozenset({E0}))) == 2000
+
+
 def test_what_devices_hold_in_other_states_than_each_other_is_each_ones_own() -> None:
     """As after a contact in which some could not upload all: their frozen parts differ too."""
     view, data = View(Perceptrons().double()), [points(9, seed) for seed in range(4)]

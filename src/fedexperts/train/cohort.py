@@ -86,13 +86,17 @@ class Together:
         return [devices[begin:end] for begin, end in pairwise(bounds)]
 
     def at_once(self, device: Device, task: Task) -> int:
-        """How many devices like this one go together: those that `CACHED_B` holds, or `MANY`, if `AT_ONCE_B` holds these."""
+        """How many devices like this one go together: those that `CACHED_B` holds, or `MANY`, if `AT_ONCE_B` holds these.
+
+        On a GPU as many as `AT_ONCE_B` holds: a step costs it what its calls cost, and they are as many for fewer devices.
+        """
         kind = (task.parts, task.route, *device.kind)
         if kind not in self.activations_B:
             self.activations_B[kind] = device.activations_B(task)
         leaves = [leaf for part in task.parts for leaf in device.view.leaves[part].values()]
         each_B = max(1, self.activations_B[kind] + 4 * sum(leaf.numel() * leaf.element_size() for leaf in leaves))
-        return max(1, min(AT_ONCE_B // each_B, max(MANY, CACHED_B // each_B)))
+        fit = AT_ONCE_B // each_B
+        return max(1, min(fit, max(MANY, CACHED_B // each_B)) if device.view.device.type == "cpu" else fit)
 
     def _train(self, group: Sequence[Device], task: Task, rounds: int, round_s: float, doubtful: set[str]) -> int:
         if len(group) == 1:

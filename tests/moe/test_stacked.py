@@ -19,7 +19,7 @@ from fedexperts.protocol.admission import differs
 from fedexperts.protocol.aggregate import STRETCH, Term, combination, mean
 from fedexperts.runs import checkpoint
 
-SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=3)
+SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=3)
 
 
 def stack(
@@ -71,7 +71,7 @@ def test_a_checkpoint_has_tensors_and_what_comes_back_is_equal(tmp_path: Path) -
 @given(
     devices=st.integers(1, 9),
     shapes=SHAPES,
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64]),
     seed=st.integers(0, 99),
     data=st.data(),
 )

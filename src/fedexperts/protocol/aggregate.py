@@ -96,7 +96,7 @@ def _add(total: Tensors, terms: Sequence[Term]) -> None:
     """total + Σ w θ, in place and in the order of the terms."""
     for begin, end, stack in runs([tensors for _, tensors in terms]):
         for name, value in total.items():
-            if stack is None or not _addable(value):
+            if stack is None or not _addable(value, stack[name]):
                 _add_apart(value, [(weight, tensors[name]) for weight, tensors in terms[begin:end]])
             else:
                 _add_rows(value, [weight for weight, _ in terms[begin:end]], stack[name])
@@ -108,14 +108,14 @@ def _add_apart(total: Tensor, terms: Sequence[tuple[float, Tensor]]) -> None:
             into.add_(other if weight == 1 else weight * other)
 
 
-def _addable(total: Tensor) -> bool:
+def _addable(total: Tensor, value_J: Tensor) -> bool:
     """Whether `_add_rows` pays, and rounds as `_add_apart` does: not where it keeps a sum of halves in more than halves."""
-    short, alike = total.numel() <= STRETCH and total.is_contiguous(), total.itemsize > 2 and total.is_floating_point()
-    return short and alike and total.device.type == "cpu"
+    alike = total.dtype == value_J.dtype and total.itemsize > 2 and total.is_contiguous()
+    return alike and total.numel() <= STRETCH and total.device.type == "cpu"
 
 
 def _add_rows(total: Tensor, weights: Sequence[float], value_J: Tensor) -> None:
-    """The same sum in the same order, of tensors that lie in one: in a twentieth of the time where they are small."""
+    """The same sum in the same order, of short tensors that lie in one: in a twentieth of the time, in the memory of as many."""
     import torch
 
     rows_JN = value_J.reshape(len(value_J), total.numel())

@@ -115,7 +115,7 @@ def _addable(total: Tensor, value_J: Tensor) -> bool:
 
 
 def _add_rows(total: Tensor, weights: Sequence[float], value_J: Tensor) -> None:
-    """The same sum in the same order, of short tensors that lie in one: in a twentieth of the time, in the memory of as many."""
+    """The same sum in the same order, of short tensors that lie in one: in a twentieth of the time, the memory of as many."""
     import torch
 
     rows_JN = value_J.reshape(len(value_J), total.numel())

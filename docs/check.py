@@ -22,13 +22,22 @@ def broken_links() -> list[str]:
 
 
 def tree_faults() -> list[str]:
-    """Modules that the tree leaves out, and names in it that are not there."""
-    readme = (ROOT / "docs" / "tree.md").read_text()
-    listed = set(re.findall(r"^\s*(?:[\w-]+/)*([\w-]+\.(?:py|toml))\s", readme, re.MULTILINE))
-    modules = {p.name for p in (ROOT / "src").rglob("*.py") if p.name != "__init__.py"}
-    missing = [f"docs/tree.md: the tree does not name {name}" for name in sorted(modules - listed)]
-    known = {p.name for folder in ("src", "examples", "benchmarks", "tests", "docs") for p in (ROOT / folder).rglob("*.*")}
-    return missing + [f"docs/tree.md: the tree names {name}, which does not exist" for name in sorted(listed - known)]
+    """Modules that the tree leaves out, and those in it that are not there."""
+    listed, folder = [], ""
+    for line in (ROOT / "docs" / "tree.md").read_text().split("src/fedexperts/\n")[1].split("\nexamples/")[0].splitlines():
+        name = line.split()[0]
+        if len(line) - len(line.lstrip()) == 2:
+            folder = name if name.endswith("/") else ""
+        if not name.endswith("/"):
+            listed.append(folder + name)
+    package = ROOT / "src" / "fedexperts"
+    there = {path.relative_to(package).as_posix() for path in package.rglob("*.*")}
+    modules = {path for path in there if path.endswith(".py") and not path.endswith("__init__.py")}
+    return [
+        *(f"docs/tree.md: the tree does not name {path}" for path in sorted(modules - set(listed))),
+        *(f"docs/tree.md: the tree names {path}, which does not exist" for path in sorted(set(listed) - there)),
+        *(f"docs/tree.md: the tree names {path} twice" for path in sorted({p for p in listed if listed.count(p) > 1})),
+    ]
 
 
 def paper_map_faults() -> list[str]:

@@ -49,6 +49,12 @@ def scenario(folder: Path, **model: object) -> Scenario:
     )
 
 
+@pytest.fixture(autouse=True)
+def _users_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody who is asked how he is fails to answer here, but for want of a processor."""
+    monkeypatch.setattr("fedexperts.peer.user.HEALTH_S", 60.0)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that has ended."""

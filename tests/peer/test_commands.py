@@ -21,7 +21,7 @@ import pictures
 from fedexperts.errors import InputError
 from fedexperts.moe.auto import AUTO
 from fedexperts.moe.subset import load_full
-from fedexperts.peer.address import free_ports
+from fedexperts.peer.address import answers, free_ports
 from fedexperts.peer.local import Local
 from fedexperts.peer.peers_file import Network
 from fedexperts.peer.serve import serve
@@ -102,7 +102,7 @@ def test_serve_listens_counts_and_ends_when_it_is_told(
                 await user.infer(images, k=CLIENTS + 1)
         text = await asyncio.to_thread(read)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait_for(serving, 60)
         return text, reply.facts
 
     text, facts = asyncio.run(used())
@@ -148,7 +148,9 @@ def test_a_network_answers_the_same_over_relays(
 
     async def both() -> list[torch.Tensor]:
         relaying = asyncio.create_task(relayed(Links(tmp_path / "links.toml").relays()))
-        await asyncio.sleep(0.05)
+        for port in listen.values():
+            while not await asyncio.to_thread(answers, "127.0.0.1", port):
+                assert not relaying.done()
         found = []
         for at in (files, path):
             async with Peer(trained, 0, at) as peer:

@@ -166,7 +166,7 @@ def test_a_certificate_of_an_unknown_authority_is_refused(trained: Path, files: 
     asyncio.run(refused(known))
 
 
-async def called(files: Path, run: str, who: str, data: bytes, method: str = "Answer", timeout: float = 5.0) -> str:
+async def called(files: Path, run: str, who: str, data: bytes, method: str = "Answer", timeout: float = 60.0) -> str:
     rows = Network(files, CLIENTS, run)
     async with channel(rows.row(1).address, rows.identity(who), rows.name(1)) as opened:
         try:

@@ -97,7 +97,8 @@ def test_a_hundred_requests_at_once_are_all_answered(trained: Path, files: Path,
         home = Peer(trained, 0, files)
         rows = Network(files, CLIENTS, home.home.run)
         async with User(rows.row(1).address, rows.identity("user"), rows.name(1)) as user:
-            return [reply.facts for reply in await asyncio.gather(*(user.infer(images[:8]) for _ in range(100)))]
+            asked = (user.infer(images[:8], deadline_s=120.0) for _ in range(100))
+            return [reply.facts for reply in await asyncio.gather(*asked)]
 
     found = asyncio.run(at_once())
     assert len(found) == 100
@@ -127,27 +128,29 @@ def test_a_frozen_peer_costs_one_deadline_over_all_requests(
 ) -> None:
     """Suspected after the first, it is skipped and probed in the background, while it stays frozen, and then asked again."""
 
-    patience = Patience(deadline_s=1.0, timeout_after_k_min_s=1.0, suspect_s=0.5)
+    patience = Patience(deadline_s=1.0, timeout_after_k_min_s=60.0, suspect_s=0.1)
 
     async def watched() -> tuple[list[Answer], list[bool], Answer]:
         async with Peer(trained, 0, files, patience=patience) as peer:
             remote = peer.remotes[3]
             network.signal(3, signal.SIGSTOP)
             answers, suspected = [], []
-            until_s = time.monotonic() + 60
-            while remote.breaker.failures < 2:
+            until_s = time.monotonic() + 120
+            while remote.breaker.failures < 2 or len(answers) <= 10:
                 assert time.monotonic() < until_s, "it was never probed"
                 answers.append(await peer.infer(images, k=CLIENTS))
                 suspected.append(remote.breaker.suspected)
                 await asyncio.sleep(0.02)
             network.signal(3, signal.SIGCONT)
-            while remote.breaker.suspected:
+            while any(each.breaker.suspected for each in peer.remotes.values()):  # others too, on a machine that is slow
                 await asyncio.sleep(0.02)
-            return answers, suspected, await peer.infer(images, k=CLIENTS)
+            return answers, suspected, await peer.infer(images, k=CLIENTS, deadline_s=60.0)
 
-    answers, suspected, after = asyncio.run(watched())
+    try:
+        answers, suspected, after = asyncio.run(watched())
+    finally:
+        network.signal(3, signal.SIGCONT)
     waited = [answer for answer in answers if "suspected" not in answer.absent[3]]
-    assert len(answers) > 10
     assert len(waited) == 1, "only the first request may wait for it"
     assert waited[0] is answers[0]
     assert all(suspected)
@@ -157,16 +160,18 @@ def test_a_frozen_peer_costs_one_deadline_over_all_requests(
 def test_requests_on_their_way_to_a_peer_that_freezes_wait_for_one_deadline_together(
     trained: Path, files: Path, images: torch.Tensor, network: Local
 ) -> None:
-    """What is on its way is given up when the first finds out, and not at a deadline of its own, a minute later."""
+    """What is on its way is given up when the first finds out, and not at a deadline of its own, ten minutes later."""
     patience = Patience(deadline_s=1.0, timeout_after_k_min_s=1.0, k_min=CLIENTS)
 
     async def watched() -> list[Answer]:
         async with Peer(trained, 0, files, patience=patience) as peer:
-            await peer.infer(images, k=CLIENTS)
+            await peer.infer(images, k=CLIENTS, deadline_s=600.0)
+            _, _, picked_T1 = peer.home.look(images, 1, None)
+            of_3 = images[picked_T1[:, 0] == 3]  # so that the second that it allows is for no other
             network.signal(3, signal.SIGSTOP)
-            first = asyncio.ensure_future(peer.infer(images, k=CLIENTS))
-            others = [asyncio.ensure_future(peer.infer(images, k=CLIENTS, deadline_s=60.0)) for _ in range(5)]
-            return await asyncio.wait_for(asyncio.gather(first, *others), 30.0)
+            first = asyncio.ensure_future(peer.infer(of_3, k=1))
+            others = [asyncio.ensure_future(peer.infer(images, k=CLIENTS, deadline_s=600.0)) for _ in range(5)]
+            return await asyncio.wait_for(asyncio.gather(first, *others), 120.0)
 
     try:
         answers = asyncio.run(watched())
@@ -187,12 +192,12 @@ def test_whoever_is_in_a_hurry_makes_nobody_suspected(trained: Path, files: Path
 
 
 def test_enough_answers_end_the_wait_sooner(trained: Path, files: Path, images: torch.Tensor, network: Local) -> None:
-    patience = Patience(deadline_s=30.0, k_min=3, timeout_after_k_min_s=0.1)
+    patience = Patience(deadline_s=600.0, k_min=3, timeout_after_k_min_s=0.1)
 
     async def watched() -> Answer:
         async with Peer(trained, 0, files, patience=patience) as peer:
             network.signal(3, signal.SIGSTOP)
-            return await asyncio.wait_for(peer.infer(images, k=CLIENTS), 20.0)
+            return await asyncio.wait_for(peer.infer(images, k=CLIENTS), 120.0)
 
     try:
         answer = asyncio.run(watched())
@@ -262,7 +267,7 @@ def test_a_client_that_waited_for_others_takes_the_next_request(
     """How long others took says nothing of how long this machine will compute, and an idle one refuses nobody."""
 
     async def watched() -> list[dict[str, object]]:
-        rows, patience = Network(files), Patience(deadline_s=1.0, timeout_after_k_min_s=1.0)
+        rows, patience = Network(files), Patience(deadline_s=60.0, k_min=CLIENTS - 1, timeout_after_k_min_s=1.0)
         async with Peer(trained, 0, files, patience=patience) as peer, Door(peer, rows.row(0).address):
             network.signal(3, signal.SIGSTOP)
             async with User(rows.row(0).address, rows.identity("user"), rows.name(0)) as user:

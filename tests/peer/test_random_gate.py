@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
-from conftest import CLIENTS, scenario
+from conftest import CLIENTS, PATIENCE, scenario
 
 from fedexperts.errors import InputError
 from fedexperts.moe.auto import AUTO
@@ -20,6 +20,7 @@ from fedexperts.peer.local import Local
 from fedexperts.peer.network import peers_text
 from fedexperts.peer.peer import Peer
 from fedexperts.runs.run import run
+from fedexperts.scenario import read_toml
 from processes import CONTEXT
 
 PRIOR = (0.5, 0.0, 0.25, 0.25)
@@ -35,7 +36,8 @@ def drawn(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def peers(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("peers") / "peers.toml"
-    path.write_text(peers_text(Home(drawn, None).run, [f"127.0.0.1:{port}" for port in free_ports(CLIENTS)]))
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(CLIENTS)]
+    path.write_text(peers_text(Home(drawn, None).run, addresses, patience=PATIENCE))
     return path
 
 
@@ -78,7 +80,7 @@ def test_no_more_experts_are_asked_than_the_prior_lets_draw(drawn: Path, peers: 
 
 def test_a_draw_that_minds_no_channel_is_not_told_of_one(drawn: Path, peers: Path, tmp_path: Path) -> None:
     path = tmp_path / "peers.toml"
-    path.write_text(peers.read_text() + tomli_w.dumps({"patience": {"channel_tolerance_s": 0.1}}))
+    path.write_text(tomli_w.dumps({**read_toml(peers), "patience": {"channel_tolerance_s": 0.1}}))
     with pytest.raises(InputError, match=r"patience\.channel_tolerance_s = 0\.1: this run's gate draws"):
         Peer(drawn, 0, path, insecure=True)
 

@@ -96,7 +96,7 @@ def test_a_relay_closes_with_connections_open_and_where_nobody_listens() -> None
     async def left_open() -> bytes:
         async with Relay(AT, ("127.0.0.1", 1)) as relay:
             reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
-            with_error = await asyncio.wait_for(_read(reader), 5)
+            with_error = await asyncio.wait_for(_read(reader), 60)
             writer.close()
         async with Relay(AT, AT, windows=Windows(())) as relay:
             _, writer = await asyncio.open_connection("127.0.0.1", relay.port)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
@@ -120,6 +120,7 @@ def test_the_interval_holds_the_true_median_as_often_as_it_says(n: int, draw: st
 # over drawn seeds
 
 
+@settings(deadline=None)
 @given(SEEDS, st.randoms(use_true_random=False))
 def test_the_order_of_seeds_changes_nothing(values: list[float | None], chance: object) -> None:
     shuffled = list(values)
@@ -127,6 +128,7 @@ def test_the_order_of_seeds_changes_nothing(values: list[float | None], chance: 
     assert (median(shuffled), interval(shuffled)) == (median(values), interval(values))
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(-1000, 1000), st.sampled_from([0.5, 2.0, 4.0]))
 def test_a_shift_and_another_unit_shift_and_scale_the_ends(values: list[float | None], shift: int, unit: float) -> None:
     whole = [None if value is None else float(round(value)) for value in values]  # on which sums are exact
@@ -136,6 +138,7 @@ def test_a_shift_and_another_unit_shift_and_scale_the_ends(values: list[float | 
     assert interval(other) == tuple(None if end is None else unit * end + shift for end in ends)
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBERS, min_size=3, max_size=12))
 def test_the_other_way_round_it_is_the_same_interval(values: list[float]) -> None:
     low, high = interval(values) or (None, None)
@@ -145,6 +148,7 @@ def test_the_other_way_round_it_is_the_same_interval(values: list[float]) -> Non
     assert low <= (median(values) or 0.0) <= high
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(0, 11))
 def test_a_run_that_no_longer_gets_there_makes_nothing_earlier(values: list[float | None], which: int) -> None:
     later = [None if i == which % len(values) else value for i, value in enumerate(values)]
@@ -162,6 +166,7 @@ def test_a_run_that_no_longer_gets_there_makes_nothing_earlier(values: list[floa
 COSTS = st.lists(st.tuples(*[st.builds(Cost, st.integers(0, 9), st.booleans())] * 2), min_size=1, max_size=9)
 
 
+@settings(deadline=None)
 @given(COSTS)
 def test_who_is_ahead_one_way_is_behind_the_other(pairs: list[tuple[Cost, Cost]]) -> None:
     ours, others = (list(costs) for costs in zip(*pairs, strict=True))

@@ -100,6 +100,7 @@ def test_arrays_of_different_lengths_or_none_are_refused(name):
 # ---- against scikit-learn and scipy
 
 
+@settings(deadline=None)
 @given(two(st.integers(0, 3), np.int64))
 def test_classes_agree_with_scikit_learn(values):
     labels, guesses = values
@@ -110,6 +111,7 @@ def test_classes_agree_with_scikit_learn(values):
         assert matthews(labels, guesses) == pytest.approx(sk.matthews_corrcoef(labels, guesses))
 
 
+@settings(deadline=None)
 @given(two(st.integers(-50, 50).map(lambda n: n / 8), np.float64))
 def test_correlations_agree_with_scipy(values):
     labels, guesses = values

@@ -352,6 +352,7 @@ def test_labels_that_cannot_be_classes_are_refused(values, labels, words):
 
 
 @pytest.mark.filterwarnings("ignore::fedexperts.errors.InputWarning")  # of texts that all are numbers, and none is 0
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "10", "2", "no"]), min_size=1))
 def test_a_class_leads_back_to_its_label(values):
     index, labels = label_index(values, None, "here")

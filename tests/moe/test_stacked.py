@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,6 +68,7 @@ def test_a_checkpoint_has_tensors_and_what_comes_back_is_equal(tmp_path: Path) -
     assert all(equal(found[1]["trained"][j], dict(entry)) for j, entry in enumerate(entries))
 
 
+@settings(deadline=None)
 @given(
     devices=st.integers(1, 9),
     shapes=SHAPES,

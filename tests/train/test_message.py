@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 
@@ -117,6 +117,7 @@ def test_the_table_is_of_one_good_message_made_wrong() -> None:
     assert decode(raw(header(), b"\0" * 26), WANTED, 2).head == HEAD
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 300), st.integers(0, 300))
 def test_bytes_made_wrong_end_in_a_wire_error_or_a_message(noise: bytes, at: int, cut: int) -> None:
     data = encode(HEAD, TENSORS)

@@ -120,6 +120,7 @@ def test_what_is_wrong_is_told_in_words(kind: str) -> None:
     assert isinstance(error.value, InputError)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(CODECS), st.binary(max_size=300), st.integers(0, 3000), st.integers(0, 3000))
 def test_messages_cut_or_with_noise_in_them_end_in_a_wire_error(codec: Codec, noise: bytes, at: int, cut: int) -> None:
     data, promises = packed(codec)
@@ -127,7 +128,7 @@ def test_messages_cut_or_with_noise_in_them_end_in_a_wire_error(codec: Codec, no
         upload.opened(data[: at % (len(data) + 1)] + noise + data[cut % (len(data) + 1) :], promises)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(CODECS), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 7)), min_size=1, max_size=4))
 def test_messages_with_bits_turned_over_end_in_a_wire_error_or_have_what_was_promised(codec: Codec, bits: Any) -> None:
     data, promises = packed(codec)
@@ -139,6 +140,7 @@ def test_messages_with_bits_turned_over_end_in_a_wire_error_or_have_what_was_pro
         assert {name: t.shape for name, t in coded.items()} == {name: t.shape for name, t in SENT.items()}
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=500))
 def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
     with pytest.raises(WireError):
@@ -148,6 +150,7 @@ def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
 ANYTHING = [None, True, 0, -1, 2**64, 10**400, 0.5, -0.0, 1e308, "", "x", "\ud800", "x" * 300, [], [[]], {}, {"a": 1}]
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["device", "part", "version", "rounds", "samples", "size_B", "round_s", "loss", "held_loss", "x"]),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
@@ -172,20 +172,36 @@ def test_two_processes_train_at_the_same_time(
 def test_a_checkpoint_does_not_wait_for_what_is_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each phase out of contact would be over before the next contact begins: a checkpoint lies between the two."""
     monkeypatch.setattr(fedexperts.runs.run, "CHECKPOINT_EVERY_S", 0.0)
-    state, under_way = AheadHost.state, []
+    state, under_way, wanted = AheadHost.state, [], Event()
 
     def asked(self: AheadHost) -> dict[str, Any]:
         found = state(self)
         under_way.append(self.begun is not None and not self.begun[1].done())
+        wanted.set()
         return found
 
-    def slow(self: Trainer, write: Callable[[], bytes]) -> bytes:
-        time.sleep(0.05)
+    def held(self: Trainer, write: Callable[[], bytes]) -> bytes:
+        """Nothing is trained before the run comes for the state, or for what was trained, or gives it up."""
+        assert wanted.wait(60), "a checkpoint waits for what is ahead"
         return ask(self, write)
 
-    ask = Trainer._ask
+    def wants(work: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*given: Any) -> Any:
+            wanted.set()
+            return work(*given)
+
+        return done
+
+    def begins(*given: Any) -> None:
+        wanted.clear()
+        begin(*given)
+
+    ask, begin = Trainer._ask, AheadHost._begin
     monkeypatch.setattr(AheadHost, "state", asked)
-    monkeypatch.setattr(Trainer, "_ask", slow)
+    monkeypatch.setattr(AheadHost, "_begin", begins)
+    monkeypatch.setattr(AheadHost, "train", wants(AheadHost.train))
+    monkeypatch.setattr(Trainer, "close", wants(Trainer.close))
+    monkeypatch.setattr(Trainer, "_ask", held)
     run(small.scenario(plan={"idle_slots": 1}), tmp_path / "run", jobs=2)
     assert any(under_way)
 

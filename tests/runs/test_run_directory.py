@@ -71,11 +71,12 @@ def copy(stopped: Path, tmp_path: Path) -> Path:
 
 
 def run_and_wait(scenario: Path, out: Path) -> None:
-    """In a process of its own: a run that stands still after its first cycle."""
+    """In a process of its own: a run that stands still after its first cycle, and says so."""
     fedexperts.runs.run.CHECKPOINT_EVERY_S = 0.0
 
     def listener(line: dict[str, Any]) -> None:
         if line["event"] == "evaluate" and line["cycle"] == 1:
+            (out.parent / "stands").touch()
             time.sleep(600)
 
     run(scenario, out, listener=listener)
@@ -88,8 +89,9 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
     path.write_text(tomli_w.dumps(small.document(train={"cycles": 2})))
     first = started(run_and_wait, path, out)
     try:
-        while not (out / "checkpoints" / "00000002").exists() and first.is_alive():
-            time.sleep(0.1)
+        while not (tmp_path / "stands").exists() and first.is_alive():
+            time.sleep(0.02)
+        assert (out / "checkpoints" / "00000002").exists()
         monkeypatch.setattr("fedexperts.runs.lock.WAIT_S", 0.0, raising=False)
         before = (out / "ledger.jsonl").read_bytes()
         with pytest.raises(InputError, match=f"--out {out}: process {first.pid} on .* is at work there"):

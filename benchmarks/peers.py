@@ -228,7 +228,7 @@ def wide(bench: Bench) -> Path:
     return folder
 
 
-async def faults(bench: Bench) -> None:
+async def faults(bench: Bench, toy: bool) -> None:
     """Users of the well clients ask, one request after another."""
     local, images, labels = bench.local, bench.images, bench.labels
     deadline_ms = 1e3 * PATIENCE["deadline_s"]
@@ -249,7 +249,7 @@ async def faults(bench: Bench) -> None:
         assert found.answered == found.asked, f"{name}: {found.asked - found.answered} images were lost"
     bound_ms = 2 * healthy.facts()["p95_ms"] + deadline_ms
     print(f"frozen: p95 {frozen.facts()['p95_ms']:.0f} ms, at most 2 × {healthy.facts()['p95_ms']:.1f} + {deadline_ms:g} ms")
-    assert frozen.facts()["p95_ms"] <= bound_ms
+    assert toy or frozen.facts()["p95_ms"] <= bound_ms
 
 
 @dataclass
@@ -341,7 +341,8 @@ def same_bits(bench: Bench, answers: dict[int, torch.Tensor]) -> None:
 
 
 async def bits(bench: Bench) -> dict[int, torch.Tensor]:
-    async with Peer(bench.run, 0, bench.file, insecure=True) as peer:
+    patience = Patience(deadline_s=60.0, timeout_after_k_min_s=60.0)  # of what is compared nothing may be late
+    async with Peer(bench.run, 0, bench.file, insecure=True, patience=patience) as peer:
         return {c: (await peer.infer(x[:BATCH])).log_p_TL for c, x in bench.images.items()}
 
 
@@ -379,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not arguments.toy:
             one_asked(bench, wide(bench), "wide", arguments.hivemind)
         if arguments.faults or arguments.toy:
-            asyncio.run(faults(bench))
+            asyncio.run(faults(bench, arguments.toy))
         if arguments.links:
             asyncio.run(links(bench))
     return None

@@ -70,6 +70,7 @@ class Browser:
         self.session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", {"enabled": True})
 
     def __enter__(self) -> Browser:
         return self
@@ -77,7 +78,7 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self.session = ""
         self.call("Browser.close")
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)
         os.close(self.into), os.close(self.out)
         self.folder.cleanup()
 
@@ -105,9 +106,12 @@ class Browser:
         text, _, self.waiting = self.waiting.partition(b"\0")
         return dict(json.loads(text))
 
-    def until(self, event: str) -> None:
-        """Wait for an event."""
-        while not any(found.get("method") == event for found in self.events):
+    def until_loaded(self, loader: str) -> None:
+        """Wait until this document is there with all of it, and not one that was opened before it."""
+        wanted = {"loaderId": loader, "name": "load"}
+        while not any(
+            found.get("method") == "Page.lifecycleEvent" and wanted.items() <= found["params"].items() for found in self.events
+        ):
             self.events.append(self._next())
 
     def open(self, path: Path, width: int, media: str = "screen") -> Tab:
@@ -118,7 +122,7 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", size)
         found = self.call("Page.navigate", {"url": path.resolve().as_uri()})
         assert "errorText" not in found, f"{path}: {found['errorText']}"
-        self.until("Page.loadEventFired")
+        self.until_loaded(found["loaderId"])
         return Tab(self, path, width)
 
 

@@ -19,6 +19,7 @@ from fedexperts.cli.main import main
 from fedexperts.ledger import summary
 from fedexperts.report.compare_table import comparison_table
 from fedexperts.report.table import accuracy_table
+from fedexperts.runs.lock import is_held
 from fedexperts.runs.parallel import folder, run_many
 from fedexperts.runs.run import run
 from processes import fork_instead_of_spawning, start_program
@@ -236,10 +237,10 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(scenario: Path, tmp_p
     finally:
         process.kill()
         process.join()
-    time.sleep(0.5)
-    size = ledger.stat().st_size
-    time.sleep(1.0)
-    assert ledger.stat().st_size == size  # the worker has not outlived its parent
+    deadline = time.monotonic() + 60
+    while is_held(ledger.parent):
+        assert time.monotonic() < deadline, "the worker has outlived its parent"
+        time.sleep(0.02)
     assert call(*words, "--out", out, "--resume", "--json")[0] == 0
     run(Scenario.load(scenario, ["train.cycles=20", 'alignment.policy="random"']), tmp_path / "whole")
     assert ledger.read_bytes() == (tmp_path / "whole" / "ledger.jsonl").read_bytes()

@@ -125,7 +125,7 @@ def test_a_deployment_that_was_made_ends_with_the_model_of_the_simulation_and_le
     start.until("plain", "is not let in .the server does not know its key: its run.sh lets")
     start("run", there / "run.sh")
     start.until("plain", "plain: is let in")
-    _until(lambda: over(there) == len(NAMES), lambda: start.said("run"))  # the trial passes are
+    _until(lambda: over(there) >= len(NAMES), lambda: start.said("run"))  # the trial passes are
 
     # in a contact the server process is killed, and the SuperLink, and a whole node, which comes back with the same key
     os.kill(int((there / SERVING).read_text()), signal.SIGKILL)
@@ -142,12 +142,12 @@ def test_a_deployment_that_was_made_ends_with_the_model_of_the_simulation_and_le
     run(scenario, tmp_path / "here")
     assert weights(place.run) == weights(tmp_path / "here")
 
-    assert "[code: 2004] Failed to activate SuperNode" in start.said("stranger")
+    start.until("stranger", r"\[code: 2004\] Failed to activate SuperNode")
     assert start.children["stranger"].wait(MOST_S) != 0
-    assert "Connection attempt failed" in start.said("in the open")
+    start.until("in the open", "Connection attempt failed")
     assert "SuperNode ID" not in start.said("in the open") + start.said("stranger")
     assert sorted((keys.nodes_of(place) or {}).values()) == sorted(NAMES)
-    assert {row["state"] for row in keys.listed(place)} == {"online"}
+    _until(lambda: {row["state"] for row in keys.listed(place)} == {"online"}, lambda: start.said("plain"))
 
     # out at once, and in again with another key
     keys.revoke(place, "plain")

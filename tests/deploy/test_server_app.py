@@ -124,6 +124,6 @@ class Coming:
 
 def test_a_node_that_was_gone_as_it_was_asked_who_it_is_is_asked_again(tmp_path: Path) -> None:
     """As the run begins, and when a link's node has come back with another number."""
-    place = create(tmp_path / "there", scenario_in(tmp_path).to_toml(), tmp_path, ("a",), 5.0)
+    place = create(tmp_path / "there", scenario_in(tmp_path).to_toml(), tmp_path, ("a",), 60.0)
     assert server_app.found(Coming(), place) == {"a": (8, b"facts")}  # type: ignore[arg-type]
     assert GridWay(Coming(), place, "a", 7, {7}).ask(b"call") == b"answer"  # type: ignore[arg-type]

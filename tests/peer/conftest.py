@@ -49,10 +49,13 @@ def scenario(folder: Path, **model: object) -> Scenario:
     )
 
 
-@pytest.fixture(autouse=True)
-def _users_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody who is asked how he is fails to answer here, but for want of a processor."""
-    monkeypatch.setattr("fedexperts.peer.user.HEALTH_S", 60.0)
+@pytest.fixture(scope="session", autouse=True)
+def _patient() -> Iterator[None]:
+    """Whoever is started or asked how he is fails to answer here for want of a processor alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedexperts.peer.user.HEALTH_S", 60.0)
+        patch.setattr("fedexperts.peer.local.MOST_START_S", 300.0)
+        yield
 
 
 @pytest.fixture(scope="session")

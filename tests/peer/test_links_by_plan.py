@@ -48,9 +48,7 @@ class Held:
         return self.clock.real_s(plan_s)
 
 
-async def asked(
-    trained: Path, path: Path, images: torch.Tensor, clock: Held | None = None, **given: Any
-) -> tuple[Answer, int]:
+async def asked(trained: Path, path: Path, images: torch.Tensor, clock: Held | None = None, **given: Any) -> tuple[Answer, int]:
     async with Peer(trained, 0, path) as peer:
         if clock is not None:
             peer.network.links.clock = clock  # type: ignore[union-attr, assignment]

@@ -174,15 +174,15 @@ class Processes:
             [program, *command[1:]], env=self.environment, stdout=output, stderr=output, stdin=given, start_new_session=True
         )
 
-    def check(self, again: int = 0) -> None:
-        """Look whether all are there; a node's that was killed is started again, so often.
+    def check(self, again: int = 0, but: str = "") -> None:
+        """Look whether all are there, but for one that may end; a node's that was killed is started again, so often.
 
         Raises:
             RunError: one has ended otherwise.
         """
         for name, child in list(self.children.items()):
             self._turn(self.logs / f"{name}.log")
-            if (code := child.poll()) is None:
+            if name == but or (code := child.poll()) is None:
                 continue
             if code < 0 and name.startswith(LASTING) and self.again.get(name, 0) < again:
                 self.again[name] = self.again.get(name, 0) + 1

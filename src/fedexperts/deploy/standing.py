@@ -68,7 +68,7 @@ def stand(folder: Path, say: Callable[[str], None]) -> None:
             elif told != LET_IN and LET_IN in _said(start, at_B):
                 say(f"{link}: is let in, and waits for the server's calls")
                 told = LET_IN
-            start.check()
+            start.check(but=SUPERNODE)  # which may have ended since it was looked at above
             time.sleep(0.5)
 
 

@@ -85,6 +85,10 @@ class Piece:
         """By which a Euclidean norm is divided for a root mean square."""
         return math.sqrt(sum(value.numel() for value in self.tensors.values()))
 
+    def near(self, norm: float, most: float) -> bool:
+        """Whether tensors of such a norm are plainly not `too_far`."""
+        return not self.root or (norm + self.norm) / self.root <= most
+
     @cached_property
     def size_B(self) -> int:
         """Bytes on the link: a safetensors file."""
@@ -150,9 +154,9 @@ def too_far(tensors: Tensors, start: Piece, most: float, own_norm: float | None 
     What is near nothing, as weights are, is near what was sent, so that the change need not be computed; one pass is enough,
     and none where their norm is known.
     """
-    began, root = start.norm, start.root
-    if not root or ((norm(tensors) if own_norm is None else own_norm) + began) / root <= most:
+    if start.near(norm(tensors) if own_norm is None else own_norm, most):
         return None
+    began, root = start.norm, start.root
     if not finite(tensors):
         return "is not finite"
     moved = {name: value - start.tensors[name] for name, value in tensors.items()}

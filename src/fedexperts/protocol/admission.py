@@ -47,7 +47,7 @@ class Refusal:
     reason: str
 
 
-@dataclass
+@dataclass(slots=True)
 class _Account:
     """What the server knows of one device.
 
@@ -200,7 +200,8 @@ class Admission:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state`."""
         for device, saved in state["accounts"].items():
-            vars(self.accounts[device]).update(saved)
+            for name, value in saved.items():
+                setattr(self.accounts[device], name, value)
         self.held = state["held"]
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..data.source import Samples, ends, trimmed
 from ..errors import InputError
 from ..moe.layer import COHORT, Cohort
-from ..moe.parts import Tensors, is_expert, too_far
+from ..moe.parts import Tensors, is_expert
 from ..moe.stacked import Stacked, norms
 from ..moe.view import View
 from .apart import REMEDY, Apart, Stack
@@ -270,7 +270,7 @@ class Joint:
         found: set[str] = set()
         for part in self.task.parts:
             for device, norm in zip(self.group, norms([device.trained[part] for device in self.group]), strict=True):
-                if norm is not None and too_far(device.trained[part], device.held[part], device.max_update_norm, norm):
+                if norm is not None and not device.held[part].near(norm, device.max_update_norm):
                     found.add(device.name)
         return found
 

@@ -42,7 +42,7 @@ class Task:
     speed: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Update:
     """A frozen snapshot of one trained part of one device.
 

@@ -21,7 +21,7 @@ from .source import Samples, size, trimmed
 
 JUDGED_AT_ONCE = 256
 NARROW = 16
-"""Labels, fewer than which torch sums up one by one, row by row, in five times the time that columns take."""
+"""Labels, fewer than which torch sums up one by one, row by row, in up to five times the time that columns take."""
 
 
 @dataclass(frozen=True)

@@ -271,19 +271,15 @@ class SimulatedLink:
 
     def _freeze(self, device: str, parts: Collection[str]) -> None:
         """Snapshots that are partly sent stay as they are; the rest is taken afresh."""
-        state, faults = self.state, self.books.faults
-        sent_B = state.sent_B.setdefault(device, 0)
-        kept = list(self._begun(device, sent_B)) if sent_B else []
-        begun = {update.piece.part for update, _ in kept} if kept else frozenset()
-        fresh = self._announced(device, set(parts) - begun if begun else parts, begun)
-        state.outbox[device] = kept + [(u, faults.sends(device, u.piece.part, self.now_s)) for u in fresh]
-
-    def _begun(self, device: str, sent_B: int) -> Iterator[tuple[Update, int]]:
-        offset = 0
-        for update, sends in self.state.outbox.get(device, ()):
-            if offset < sent_B:
-                yield update, sends
+        state, kept, offset = self.state, [], 0
+        for update, sends in state.outbox.get(device, ()):
+            if offset < state.sent_B.get(device, 0):
+                kept.append((update, sends))
             offset += update.size_B * sends
+        begun = {update.piece.part for update, _ in kept}
+        fresh = self._announced(device, set(parts) - begun if begun else parts, begun)
+        state.outbox[device] = kept + [(u, self.books.faults.sends(device, u.piece.part, self.now_s)) for u in fresh]
+        state.sent_B.setdefault(device, 0)
 
     def _announced(self, device: str, parts: Collection[str], under_way: Collection[str]) -> list[Update]:
         """What a device has of these parts, but for what the server does not let in: no byte of that travels."""

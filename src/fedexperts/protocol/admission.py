@@ -113,12 +113,10 @@ class Admission:
             under_way: parts whose upload has begun and goes on: these are as they were when they were asked for.
         """
         account = self.accounts[device]
-        if account.asked or account.coming:
-            account.coming.intersection_update(under_way)
-            account.asked = {part: asked for part, asked in account.asked.items() if part in account.coming}
-        for part, size_B in sizes_B.items():
-            if rounds := account.ordered.get(part):
-                account.asked.setdefault(part, (rounds, size_B))
+        account.coming.intersection_update(under_way)
+        account.asked = {part: asked for part, asked in account.asked.items() if part in account.coming}
+        for part in self.may_send(device, sizes_B):
+            account.asked.setdefault(part, (account.ordered[part], sizes_B[part]))
 
     def may_send(self, device: str, parts: Collection[str]) -> list[str]:
         """Those of some parts that a device has been ordered to train and has not delivered."""
